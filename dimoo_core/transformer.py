@@ -1,0 +1,211 @@
+"""The Lumina-DiMOO transformer: token ids in, logits out.
+
+Full bidirectional attention, RMSNorm before each half of a block, rotary positions, SwiGLU feed-forward, no biases.
+The formulas are those of the released `modeling_llada.py`; what is computed is less:
+
+* logits only at the positions (`rows`) and vocabulary rows (`vocab`) that the caller wants, and in the last layer
+  queries and feed-forward only at those positions;
+* with a key/value store only the given positions are computed; they attend to the whole stored sequence. Keys are
+  stored after rotation, so nothing is rotated twice;
+* embedding and head are each two leaf layers, text rows and code rows, because an image job needs 8192 of 134548 head
+  rows, and because ComfyUI moves memory layer by leaf layer.
+
+Shapes: B batch, L sequence, n the positions given, r the rows wanted, D width, h heads, d head width, V vocabulary.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from .config import TransformerConfig
+
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class KeyValueStore(Protocol):
+    """What the transformer asks of a cache; it belongs to the caller and nothing of it stays on a module."""
+
+    def update(self, layer: int, positions: Tensor | None, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write keys and values [B,h,n,d] at positions [B,n] (None: all of them) and hand back the whole [B,h,L,d]."""
+        ...
+
+
+def sdpa(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Attention without a mask through torch; queries [B,h,n,d], keys and values [B,h,L,d] -> [B,h,n,d]."""
+    return F.scaled_dot_product_attention(queries, keys, values)
+
+
+def rope_table(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [B,1,n,d] in fp32 for positions [B,n]; made anew per pass, on the positions' device."""
+    exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
+    angles = positions[:, None, :, None].float() / theta**exponents
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotary positions in fp32, first half paired with second half; x [B,h,n,d] -> same shape and dtype."""
+    cos, sin = table
+    first, second = x.float().chunk(2, dim=-1)
+    half = cos.shape[-1] // 2
+    cos, sin = cos[..., :half], sin[..., :half]
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+
+
+def take(x: Tensor, index: Tensor | None) -> Tensor:
+    """Rows of x [B,n,D] at index [B,r] -> [B,r,D]; None hands back x."""
+    return x if index is None else x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
+
+
+class SplitEmbedding(nn.Module):
+    """Embedding of `rows` ids in two leaves: text ids [0, offset) and code ids [offset, rows)."""
+
+    def __init__(self, rows: int, width: int, offset: int, ops, **where):
+        super().__init__()
+        self.offset = offset
+        self.text = ops.Embedding(offset, width, **where)
+        self.codes = ops.Embedding(rows - offset, width, **where)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids [B,n] -> [B,n,D]"""
+        text = self.text(ids.clamp(max=self.offset - 1))
+        codes = self.codes((ids - self.offset).clamp(min=0))
+        return torch.where((ids < self.offset)[..., None], text, codes)
+
+
+class SplitHead(nn.Module):
+    """Head in two leaves, so that an image job touches the code rows alone."""
+
+    def __init__(self, width: int, rows: int, offset: int, ops, **where):
+        super().__init__()
+        self.offset, self.rows = offset, rows
+        self.text = ops.Linear(width, offset, bias=False, **where)
+        self.codes = ops.Linear(width, rows - offset, bias=False, **where)
+
+    def forward(self, x: Tensor, vocab: slice | None) -> Tensor:
+        """x [B,r,D] -> logits [B,r,V] of the vocabulary rows `vocab` (None: all)."""
+        start, stop, _ = (vocab or slice(None)).indices(self.rows)
+        parts = []
+        if start < self.offset:
+            parts.append(self.text(x)[..., start:stop])
+        if stop > self.offset:
+            parts.append(self.codes(x)[..., max(start - self.offset, 0) : stop - self.offset])
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+
+class Block(nn.Module):
+    """One layer; the parameter names are those of the published checkpoint."""
+
+    def __init__(self, config: TransformerConfig, attention: Attention, ops, **where):
+        super().__init__()
+        width, hidden = config.d_model, config.mlp_hidden_size
+        kv_width = config.n_kv_heads * config.head_dim
+        self.head_dim, self.groups, self.attention = config.head_dim, config.n_heads // config.n_kv_heads, attention
+        self.attn_norm = ops.RMSNorm(width, eps=config.rms_norm_eps, **where)
+        self.q_proj = ops.Linear(width, width, bias=False, **where)
+        self.k_proj = ops.Linear(width, kv_width, bias=False, **where)
+        self.v_proj = ops.Linear(width, kv_width, bias=False, **where)
+        self.attn_out = ops.Linear(width, width, bias=False, **where)
+        self.ff_norm = ops.RMSNorm(width, eps=config.rms_norm_eps, **where)
+        self.ff_proj = ops.Linear(width, hidden, bias=False, **where)
+        self.up_proj = ops.Linear(width, hidden, bias=False, **where)
+        self.ff_out = ops.Linear(hidden, width, bias=False, **where)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return rearrange(x, "b n (h d) -> b h n d", d=self.head_dim)
+
+    def forward(
+        self, x: Tensor, table: tuple[Tensor, Tensor], rows: Tensor | None, store: Callable[[Tensor, Tensor], tuple]
+    ) -> Tensor:
+        """x [B,n,D] -> [B,n,D], or [B,r,D] where only `rows` [B,r] go on; `store` turns new keys and values into all."""
+        normed = self.attn_norm(x)
+        keys = rotate(self._heads(self.k_proj(normed)), table)
+        keys, values = store(keys, self._heads(self.v_proj(normed)))
+        if self.groups > 1:
+            keys, values = (part.repeat_interleave(self.groups, dim=1) for part in (keys, values))
+        if rows is not None:
+            x, normed = take(x, rows), take(normed, rows)
+            table = tuple(take(part[:, 0].expand(len(rows), -1, -1), rows)[:, None] for part in table)
+        queries = rotate(self._heads(self.q_proj(normed)), table)
+        x = x + self.attn_out(rearrange(self.attention(queries, keys, values), "b h n d -> b n (h d)"))
+        normed = self.ff_norm(x)
+        return x + self.ff_out(F.silu(self.ff_proj(normed)) * self.up_proj(normed))
+
+
+class Transformer(nn.Module):
+    """The network. `ops` is a namespace with Linear, Embedding and RMSNorm; `attention` takes and gives [B,h,n,d]."""
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        *,
+        code_offset: int,
+        ops=nn,
+        attention: Attention = sdpa,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__()
+        self.config, self.code_offset = config, code_offset
+        where = {"device": device, "dtype": dtype}
+        blocks = [Block(config, attention, ops, **where) for _ in range(config.n_layers)]
+        layers = {
+            "wte": SplitEmbedding(config.vocab_size, config.d_model, code_offset, ops, **where),
+            "blocks": nn.ModuleList(blocks),
+            "ln_f": ops.RMSNorm(config.d_model, eps=config.rms_norm_eps, **where),
+            "ff_out": SplitHead(config.d_model, config.vocab_size, code_offset, ops, **where),
+        }
+        self.model = nn.ModuleDict({"transformer": nn.ModuleDict(layers)})
+
+    def forward(
+        self,
+        ids: Tensor,
+        *,
+        positions: Tensor | None = None,
+        cache: KeyValueStore | None = None,
+        rows: Tensor | None = None,
+        vocab: slice | None = None,
+    ) -> Tensor:
+        """Logits [B,r,V] in the compute dtype for ids [B,n] int64.
+
+        positions [B,n]: where the ids stand in the sequence (None: 0..n-1, the whole sequence). With a `cache` their
+        keys and values are stored, and attention sees all that is stored. rows [B,r]: indices into the n given ids
+        whose logits are wanted (None: all). vocab: the vocabulary rows wanted (None: all).
+        """
+        layers = self.model["transformer"]
+        where = torch.arange(ids.shape[1], device=ids.device)[None] if positions is None else positions
+        table = rope_table(where, self.config.head_dim, self.config.rope_theta)
+        x = layers["wte"](ids)
+        last = len(layers["blocks"]) - 1
+        for index, block in enumerate(layers["blocks"]):
+
+            def store(keys: Tensor, values: Tensor, layer: int = index) -> tuple[Tensor, Tensor]:
+                return (keys, values) if cache is None else cache.update(layer, positions, keys, values)
+
+            x = block(x, table, rows if index == last else None, store)
+        return layers["ff_out"](layers["ln_f"](x), vocab)
+
+
+_SPLIT = ("model.transformer.wte", "model.transformer.ff_out")
+
+
+def hub_to_module(name: str, code_offset: int) -> list[tuple[str, slice | None]]:
+    """Where a published tensor goes: module parameter names, each with the tensor rows it takes (None: all)."""
+    stem, _, leaf = name.rpartition(".")
+    if stem not in _SPLIT:
+        return [(name, None)]
+    return [(f"{stem}.text.{leaf}", slice(0, code_offset)), (f"{stem}.codes.{leaf}", slice(code_offset, None))]
+
+
+def module_to_hub(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict of the module under the published names; the inverse of `hub_to_module`."""
+    state = dict(state)
+    for stem in _SPLIT:
+        parts = [state.pop(f"{stem}.{part}.weight") for part in ("text", "codes")]
+        state[f"{stem}.weight"] = torch.cat(parts)
+    return state

@@ -1,0 +1,229 @@
+"""The VQ autoencoder: pixels to a grid of codes and back, in the layout of diffusers' `VQModel` (the aMUSEd family).
+
+Pixels are in 0..1, a code is the index of the nearest codebook row, decoding looks the codes up and clips to 0..1.
+Everything about the shape comes from the config. Nothing here keeps autograd state: `encode` and `decode` run
+without it (the released script's 38.9 GB are mostly the decoder's graph); training calls `latents`, `reconstruct`.
+
+Shapes: B batch, H W cells, s pixels per cell, C latent channels, E codebook width, K codebook rows.
+"""
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from .config import VQConfig
+
+_EPS = 1e-6  # of every group norm, as in diffusers
+
+
+class Residual(nn.Module):
+    """Two normed convolutions beside a shortcut; x [B,C,h,w] -> [B,C',h,w]."""
+
+    def __init__(self, inputs: int, outputs: int, groups: int, ops, **where):
+        super().__init__()
+        self.norm1 = ops.GroupNorm(groups, inputs, eps=_EPS, **where)
+        self.conv1 = ops.Conv2d(inputs, outputs, 3, padding=1, **where)
+        self.norm2 = ops.GroupNorm(groups, outputs, eps=_EPS, **where)
+        self.conv2 = ops.Conv2d(outputs, outputs, 3, padding=1, **where)
+        self.conv_shortcut = ops.Conv2d(inputs, outputs, 1, **where) if inputs != outputs else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv1(F.silu(self.norm1(x)))
+        y = self.conv2(F.silu(self.norm2(y)))
+        return y + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+
+class Attention(nn.Module):
+    """Single-head attention over all places; x [B,C,h,w] -> same."""
+
+    def __init__(self, width: int, groups: int, ops, **where):
+        super().__init__()
+        self.group_norm = ops.GroupNorm(groups, width, eps=_EPS, **where)
+        self.to_q = ops.Linear(width, width, **where)
+        self.to_k = ops.Linear(width, width, **where)
+        self.to_v = ops.Linear(width, width, **where)
+        self.to_out = nn.ModuleList([ops.Linear(width, width, **where)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = rearrange(self.group_norm(x), "b c h w -> b 1 (h w) c")
+        y = F.scaled_dot_product_attention(self.to_q(places), self.to_k(places), self.to_v(places))
+        return x + rearrange(self.to_out[0](y), "b 1 (h w) c -> b c h w", h=x.shape[2])
+
+
+class Middle(nn.Module):
+    """Two residuals at the lowest resolution, attention between them where the config has it."""
+
+    def __init__(self, width: int, groups: int, attention: bool, ops, **where):
+        super().__init__()
+        self.resnets = nn.ModuleList([Residual(width, width, groups, ops, **where) for _ in range(2)])
+        self.attentions = nn.ModuleList([Attention(width, groups, ops, **where)] if attention else [])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.resnets[0](x)
+        for attention in self.attentions:
+            x = attention(x)
+        return self.resnets[1](x)
+
+
+class Resample(nn.Module):
+    """A 3x3 convolution that halves the sides, or doubles them."""
+
+    def __init__(self, width: int, *, up: bool, ops, **where):
+        super().__init__()
+        self.up = up
+        self.conv = ops.Conv2d(width, width, 3, stride=1 if up else 2, padding=1 if up else 0, **where)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.up:
+            return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return self.conv(F.pad(x, (0, 1, 0, 1)))  # padded on the right and at the bottom only, as trained
+
+
+class Level(nn.Module):
+    """The residuals of one resolution, then a resampling where it is not the last; names follow diffusers."""
+
+    def __init__(self, inputs: int, outputs: int, layers: int, groups: int, resample: Resample | None, ops, **where):
+        super().__init__()
+        widths = [inputs] + [outputs] * layers
+        pairs = zip(widths, widths[1:], strict=False)
+        self.resnets = nn.ModuleList([Residual(a, b, groups, ops, **where) for a, b in pairs])
+        if resample is not None:
+            setattr(self, "upsamplers" if resample.up else "downsamplers", nn.ModuleList([resample]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for resnet in self.resnets:
+            x = resnet(x)
+        for resample in (*getattr(self, "downsamplers", ()), *getattr(self, "upsamplers", ())):
+            x = resample(x)
+        return x
+
+
+class Encoder(nn.Module):
+    """Pixels [B,3,H*s,W*s] -> latents [B,C,H,W] before quant_conv."""
+
+    def __init__(self, config: VQConfig, ops, **where):
+        super().__init__()
+        widths, groups = config.block_out_channels, config.norm_num_groups
+        self.conv_in = ops.Conv2d(config.in_channels, widths[0], 3, padding=1, **where)
+        self.down_blocks = nn.ModuleList()
+        for index, width in enumerate(widths):
+            last = index == len(widths) - 1
+            resample = None if last else Resample(width, up=False, ops=ops, **where)
+            before = widths[max(index - 1, 0)]
+            self.down_blocks.append(Level(before, width, config.layers_per_block, groups, resample, ops, **where))
+        self.mid_block = Middle(widths[-1], groups, config.mid_attention, ops, **where)
+        self.conv_norm_out = ops.GroupNorm(groups, widths[-1], eps=_EPS, **where)
+        self.conv_out = ops.Conv2d(widths[-1], config.latent_channels, 3, padding=1, **where)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_in(x)
+        for level in self.down_blocks:
+            x = level(x)
+        return self.conv_out(F.silu(self.conv_norm_out(self.mid_block(x))))
+
+
+class Decoder(nn.Module):
+    """Latents [B,C,H,W] after post_quant_conv -> pixels [B,3,H*s,W*s], not clipped."""
+
+    def __init__(self, config: VQConfig, ops, **where):
+        super().__init__()
+        widths, groups = config.block_out_channels[::-1], config.norm_num_groups
+        self.conv_in = ops.Conv2d(config.latent_channels, widths[0], 3, padding=1, **where)
+        self.mid_block = Middle(widths[0], groups, config.mid_attention, ops, **where)
+        self.up_blocks = nn.ModuleList()
+        for index, width in enumerate(widths):
+            last = index == len(widths) - 1
+            resample = None if last else Resample(width, up=True, ops=ops, **where)
+            before = widths[max(index - 1, 0)]
+            self.up_blocks.append(Level(before, width, config.layers_per_block + 1, groups, resample, ops, **where))
+        self.conv_norm_out = ops.GroupNorm(groups, widths[-1], eps=_EPS, **where)
+        self.conv_out = ops.Conv2d(widths[-1], config.out_channels, 3, padding=1, **where)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.mid_block(self.conv_in(x))
+        for level in self.up_blocks:
+            x = level(x)
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+
+class Quantizer(nn.Module):
+    """The codebook, an embedding layer so that ComfyUI can move it like any other."""
+
+    def __init__(self, config: VQConfig, ops, **where):
+        super().__init__()
+        self.embedding = ops.Embedding(config.codebook_size, config.embed_dim, **where)
+        self.size = config.codebook_size
+
+    def rows(self, device: torch.device) -> Tensor:
+        """The codebook [K,E], read through the layer's own forward: that is where ComfyUI brings weights to a device."""
+        return self.embedding(torch.arange(self.size, device=device))
+
+    def distances(self, latents: Tensor) -> Tensor:
+        """Euclidean distances [B,H,W,K] in fp32 of latents [B,E,H,W] to every codebook row."""
+        places = rearrange(latents, "b e h w -> b (h w) e").float()
+        distances = torch.cdist(places, self.rows(latents.device).float())
+        return rearrange(distances, "b (h w) k -> b h w k", w=latents.shape[3])
+
+
+class VQ(nn.Module):
+    """The autoencoder. `ops` is a namespace with Conv2d, GroupNorm, Linear and Embedding."""
+
+    def __init__(
+        self,
+        config: VQConfig,
+        *,
+        ops=nn,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__()
+        self.config = config
+        where = {"device": device, "dtype": dtype}
+        self.encoder = Encoder(config, ops, **where)
+        self.quant_conv = ops.Conv2d(config.latent_channels, config.embed_dim, 1, **where)
+        self.quantize = Quantizer(config, ops, **where)
+        self.post_quant_conv = ops.Conv2d(config.embed_dim, config.latent_channels, 1, **where)
+        self.decoder = Decoder(config, ops, **where)
+
+    @property
+    def scale(self) -> int:
+        """Pixels per cell along each side."""
+        return self.config.scale
+
+    def latents(self, pixels: Tensor) -> Tensor:
+        """pixels [B,3,H*s,W*s] in 0..1 -> latents [B,E,H,W] before quantisation."""
+        return self.quant_conv(self.encoder(pixels))
+
+    def reconstruct(self, codes: Tensor) -> Tensor:
+        """codes [B,H,W] -> pixels [B,3,H*s,W*s], not clipped."""
+        return self.decoder(self.post_quant_conv(rearrange(self.quantize.embedding(codes), "b h w e -> b e h w")))
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor) -> Tensor:
+        """pixels [B,3,H*s,W*s] in 0..1 -> codes [B,H,W] int64. Raises ValueError where a side is no multiple of s."""
+        if pixels.ndim != 4 or pixels.shape[1] != self.config.in_channels:
+            wanted = f"[B,{self.config.in_channels},height,width]"
+            raise ValueError(f"Pixels of shape {list(pixels.shape)} came; {wanted} is needed.")
+        height, width = pixels.shape[2:]
+        if height % self.scale or width % self.scale or not height * width:
+            raise ValueError(
+                f"A picture of {width}x{height} px came; both sides must be multiples of {self.scale} px. Fit it first."
+            )
+        dtype = self.encoder.conv_in.weight.dtype
+        return self.quantize.distances(self.latents(pixels.to(dtype))).argmin(dim=-1)
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor) -> Tensor:
+        """codes [B,H,W] int64 in 0..K-1 -> pixels [B,3,H*s,W*s] in 0..1, fp32."""
+        return self.reconstruct(codes).float().clamp(0, 1)
+
+    def mean_colours(self, device: torch.device | str = "cpu") -> Tensor:
+        """One colour [K,3] in 0..1 per code: the mean of a cell that stands amid its own kind. For cheap previews."""
+        codes = torch.arange(self.config.codebook_size, device=device)
+        colours = []
+        for part in codes.split(256):
+            pixels = self.decode(part[:, None, None].expand(-1, 3, 3))
+            colours.append(pixels[:, :, self.scale : -self.scale, self.scale : -self.scale].mean(dim=(2, 3)))
+        return torch.cat(colours)
