@@ -1,0 +1,140 @@
+"""The house rules that can be read off the source: who may import whom, and what must not be said where."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+CORE = ROOT / "dimoo_core"
+NODES = ROOT / "nodes"
+
+# Row by row, as in the design: a file imports only from rows above its own. A name stands for a file or a folder;
+# files of one folder may import each other.
+ROWS = (
+    ("tokens", "config", "schedule", "image", "noise"),
+    ("canvas", "prompt", "guidance", "cache"),
+    ("transformer", "vq", "layout"),
+    ("sampling", "checkpoint"),
+    ("jobs",),
+    ("training",),
+    ("nano",),
+    ("replay", "__main__"),
+)
+HOST_ONLY = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "server", "execution", "latent_preview"}
+
+
+def sources(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*.py") if "__pycache__" not in path.parts)
+
+
+def unit(path: Path) -> str:
+    """The name in ROWS that a core file belongs to."""
+    return path.relative_to(CORE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path, anywhere: bool = True) -> Iterator[tuple[int, str, list[str]]]:
+    """(level, module, names) of each import statement; level 0 is absolute."""
+    tree = ast.parse(path.read_text(encoding="ascii"))
+    for node in ast.walk(tree) if anywhere else tree.body:
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield 0, alias.name, []
+        elif isinstance(node, ast.ImportFrom):
+            yield node.level, node.module or "", [alias.name for alias in node.names]
+
+
+def core_targets(path: Path) -> Iterator[str]:
+    """Names in ROWS that a core file imports from."""
+    depth = len(path.relative_to(CORE).parts)
+    for level, module, names in imports(path):
+        if level == depth:  # from the root of the core
+            yield from [module.split(".")[0]] if module else names
+
+
+@pytest.mark.parametrize("path", sources(CORE), ids=lambda path: str(path.relative_to(CORE)))
+def test_arrows_point_up(path: Path) -> None:
+    name = unit(path)
+    if name == "__init__":
+        assert not list(imports(path)), "the core's __init__ imports nothing, so that importing it costs nothing"
+        return
+    rows = {member: row for row, members in enumerate(ROWS) for member in members}
+    assert name in rows, f"{name} is in no row: give it one, here and in the design"
+    for target in core_targets(path):
+        assert target == name or rows[target] < rows[name], f"{path.name} imports {target}, which is not above it"
+
+
+@pytest.mark.parametrize("path", sources(CORE), ids=lambda path: str(path.relative_to(CORE)))
+def test_the_core_knows_neither_comfyui_nor_the_nodes(path: Path) -> None:
+    depth = len(path.relative_to(CORE).parts)
+    for level, module, _ in imports(path):
+        assert level <= depth, "the core never looks out of its own folder"
+        assert level or module.split(".")[0] not in HOST_ONLY | {"nodes", "dimoo_core"}, f"absolute import of {module}"
+
+
+@pytest.mark.parametrize("path", sources(NODES), ids=lambda path: path.name)
+def test_only_the_host_speaks_to_comfyui(path: Path) -> None:
+    if path.name == "host.py":
+        return
+    for level, module, _ in imports(path):
+        assert level or module.split(".")[0] not in HOST_ONLY, f"{path.name} imports {module}; host.py is there for that"
+    words = re.findall(r"model_management|folder_paths|cli_args|InterruptProcessing|OOM_EXCEPTION", path.read_text())
+    assert not words, f"{path.name} says {words}; host.py is there for that"
+
+
+@pytest.mark.parametrize("path", sources(NODES), ids=lambda path: path.name)
+def test_nodes_use_the_core_by_relative_imports(path: Path) -> None:
+    for level, module, names in imports(path):
+        assert level or module.split(".")[0] not in {"nodes", "dimoo_core"}
+        if level == 2:
+            used = module.split(".")[1:] or names
+            assert used[0] not in {"training", "__main__", "replay"}, "the nodes need neither training nor tools"
+
+
+@pytest.mark.parametrize("path", [*sources(CORE), *sources(NODES), ROOT / "__init__.py"], ids=lambda path: path.name)
+def test_nothing_touches_a_gpu_or_the_network_at_import(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="ascii"))
+    outside = [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom, ast.Attribute))]
+    for node in outside:
+        assert "torch.cuda" not in ast.unparse(node) or "training" in path.parts
+    for level, module, _ in imports(path):
+        assert level or module.split(".")[0] not in {"requests", "urllib", "http", "socket", "huggingface_hub", "transformers"}
+
+
+def test_importing_the_core_starts_no_gpu() -> None:
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in sources(CORE) if path.stem != "__main__"]
+    code = "import torch\ndef no(*_): raise RuntimeError('touched')\ntorch.cuda.init = torch.cuda._lazy_init = no\n"
+    code += "import socket\nsocket.socket.connect = no\n"
+    code += "\n".join(f"import {name.removesuffix('.__init__')}" for name in names)
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize("path", [*sources(CORE), *sources(NODES), *sources(ROOT / "tests")], ids=lambda path: path.name)
+def test_source_is_plain(path: Path) -> None:
+    text = path.read_bytes()
+    assert text.isascii(), "a Windows console may not be able to print it"
+    if path != CORE / "tokens.py" and ROOT / "tests" not in path.parents:
+        assert not re.findall(rb"\b126\d{3}\b", text), "token ids live in tokens.py"
+
+
+@pytest.mark.parametrize("path", [*sources(CORE), *sources(NODES)], ids=lambda path: path.name)
+def test_functions_are_small(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="ascii"))):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            assert node.end_lineno - node.lineno < 40, f"{node.name} has {node.end_lineno - node.lineno + 1} lines"
+            positional = [argument for argument in node.args.args if argument.arg not in ("self", "cls")]
+            named = node.name == "execute"  # ComfyUI passes inputs by name
+            assert named or len(positional) <= 6, f"{node.name} takes {len(positional)} positional parameters"
+
+
+def test_the_root_offers_one_name_and_only_as_a_package() -> None:
+    subprocess.run([sys.executable, "-c", "import runpy; runpy.run_path('__init__.py')"], cwd=ROOT, check=True)
+    tree = ast.parse((ROOT / "__init__.py").read_text(encoding="ascii"))
+    assert [ast.unparse(node.test) for node in tree.body if isinstance(node, ast.If)] == ["__package__"]
+    assert [names for _, _, names in imports(ROOT / "__init__.py")] == [["comfy_entrypoint"]]
