@@ -1,0 +1,114 @@
+"""What is asked: tasks with their system prompts, and the prompt strings made of a user's words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+MAX_CHARACTERS = 10_000  # about 2500 tokens: more than any caption the model was trained on
+UNCONDITION = "<uncondition>"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A job of the model: its system prompt, its fixed user text (None: the user's) and how many images it takes."""
+
+    name: str
+    system: str
+    text: str | None = None
+    images: int = 1
+
+
+def _dense(name: str, what: str) -> Task:
+    # The released script looks for "dense" in the name, finds it in none of these and so falls through to another
+    # prompt; the authors' diffusers port mends canny. This is the prompt the tasks were trained with.
+    return Task(name, "Perform dense prediction on the given images.", f"Generate a {what} according to the image.")
+
+
+def _family(system: str, *names: str) -> list[Task]:
+    return [Task(name, system) for name in names]
+
+
+def _view(side: str) -> Task:
+    text = f"Generate the {side} view based on the provided front view."
+    return Task(f"multi_view_{side}", "Generate a view-image based on the given image.", text)
+
+
+_STYLE = "Transform the current image into the style of the provided image."
+
+GENERATE = Task("text_to_image", "Generate an image according to the text prompt.", images=0)
+DESCRIBE = Task(
+    "describe",
+    "You are a multimodal model that can process both text and images. Answer the following question based on the "
+    "provided images. Analyze each image and combine relevant details to answer.",
+)
+EDITS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        *_family(
+            "Generate an image applying the following editing instruction based on the original image.",
+            "edit_add",
+            "edit_remove",
+            "edit_replace",
+            "edit_background",
+            "edit_text_transfer",
+        ),
+        _dense("canny_pred", "canny edge map"),
+        _dense("hed_pred", "hed edge map"),
+        _dense("depth_pred", "depth map"),
+        _dense("openpose_pred", "pose estimation map"),
+        _dense("normal_pred", "normal map"),
+        _dense("sam2mask_pred", "sam2 mask"),
+        *_family(
+            "Generate an image according to the text prompt and the given control image.",
+            "canny_control",
+            "hed_control",
+            "depth_control",
+            "openpose_control",
+        ),
+        *_family("Generate an image according to the text prompt and the given object image.", "subject_driven"),
+        Task("image_ref_transfer", _STYLE, _STYLE, images=2),
+        *(_view(side) for side in ("left", "right", "back")),
+    )
+}
+
+
+def edit_task(name: str) -> Task:
+    """The task of an edit type; raises ValueError, naming all of them, where there is none of that name."""
+    if name not in EDITS:
+        raise ValueError(f"There is no edit type {name!r}; there are {', '.join(EDITS)}.")
+    return EDITS[name]
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """A task, the user's text, a negative text (empty: `<uncondition>` takes its place) and images as codes.
+
+    images: int64 [1 or B,h,w] each, in the order in which the task names them (style: the picture, then the style).
+    Raises ValueError where a text is too long or the number of images is not the task's.
+    """
+
+    task: Task
+    text: str = ""
+    negative: str = ""
+    images: tuple[Tensor, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, text in (("text", self.text), ("negative text", self.negative)):
+            if not isinstance(text, str) or len(text) > MAX_CHARACTERS:
+                came = f"{len(text)} characters" if isinstance(text, str) else repr(type(text).__name__)
+                raise ValueError(f"The {name} has {came}; at most {MAX_CHARACTERS} characters are read: shorten it.")
+        wanted, came = self.task.images, len(self.images)
+        if (came == 0) if self.task is DESCRIBE else (came != wanted):
+            least = "at least one image" if self.task is DESCRIBE else f"{wanted} image{'s' * (wanted != 1)}"
+            raise ValueError(f"{came} images came for {self.task.name}, which takes {least}: connect as many.")
+
+
+def prompt_strings(prompt: Prompt, defuse: Callable[[str], str]) -> tuple[str, str]:
+    """The prompt and its unconditional twin as strings; `defuse` takes the special tokens out of the user's words."""
+    text = prompt.task.text if prompt.task.text is not None else defuse(prompt.text)
+    twin = defuse(prompt.negative) if prompt.negative else UNCONDITION
+    system = f"<system>{prompt.task.system}</system>"
+    return f"{system}<user>{text}</user>", f"{system}<user>{twin}</user>"

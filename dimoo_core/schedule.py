@@ -1,0 +1,74 @@
+"""How many tokens are decided at which step; the whole schedule is a list before the loop starts."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+
+def whole_number(name: str, value: int, least: int, most: int | None = None) -> int:
+    """`value` as it came, if it is a whole number in least..most; otherwise a ValueError of one sentence."""
+    wanted = f"from {least} to {most}" if most is not None else f"of at least {least}"
+    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
+        raise ValueError(f"{name} is {value!r}; a whole number {wanted} is needed.")
+    return value
+
+
+def number_in(name: str, value: float, least: float, most: float) -> float:
+    """`value` as it came, if it is a number in least..most (NaN is not); otherwise a ValueError of one sentence."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
+        raise ValueError(f"{name} is {value!r}; a number from {least:g} to {most:g} is needed.")
+    return float(value)
+
+
+def holes_left(holes: int, steps: int) -> list[int]:
+    """Holes that stay open after each step of an image: the cosine schedule of MaskGIT, eq. 3.
+
+    After step s of `steps`: max(1, floor(holes cos(pi/2 (s+1)/steps))), at most one less than before, 0 at the last.
+    The list ends where no hole is left, so it may be shorter than `steps`.
+    """
+    whole_number("steps", steps, 1)
+    left, plan = whole_number("holes", holes, 0), []
+    for step in range(steps):
+        if left == 0:
+            break
+        wanted = 0 if step == steps - 1 else max(1, _cosine_share(holes, (step + 1) / steps))
+        left = min(wanted, left - 1)
+        plan.append(left)
+    return plan
+
+
+def _cosine_share(holes: int, progress: float) -> int:
+    # In fp32, as the released code computes it: for 16 holes of which half should stay, fp64 says 8 and fp32 says 7.
+    cosine = torch.cos(0.5 * math.pi * torch.tensor([progress], dtype=torch.float32))
+    return int((torch.tensor([holes], dtype=torch.float32) * cosine).floor())
+
+
+def tokens_per_step(length: int, steps: int, block_length: int) -> list[list[int]]:
+    """Tokens decided at each step, one list per block of a text answer of `length` tokens, blocks left to right.
+
+    Each block has steps / blocks steps and spreads its tokens evenly, the remainder over the first ones; steps that
+    would decide nothing are left out. Raises ValueError, naming values that do, where lengths or steps do not divide.
+    """
+    whole_number("max_tokens", length, 1, 65536)
+    whole_number("block_length", block_length, 1)
+    whole_number("steps", steps, 1, 65536)
+    if length % block_length:
+        fitting = [size for size in range(1, length + 1) if length % size == 0]
+        nearest = sorted(sorted(fitting, key=lambda size: abs(size - block_length))[:3])
+        raise ValueError(
+            f"block_length {block_length} does not divide max_tokens {length}: use a block_length such as "
+            f"{', '.join(map(str, nearest))}."
+        )
+    blocks = length // block_length
+    if steps % blocks:
+        below, above = steps // blocks * blocks, (steps // blocks + 1) * blocks
+        raise ValueError(
+            f"{steps} steps do not divide evenly over {blocks} blocks ({length} tokens in blocks of {block_length}): "
+            f"use {f'{below} or ' if below else ''}{above} steps."
+        )
+    per_block = steps // blocks
+    share, rest = divmod(block_length, per_block)
+    counts = [share + (step < rest) for step in range(per_block)]
+    return [[count for count in counts if count]] * blocks
