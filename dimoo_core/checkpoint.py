@@ -39,7 +39,9 @@ _COMPUTE = (torch.float32, torch.float16, torch.bfloat16)
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # torch's zip; bare pickles
 _NO_PICKLE = "a pickle can run code and is never opened, fetch the safetensors weights."
-_MAX_JSON = 64 << 20  # bytes; the index of a model with a million tensors is smaller
+_MAX_JSON = 1 << 20  # bytes
+_MAX_INDEX = 64 << 20  # bytes; a model with a million tensors needs less
+_MAX_HEADER = 100_000_000  # bytes; safetensors' own limit
 _DEPTH = 4  # folders below a model folder; the hub's cache lays a checkpoint three deep
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -290,7 +292,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _indexed_files(index: Path) -> list[Path]:
-    places = _json(index).get("weight_map")
+    places = _json(index, _MAX_INDEX).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise ValueError(f"{index} has no weight_map; fetch it again, or remove it if all weights are in the folder.")
     names = {str(name) for name in places.values()}
@@ -334,8 +336,9 @@ def _diagnosis(path: Path, error: str) -> str:
         return f"{path} is a Git LFS pointer and not the weights; run `git lfs pull` there or fetch the file itself."
     if start.lstrip()[:1] == b"<":
         return f"{path} is a web page and not the weights; fetch the file itself."
-    if "ncomplete" in error or "too small" in error or size < 8:
-        return f"{path} is cut short ({size} bytes are there, its header promises more); fetch it again."
+    promised = 8 + int.from_bytes(start[:8], "little")  # the file begins with the length of its header
+    if size < 8 or size < promised <= _MAX_HEADER or "ncomplete" in error:
+        return f"{path} is cut short or garbled: {size} bytes are there, its header says otherwise; fetch it again."
     return f"{path} is no safetensors file ({error}); fetch it again."
 
 
@@ -388,7 +391,9 @@ def _dtype(weights: Weights, dtype: torch.dtype | str | None) -> torch.dtype:
     for name, entry in weights.items():
         if entry.dtype not in _FLOATS:
             wanted = ", ".join(_FLOATS)
-            raise ValueError(f"{name} in {entry.file} is stored as {entry.dtype}; one of {wanted} is wanted.")
+            raise ValueError(
+                f"{name} in {entry.file} is stored as {entry.dtype}; one of {wanted} is wanted, fetch such weights."
+            )
         sizes[entry.dtype] = sizes.get(entry.dtype, 0) + prod(entry.shape)
     if dtype is None or dtype == "auto":
         return _FLOATS[max(sizes, key=sizes.__getitem__)] if sizes else torch.float32
@@ -456,13 +461,13 @@ def _read(name: str, entry: Entry, rows: slice | None, dtype: torch.dtype, handl
 Result = TypeVar("Result")
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path, limit: int = _MAX_JSON) -> dict[str, Any]:
     """The JSON object in a file; ValueError where there is none, or where it is too large to be meant."""
     if path.exists() and not path.is_file():
         raise ValueError(f"{path} is no file; a JSON file is wanted there.")
     try:
-        if path.stat().st_size > _MAX_JSON:
-            raise ValueError(f"it has more than {_MAX_JSON} bytes")
+        if path.stat().st_size > limit:
+            raise ValueError(f"it has more than {limit} bytes")
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror}); see that it exists and may be read.") from None
