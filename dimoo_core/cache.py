@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .schedule import number_in, whole_number
+from .checks import number_in, whole_number
 
 
 @dataclass(frozen=True)

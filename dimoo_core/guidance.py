@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .schedule import number_in
+from .checks import number_in
 
 MAX_SCALE = 100.0  # far beyond any use; keeps fp32 logits finite
 

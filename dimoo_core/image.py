@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from .schedule import number_in, whole_number
+from .checks import number_in, whole_number
 
 PATCH = 32  # bucket sizes are multiples of it
 MAX_RATIO = 4  # longest side of a bucket over its shortest

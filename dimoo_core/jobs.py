@@ -63,8 +63,8 @@ def sample(
     model: Model,
     prompt: Prompt,
     canvas: Canvas,
-    settings: ImageSettings,
     *,
+    settings: ImageSettings,
     cfg: float = 4.0,
     image_cfg: float = 4.0,
     on_step: ImageStep | None = None,
@@ -86,8 +86,8 @@ def describe(
     model: Model,
     images: Sequence[Tensor],
     question: str,
-    settings: TextSettings,
     *,
+    settings: TextSettings,
     on_step: TextStep | None = None,
     device: torch.device | str | None = None,
 ) -> list[str]:
@@ -111,15 +111,15 @@ def generate(
     vq: VQ,
     prompt: Prompt,
     size: tuple[int, int],
-    settings: ImageSettings,
     *,
+    settings: ImageSettings,
     cfg: float = 4.0,
     batch: int = 1,
     on_step: ImageStep | None = None,
 ) -> Tensor:
     """Pictures [batch,3,height,width] of a `text_prompt`, at size (width, height) px."""
     canvas = Canvas.empty(batch, *check_size(*size, vq.scale))
-    return decode(vq, sample(model, prompt, canvas, settings, cfg=cfg, on_step=on_step))
+    return decode(vq, sample(model, prompt, canvas, settings=settings, cfg=cfg, on_step=on_step))
 
 
 def edit(
@@ -127,15 +127,15 @@ def edit(
     vq: VQ,
     picture: Tensor,
     request: Edit,
-    settings: ImageSettings,
     *,
+    settings: ImageSettings,
     cfg: float = 4.0,
     image_cfg: float = 4.0,
     on_step: ImageStep | None = None,
 ) -> Tensor:
     """Edited pictures [B,3,h,w] of `picture` [B,3,h',w'], at the size it was fitted to."""
     prompt, canvas, _ = request.prepare(vq, picture)
-    return decode(vq, sample(model, prompt, canvas, settings, cfg=cfg, image_cfg=image_cfg, on_step=on_step))
+    return decode(vq, sample(model, prompt, canvas, settings=settings, cfg=cfg, image_cfg=image_cfg, on_step=on_step))
 
 
 def inpaint(
@@ -144,14 +144,14 @@ def inpaint(
     picture: Tensor,
     cells: Tensor,
     prompt: Prompt,
-    settings: ImageSettings,
     *,
+    settings: ImageSettings,
     cfg: float = 4.0,
     on_step: ImageStep | None = None,
 ) -> Tensor:
     """`picture` [B,3,h,w] with its `cells` (bool [1 or B,H,W]) painted anew; every other pixel is the original's."""
     canvas = paint(vq, picture, cells)
-    painted = decode(vq, sample(model, prompt, canvas, settings, cfg=cfg, on_step=on_step))
+    painted = decode(vq, sample(model, prompt, canvas, settings=settings, cfg=cfg, on_step=on_step))
     return composite(picture, painted, cells_to_mask(canvas.unknown, vq.scale))
 
 
@@ -221,14 +221,14 @@ def describe_pictures(
     vq: VQ,
     pictures: Sequence[Tensor],
     question: str,
-    settings: TextSettings,
     *,
+    settings: TextSettings,
     on_step: TextStep | None = None,
 ) -> list[str]:
     """As `describe`, for pictures [1 or B,3,h,w] each, fitted as in training."""
     sizes = [understanding_size(one.shape[3], one.shape[2], model.sides, images=len(pictures)) for one in pictures]
     codes = [encode(vq, fit(one, *size)) for one, size in zip(pictures, sizes, strict=True)]
-    return describe(model, codes, question, settings, on_step=on_step)
+    return describe(model, codes, question, settings=settings, on_step=on_step)
 
 
 def _device(model: Model, device: torch.device | str | None) -> torch.device | str:

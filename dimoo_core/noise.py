@@ -17,6 +17,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from .checks import whole_number
+
 SEEDS = 2**64
 _WORD = 2**32 - 1
 _DRAWS_AT_ONCE = 2**22  # bounds the int64 temporaries: 32 MB each
@@ -49,8 +51,7 @@ class Noise:
     single run with that seed."""
 
     def __init__(self, seed: int, batch: int, device: torch.device | str):
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < SEEDS:
-            raise ValueError(f"seed is {seed!r}; a whole number from 0 to 2^64 - 1 is needed.")
+        whole_number("seed", seed, 0, SEEDS - 1)
         self._seeds = [(seed + item) % SEEDS for item in range(batch)]
         self._device = torch.device(device)
         self._table = _bf16_gumbel_table().to(device)

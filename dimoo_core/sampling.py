@@ -9,7 +9,6 @@ Shapes: B batch, P prefix, L sequence, H W cells, N = H*W, m holes, K codes, V v
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -18,10 +17,11 @@ from torch import Tensor
 
 from .cache import Cache, CachePolicy, KeyValues
 from .canvas import Canvas
+from .checks import number_in, whole_number
 from .guidance import MAX_SCALE, Branch, combine
 from .layout import cell_places, cut_answer, image_answer, text_answer
 from .noise import Noise, gumbel_argmax, stays_masked, widest_float
-from .schedule import holes_left, number_in, tokens_per_step, whole_number
+from .schedule import holes_left, tokens_per_step
 from .tokens import TokenTable
 from .transformer import Transformer
 
@@ -197,7 +197,7 @@ def _decide(canvas: Canvas, holes: Tensor, logits: Tensor, keep: Tensor, draw: t
         doubt = noise.for_remask(step, holes)
     else:
         sampled, doubt = logits.argmax(dim=-1), torch.zeros_like(holes, dtype=torch.float32)
-    confidence = _log_probability(logits, sampled).clamp(min=math.log(_LEAST_CONFIDENCE))
+    confidence = _probability(logits, sampled).clamp(min=_LEAST_CONFIDENCE).log()
     confidence = confidence.masked_fill(~unknown, torch.inf)  # what is known is never masked
     keep = torch.minimum(keep, unknown.sum(dim=1) - 1).clamp(min=0)
     masked = stays_masked(confidence, keep, doubt, temperature)
@@ -225,7 +225,7 @@ def _text_logits(
 
 
 def _sample_tokens(logits: Tensor, holes: Tensor, draw: tuple[Noise, int, float]) -> tuple[Tensor, Tensor]:
-    """Token and its log probability per hole, [B,m] each, from logits [B,m,V]; in fp64 as the released code."""
+    """Token and its probability per hole, [B,m] each, from logits [B,m,V]; in fp64 as the released code."""
     noise, step, temperature = draw
     logits = logits.to(widest_float(logits.device))
     if temperature > 0:
@@ -233,12 +233,15 @@ def _sample_tokens(logits: Tensor, holes: Tensor, draw: tuple[Noise, int, float]
         sampled = torch.cat([gumbel_argmax(logits[:, part], drawn, temperature) for part, drawn in parts], dim=1)
     else:
         sampled = logits.argmax(dim=-1)
-    return sampled, _log_probability(logits, sampled)
+    return sampled, _probability(logits, sampled)
 
 
-def _log_probability(logits: Tensor, index: Tensor) -> Tensor:
-    """log softmax(logits [B,m,K]) at index [B,m], at temperature 1 whatever was sampled with."""
-    return logits.gather(2, index[..., None])[..., 0] - logits.logsumexp(dim=-1)
+def _probability(logits: Tensor, index: Tensor) -> Tensor:
+    """softmax(logits [B,m,K]) at index [B,m], at temperature 1 whatever was sampled with.
+
+    Not exp(logit - logsumexp): for large logits that loses the digits in which near-certain cells differ.
+    """
+    return logits.softmax(dim=-1).gather(2, index[..., None])[..., 0]
 
 
 def _all_answered(tokens: Tensor, table: TokenTable) -> bool:

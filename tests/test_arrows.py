@@ -18,6 +18,7 @@ NODES = ROOT / "nodes"
 # Row by row, as in the design: a file imports only from rows above its own. A name stands for a file or a folder;
 # files of one folder may import each other.
 ROWS = (
+    ("checks",),
     ("tokens", "config", "schedule", "image", "noise"),
     ("canvas", "prompt", "guidance", "cache"),
     ("transformer", "vq", "layout"),
