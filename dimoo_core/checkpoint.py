@@ -2,7 +2,8 @@
 
 A checkpoint is a folder in the layout of the published one; only the names of the JSON files are fixed:
 
-    config.json         shape of the transformer, model_type "llada"; "dimoo_token_ids" where its ids are its own
+    config.json         shape of the transformer, model_type "llada"; "dimoo_token_ids" where its ids are its own,
+                        "dimoo_defaults" where other settings suit it than the published model
     *.safetensors       its weights in one file or several, with or without a `*.safetensors.index.json`
     tokenizer.json
     vqvae/config.json   shape of the VQ (diffusers' VQModel); another subfolder serves if it is the only VQ
@@ -60,6 +61,41 @@ Weights = Mapping[str, Entry]
 
 
 @dataclass(frozen=True)
+class Defaults:
+    """Settings that a checkpoint was made for, used where nobody says otherwise; these are the published model's.
+
+    A checkpoint brings its own as "dimoo_defaults" in its config.json. Lengths are in px: `size` (width, height) of a
+    new picture, `side` of the square whose area an edited picture is fitted to, `sides` of the smallest and the
+    largest picture that is described.
+    """
+
+    size: tuple[int, int] = (1024, 1024)
+    side: int = 512
+    sides: tuple[int, int] = (512, 1024)
+    steps: int = 64
+    cfg: float = 4.0
+    image_cfg: float = 4.0
+    temperature: float = 1.0
+    max_tokens: int = 128
+    text_steps: int = 128
+    block_length: int = 32
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> Defaults:
+        """Raises ValueError for a name that is not above, and for a value of another kind or below 0."""
+        known = {field.name: field.default for field in fields(cls)}
+        for name, value in settings.items():
+            if name not in known:
+                raise ValueError(f"dimoo_defaults names {name!r:.80}; there are {', '.join(known)}.")
+            parts, pair = (value if isinstance(value, list) else [value]), isinstance(known[name], tuple)
+            number = (int, float) if isinstance(known[name], float) else int
+            fine = all(isinstance(part, number) and not isinstance(part, bool) and part >= 0 for part in parts)
+            if not fine or isinstance(value, list) != pair or (pair and len(parts) != 2):
+                raise ValueError(f"dimoo_defaults says {name} = {value!r:.80}; a value like {known[name]!r} is wanted.")
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()})
+
+
+@dataclass(frozen=True)
 class Found:
     """A recognised checkpoint; the headers of its weight files are read, the weights are not."""
 
@@ -67,6 +103,7 @@ class Found:
     kind: str
     config: TransformerConfig
     table: TokenTable
+    defaults: Defaults
     weights: Weights
     vq_folder: Path
     vq_config: VQConfig
@@ -87,7 +124,7 @@ def find(path: str | Path) -> Found:
     Raises ValueError where there is none, where a part is missing or broken, or where the parts do not fit together.
     """
     folder = _checkpoint_folder(Path(path).expanduser())
-    config, table = _transformer_settings(folder)
+    config, table, defaults = _transformer_settings(folder)
     vq_folder = _vq_folder(folder)
     vq_config = _vq_settings(vq_folder)
     _check_fit(vq_config, table, vq_folder)
@@ -99,6 +136,7 @@ def find(path: str | Path) -> Found:
         kind="hub folder",
         config=config,
         table=table,
+        defaults=defaults,
         weights=read_headers(folder),
         vq_folder=vq_folder,
         vq_config=vq_config,
@@ -218,17 +256,16 @@ def _says(folder: Path, field: str, value: str) -> bool:
         return False
 
 
-def _transformer_settings(folder: Path) -> tuple[TransformerConfig, TokenTable]:
+def _transformer_settings(folder: Path) -> tuple[TransformerConfig, TokenTable, Defaults]:
     settings = _json(folder / "config.json")
     config = _explained(folder, lambda: TransformerConfig.from_dict(settings))
-    ids = settings.get("dimoo_token_ids", RELEASED.to_dict())
-    if not isinstance(ids, dict):
-        raise ValueError(
-            f"In {folder}: config.json says dimoo_token_ids = {ids!r:.80}; names with their ids are wanted."
-        )
+    ids, defaults = settings.get("dimoo_token_ids", RELEASED.to_dict()), settings.get("dimoo_defaults", {})
+    for name, value in {"dimoo_token_ids": ids, "dimoo_defaults": defaults}.items():
+        if not isinstance(value, dict):
+            raise ValueError(f"In {folder}: config.json says {name} = {value!r:.80}; names with values are wanted.")
     table = _explained(folder, lambda: TokenTable.from_dict(ids))
     _explained(folder, lambda: table.check(config.vocab_size))
-    return config, table
+    return config, table, _explained(folder, lambda: Defaults.from_dict(defaults))
 
 
 def _vq_folder(folder: Path) -> Path:

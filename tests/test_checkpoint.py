@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from dimoo_core.checkpoint import (
+    Defaults,
     candidates,
     find,
     load_tokenizer,
@@ -170,6 +171,13 @@ def test_parts_can_be_read_alone(folder: Path, tmp_path: Path) -> None:
     assert read_transformer(folder, code_offset=200).code_offset == 200
     small = write_checkpoint(tmp_path / "small", vq=AUTOENCODER | {"block_out_channels": [8, 8, 16]})
     assert read_vq(small / "vqvae").scale == 4
+
+
+def test_a_checkpoint_may_bring_its_defaults(folder: Path) -> None:
+    assert find(folder).defaults == Defaults()
+    settings = json.loads((folder / "config.json").read_text()) | {"dimoo_defaults": {"size": [128, 64], "cfg": 1}}
+    (folder / "config.json").write_text(json.dumps(settings))
+    assert find(folder).defaults == Defaults(size=(128, 64), cfg=1)
 
 
 def test_headers_are_read_without_the_weights(folder: Path) -> None:

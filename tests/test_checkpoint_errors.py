@@ -101,6 +101,19 @@ BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
     "another model": (lambda at: edit_json(at / "config.json", model_type="llama"), "model_type = 'llama'; 'llada'"),
     "no model_type": (lambda at: edit_json(at / "config.json", model_type=None), "model_type = None"),
     "ids not a table": (lambda at: edit_json(at / "config.json", dimoo_token_ids=[1]), "dimoo_token_ids"),
+    "defaults unknown": (
+        lambda at: edit_json(at / "config.json", dimoo_defaults={"stepz": 3}),
+        "dimoo_defaults names 'stepz'; there are size, side",
+    ),
+    "defaults of another kind": (
+        lambda at: edit_json(at / "config.json", dimoo_defaults={"steps": 3, "size": [128]}),
+        r"size = \[128\]; a value like \(1024, 1024\)",
+    ),
+    "defaults below zero": (
+        lambda at: edit_json(at / "config.json", dimoo_defaults={"cfg": -0.5}),
+        "cfg = -0.5; a value like 4.0",
+    ),
+    "defaults a number": (lambda at: edit_json(at / "config.json", dimoo_defaults=7), "dimoo_defaults = 7"),
     "ids incomplete": (lambda at: edit_json(at / "config.json", dimoo_token_ids={"mask": 1}), "lacks"),
     "ids of the released model": (
         lambda at: (at / "config.json").write_text(json.dumps({**TRANSFORMER, "dimoo_token_ids": None})),
