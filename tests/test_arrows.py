@@ -28,11 +28,22 @@ ROWS = (
     ("nano",),
     ("replay", "__main__"),
 )
-HOST_ONLY = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "server", "execution", "latent_preview"}
+HOST_ONLY = {
+    "comfy",
+    "comfy_api",
+    "comfy_execution",
+    "comfy_extras",
+    "folder_paths",
+    "server",
+    "execution",
+    "latent_preview",
+}
 
 
 def sources(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*.py") if "__pycache__" not in path.parts)
+    """Python files below a folder; hidden folders, such as the environment of nox, are not ours."""
+    found = [path for path in folder.rglob("*.py") if "__pycache__" not in path.parts]
+    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
 def unit(path: Path) -> str:
@@ -84,9 +95,11 @@ def test_only_the_host_speaks_to_comfyui(path: Path) -> None:
     if path.name == "host.py":
         return
     for level, module, _ in imports(path):
-        assert level or module.split(".")[0] not in HOST_ONLY, f"{path.name} imports {module}; host.py is there for that"
+        assert level or module.split(".")[0] not in HOST_ONLY, (
+            f"{path.name} imports {module}; host.py is there for that"
+        )
     words = re.findall(r"model_management|folder_paths|cli_args|InterruptProcessing|OOM_EXCEPTION", path.read_text())
-    assert not words, f"{path.name} says {words}; host.py is there for that"
+    assert not words, f"{path.name} says {words}; that is for host.py"
 
 
 @pytest.mark.parametrize("path", sources(NODES), ids=lambda path: path.name)
@@ -105,18 +118,29 @@ def test_nothing_touches_a_gpu_or_the_network_at_import(path: Path) -> None:
     for node in outside:
         assert "torch.cuda" not in ast.unparse(node) or "training" in path.parts
     for level, module, _ in imports(path):
-        assert level or module.split(".")[0] not in {"requests", "urllib", "http", "socket", "huggingface_hub", "transformers"}
+        assert level or module.split(".")[0] not in {
+            "requests",
+            "urllib",
+            "http",
+            "socket",
+            "huggingface_hub",
+            "transformers",
+        }
 
 
 def test_importing_the_core_starts_no_gpu() -> None:
-    names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in sources(CORE) if path.stem != "__main__"]
+    names = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in sources(CORE) if path.stem != "__main__"
+    ]
     code = "import torch\ndef no(*_): raise RuntimeError('touched')\ntorch.cuda.init = torch.cuda._lazy_init = no\n"
     code += "import socket\nsocket.socket.connect = no\n"
     code += "\n".join(f"import {name.removesuffix('.__init__')}" for name in names)
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
-@pytest.mark.parametrize("path", [*sources(CORE), *sources(NODES), *sources(ROOT / "tests")], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", [*sources(CORE), *sources(NODES), *sources(ROOT / "tests")], ids=lambda path: path.name
+)
 def test_source_is_plain(path: Path) -> None:
     text = path.read_bytes()
     assert text.isascii(), "a Windows console may not be able to print it"

@@ -1,0 +1,38 @@
+"""The nodes of the pack, and the door through which ComfyUI gets them."""
+
+from __future__ import annotations
+
+from . import host
+from .canvas import EmptyCanvas, VQDecode, VQEncode
+from .describe import Describe
+from .edit import ImageEdit
+from .loader import Loader
+from .paint import MaskPaint
+from .prompt import TextEncode
+from .sampler import CacheSettings, Sampler
+
+NODES = [
+    Loader,
+    TextEncode,
+    EmptyCanvas,
+    ImageEdit,
+    MaskPaint,
+    CacheSettings,
+    Sampler,
+    VQEncode,
+    VQDecode,
+    Describe,
+]
+
+
+class DimooExtension(host.ComfyExtension):
+    async def get_node_list(self) -> list[type]:
+        host.register_folder()
+        return list(NODES)
+
+
+async def comfy_entrypoint() -> DimooExtension:
+    return DimooExtension()
+
+
+__all__ = ["comfy_entrypoint"]

@@ -1,0 +1,152 @@
+"""Asking about pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from ..dimoo_core import jobs
+from ..dimoo_core.image import fit, understanding_size
+from ..dimoo_core.noise import SEEDS
+from ..dimoo_core.prompt import DESCRIBE
+from ..dimoo_core.sampling import TextSettings, TextStep
+from . import estimates, host, pixels, widgets
+from .sockets import LoadedModel, LoadedVQ, ModelSocket, VQSocket
+
+
+def encode_for(model: LoadedModel, vq: LoadedVQ, pictures: Sequence[Tensor]) -> list[Tensor]:
+    """Codes [1,H,W] of the pictures [1,3,h,w] of one question, fitted as in training."""
+    sizes = [understanding_size(*one.shape[:1:-1], model.core.sides, images=len(pictures)) for one in pictures]
+    return [jobs.encode(vq, fit(one, *size)) for one, size in zip(pictures, sizes, strict=True)]
+
+
+def answering_bytes(model: LoadedModel, codes: Sequence[Tensor], question: str, settings: TextSettings) -> int:
+    """Memory that an answer needs beside the weights. Text has at most as many tokens as bytes."""
+    cells = sum(one.shape[1] * (one.shape[2] + 1) + 2 for one in codes)
+    words = len(question.encode()) + len(DESCRIBE.system)
+    return estimates.text_bytes(
+        model.core.transformer.config,
+        cells + words + settings.max_tokens,
+        tokens=settings.max_tokens,
+        branches=1 + (settings.cfg > 0),
+        itemsize=model.itemsize,
+    )
+
+
+def follow(model: LoadedModel, node: str | None, answers: Sequence[str], questions: int) -> TextStep:
+    """An `on_step` that shows progress over all questions and, on the node, the `answers` so far."""
+    step = host.progress()
+
+    def on_step(done: int, total: int, tokens: Tensor) -> None:
+        step(len(answers) * total + done, questions * total, None)
+        host.show_text("\n\n".join([*answers, jobs.answer_text(model.core, tokens[0].tolist())]), node)
+
+    return on_step
+
+
+class Describe(host.io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return host.schema(
+            node_id="DimooDescribe",
+            display_name="DiMOO Describe",
+            category="DiMOO",
+            description="Answers a question about a picture, or about several at once. Shows the answer on the node.",
+            search_aliases=["dimoo caption", "dimoo understand", "dimoo vqa", "image to text"],
+            is_output_node=True,
+            hidden=[host.io.Hidden.unique_id],
+            inputs=[*_what(), *_how()],
+            outputs=[
+                host.io.String.Output(
+                    display_name="text",
+                    is_output_list=True,
+                    tooltip="The answers, a list: one per picture, or one for all in one question.",
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        vq,
+        image,
+        question,
+        max_tokens=128,
+        steps=128,
+        block_length=32,
+        temperature=0.0,
+        cfg=0.0,
+        seed=0,
+        all_in_one_question=False,
+    ):
+        pictures = list(pixels.to_core(image).split(1))
+        questions = [pictures] if all_in_one_question else [[picture] for picture in pictures]
+        node = getattr(cls.hidden, "unique_id", None)
+        settings = [
+            TextSettings(max_tokens, steps, block_length, temperature, cfg, (seed + item) % SEEDS)
+            for item in range(len(questions))
+        ]
+        asked = [encode_for(model, vq, group) for group in questions]
+        answers: list[str] = []
+        on_step = follow(model, node, answers, len(questions))
+        for codes, setting in zip(asked, settings, strict=True):
+            device = host.ready(model.patcher, answering_bytes(model, codes, question, setting))
+            answers += jobs.describe(model.core, codes, question, setting, on_step=on_step, device=device)
+        host.show_text("\n\n".join(answers), node)
+        return host.io.NodeOutput(answers, ui={"text": answers})
+
+
+def _what() -> list:
+    return [
+        ModelSocket.Input("model", tooltip="The model of the checkpoint."),
+        VQSocket.Input("vq", tooltip="The VQ of the same checkpoint."),
+        host.io.Image.Input("image", tooltip="A picture; of a batch each is asked about, or all of it as a whole."),
+        widgets.words("question", "What to ask. It need not be a question.", default="Describe the image."),
+        widgets.whole(
+            "max_tokens",
+            128,
+            (1, 4096),
+            "The most tokens an answer may have, somewhat more than words; a multiple of block_length.",
+        ),
+    ]
+
+
+def _how() -> list:
+    return [
+        widgets.whole(
+            "steps",
+            128,
+            (1, 4096),
+            "Steps for the whole answer, a multiple of the number of blocks (max_tokens / block_length). As many as "
+            "tokens is best, fewer is faster.",
+        ),
+        widgets.whole(
+            "block_length",
+            32,
+            (1, 4096),
+            "An answer is written block by block, left to right; within a block the surest tokens come first.",
+        ),
+        widgets.number(
+            "temperature",
+            0.0,
+            (0, 4),
+            "0 always takes the likeliest token, so that the seed has no effect; more gives more variety.",
+            step=0.05,
+        ),
+        widgets.number(
+            "cfg",
+            0.0,
+            (0, 20),
+            "Guidance against an answer without picture and question; 0, as usual, is none.",
+            step=0.1,
+        ),
+        widgets.seed("Matters where the temperature is above 0. Answer i of a batch has the seed + i."),
+        host.io.Boolean.Input(
+            "all_in_one_question",
+            default=False,
+            optional=True,
+            tooltip="Take a batch as several pictures of one question with one answer, rather than one answer each.",
+        ),
+    ]

@@ -1,0 +1,201 @@
+"""The only room that knows ComfyUI's machinery: devices and memory, model folders, progress, previews and cancel.
+
+Whatever differs between ComfyUI 0.3.75 and newer ones is told apart here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import SimpleNamespace
+
+import comfy.cli_args
+import comfy.ldm.modules.attention
+import comfy.model_management as memory
+import comfy.model_patcher
+import comfy.ops
+import comfy.utils
+import folder_paths
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+try:
+    from comfy_api.latest import ComfyExtension, io, ui
+except ImportError as error:
+    raise ImportError("The DiMOO nodes need ComfyUI 0.3.75 or newer; please update ComfyUI.") from error
+
+__all__ = ["ComfyExtension", "io", "ui"]
+
+FOLDER = "dimoo"  # under ComfyUI's models, and the key in extra_model_paths.yaml
+_LAYERS = ("Linear", "Embedding", "RMSNorm", "Conv2d", "GroupNorm")
+_log = logging.getLogger(__name__)
+
+
+def schema(**fields) -> io.Schema:
+    """A node's schema of those fields that this ComfyUI knows; 0.3.75 has no `search_aliases`."""
+    known = inspect.signature(io.Schema).parameters
+    return io.Schema(**{name: value for name, value in fields.items() if name in known})
+
+
+# Model folders ------------------------------------------------------------------------------------------------------
+
+
+def register_folder() -> None:
+    """Makes `models/dimoo` a model folder, after those that extra_model_paths.yaml may have named already."""
+    folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER))
+    extensions = folder_paths.folder_names_and_paths[FOLDER][1]
+    if isinstance(extensions, set):  # a new folder comes with an empty set, which would mean every file
+        extensions.add(".safetensors")
+
+
+def model_folders() -> list[Path]:
+    """The folders that may hold checkpoints, most important first; empty where the folder is not registered yet."""
+    if FOLDER not in folder_paths.folder_names_and_paths:
+        return []
+    return [Path(folder) for folder in folder_paths.get_folder_paths(FOLDER)]
+
+
+# Devices and memory -------------------------------------------------------------------------------------------------
+
+
+def transformer_dtypes(parameters: int, wanted: torch.dtype | None) -> tuple[torch.dtype, torch.dtype]:
+    """The dtype to store `parameters` weights in and the one to compute in; `wanted` None leaves both to ComfyUI.
+
+    Never fp16: a language model's activations outgrow it.
+    """
+    device, served = memory.get_torch_device(), [torch.bfloat16, torch.float32]
+    weight = memory.unet_dtype(device, parameters, supported_dtypes=served) if wanted is None else wanted
+    compute = memory.unet_manual_cast(weight, device, supported_dtypes=served)
+    return weight, weight if compute is None else compute
+
+
+def vq_dtype() -> torch.dtype:
+    """fp32, in which the VQ was trained, unless ComfyUI was started with another dtype for VAEs."""
+    return memory.vae_dtype(memory.vae_device(), allowed_dtypes=[])
+
+
+def layers(weight: torch.dtype, compute: torch.dtype, device: torch.device) -> SimpleNamespace:
+    """ComfyUI's layer classes, which stream weights that do not fit; activations have the dtype `compute`.
+
+    Two things are added. Embeddings give `compute`, since all that follows keeps the dtype it gets. And each class
+    has its own `_load_from_state_dict`: a ComfyUI with dynamic memory defers making the weights of its own classes
+    until they are loaded, but a checkpoint is checked against the shapes of a model built on the meta device.
+    """
+    base = comfy.ops.pick_operations(weight, compute, load_device=device, disable_fast_fp8=True)
+    made = {name: _plain_loading(getattr(base, name)) for name in _LAYERS}
+
+    class Embedding(made["Embedding"]):
+        def forward(self, ids: Tensor) -> Tensor:
+            return super().forward(ids).to(compute)
+
+    return SimpleNamespace(**(made | {"Embedding": Embedding}))
+
+
+def _plain_loading(layer: type[nn.Module]) -> type[nn.Module]:
+    def load(self, *args, **options):
+        return layer._load_from_state_dict(self, *args, **options)
+
+    return type(layer.__name__, (layer,), {"_load_from_state_dict": load})
+
+
+def attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """The attention that the user chose for ComfyUI; queries [B,h,n,d], keys and values [B,h,L,d] -> [B,h,n,d]."""
+    chosen = comfy.ldm.modules.attention.optimized_attention
+    heads = queries.shape[1]
+    return chosen(queries, keys, values, heads, skip_reshape=True, skip_output_reshape=True)
+
+
+def transformer_devices() -> tuple[torch.device, torch.device]:
+    """Where a transformer computes and where it waits."""
+    return memory.get_torch_device(), memory.unet_offload_device()
+
+
+def vq_devices() -> tuple[torch.device, torch.device]:
+    """Where a VQ computes and where it waits."""
+    return memory.vae_device(), memory.vae_offload_device()
+
+
+def managed(module: nn.Module, devices: tuple[torch.device, torch.device]):
+    """A module under ComfyUI's memory management: (computes on, waits on). Its user keeps the patcher."""
+    patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+    return patcher(module, load_device=devices[0], offload_device=devices[1])
+
+
+def ready(patcher, scratch: int) -> torch.device:
+    """Brings a model into memory, beside `scratch` bytes to work in, and tells its device.
+
+    To be called at every execution: another node may have sent the model away since.
+    """
+    memory.load_models_gpu([patcher], memory_required=scratch)
+    return patcher.load_device
+
+
+def output_device() -> torch.device:
+    """Where results lie between nodes."""
+    return memory.intermediate_device()
+
+
+# Progress, previews, cancel, text -----------------------------------------------------------------------------------
+
+
+def progress() -> Callable[[int, int, Image.Image | None], None]:
+    """A progress bar: call it with the steps done, the steps in all and a picture to show, if there is one.
+
+    Each call is also where a cancel arrives, as ComfyUI's own exception; nobody here catches it.
+    """
+    bar = comfy.utils.ProgressBar(1)
+
+    def step(done: int, total: int, picture: Image.Image | None) -> None:
+        memory.throw_exception_if_processing_interrupted()
+        shown = None if picture is None else ("JPEG", picture, preview_size())
+        bar.update_absolute(done, total, shown)
+
+    return step
+
+
+def preview_size() -> int:
+    """The longer side of previews, px."""
+    return comfy.cli_args.args.preview_size
+
+
+def wants_previews() -> bool:
+    """Whether to show pictures while they form: yes, unless somebody switched previews off on purpose.
+
+    ComfyUI's `--preview-method` is `none` by default because a preview of a latent costs a decoder; ours costs nothing
+    worth the name. So `none` counts only where it was chosen: on the command line, or (newer ones) in the settings.
+    """
+    off = comfy.cli_args.LatentPreviewMethod.NoPreviews
+    if comfy.cli_args.args.preview_method != off:
+        return True
+    on_command_line = any(word.split("=")[0] == "--preview-method" for word in sys.argv[1:])
+    return not on_command_line and "none" not in _preview_settings()
+
+
+def _preview_settings() -> Iterable[str]:
+    """What the prompts that are running ask for; newer pages send the user's setting along with each prompt."""
+    queue = getattr(_server(), "prompt_queue", None)
+    running = getattr(queue, "currently_running", {})
+    extras = [item[3] for item in list(running.values()) if len(item) > 3]
+    return [str(extra.get("preview_method")) for extra in extras if isinstance(extra, dict)]
+
+
+def show_text(text: str, node: str | None) -> None:
+    """Shows text on a node of the page that queued the prompt; without a page nothing happens."""
+    server = _server()
+    page = getattr(server, "client_id", None)
+    if node is not None and page is not None and hasattr(server, "send_progress_text"):
+        server.send_progress_text(text, node, page)
+
+
+def _server():
+    """The running server, or None in a program that has none."""
+    module = sys.modules.get("server")
+    return getattr(getattr(module, "PromptServer", None), "instance", None)
+
+
+def log(message: str, *values) -> None:
+    _log.info(message, *values)

@@ -1,0 +1,104 @@
+"""Loading checkpoints."""
+
+from __future__ import annotations
+
+from math import prod
+from pathlib import Path
+
+import torch
+
+from ..dimoo_core import jobs
+from ..dimoo_core.checkpoint import NANO, Found, candidates, find, load_tokenizer, load_transformer, load_vq
+from . import host, widgets
+from .sockets import LoadedModel, LoadedVQ, ModelSocket, Palette, VQSocket
+
+BUILT_IN = "DiMOO-nano (built in)"
+WEIGHT_DTYPES = {"auto": None, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def checkpoints() -> dict[str, Path]:
+    """Names as the loader lists them, and the folders they stand for; the first folder with a name has it."""
+    found = {BUILT_IN: NANO}
+    for root in host.model_folders():
+        for folder in candidates(root):
+            inside = folder.relative_to(root).as_posix()
+            found.setdefault(root.name if inside == "." else inside, folder)
+    return found
+
+
+def resolve(name: str) -> Found:
+    """The checkpoint of a name; raises ValueError where it is gone or broken."""
+    known = checkpoints()
+    if name not in known:
+        raise ValueError(f"There is no checkpoint {name!r} any more; refresh the page and choose one of the list.")
+    return find(known[name])
+
+
+def load_model(found: Found, wanted: torch.dtype | None, palette: Palette) -> LoadedModel:
+    """The transformer under ComfyUI's memory management, and what belongs to it."""
+    parameters = sum(prod(entry.shape) for entry in found.weights.values())
+    weight, compute = host.transformer_dtypes(parameters, wanted)
+    devices = host.transformer_devices()
+    tokenizer = load_tokenizer(found)
+    transformer = load_transformer(
+        found,
+        ops=host.layers(weight, compute, devices[0]),
+        device=devices[1],
+        dtype=weight,
+        attention=host.attention,
+    )
+    host.log("DiMOO: %s, %.1f M weights in %s, computing in %s", found.folder, parameters / 1e6, weight, compute)
+    core = jobs.Model(transformer, tokenizer, found.table)
+    return LoadedModel(core, host.managed(transformer, devices), compute.itemsize, palette)
+
+
+def load_autoencoder(found: Found) -> LoadedVQ:
+    """The VQ under ComfyUI's memory management."""
+    dtype, devices = host.vq_dtype(), host.vq_devices()
+    vq = load_vq(found, ops=host.layers(dtype, dtype, devices[0]), device=devices[1], dtype=dtype)
+    return LoadedVQ(vq, host.managed(vq, devices), dtype.itemsize)
+
+
+class Loader(host.io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return host.schema(
+            node_id="DimooLoader",
+            display_name="DiMOO Loader",
+            category="DiMOO",
+            description=(
+                "Loads a Lumina-DiMOO checkpoint: the transformer with its tokenizer, and the VQ that turns pictures "
+                "into codes and back. Put checkpoint folders into models/dimoo; DiMOO-nano comes with the pack."
+            ),
+            search_aliases=["lumina dimoo", "load dimoo", "llada"],
+            inputs=[
+                widgets.choice(
+                    "checkpoint",
+                    checkpoints(),
+                    "A folder below models/dimoo, or below a dimoo folder of extra_model_paths.yaml, that holds "
+                    "config.json, tokenizer.json, *.safetensors and vqvae/. DiMOO-nano is a tiny model to try things.",
+                ),
+                widgets.choice(
+                    "weight_dtype",
+                    WEIGHT_DTYPES,
+                    "How the transformer's weights are kept. auto: bf16 where the device computes in it, else fp32; "
+                    "bf16 takes half the memory of fp32. The VQ stays in fp32, in which it was trained.",
+                ),
+            ],
+            outputs=[
+                ModelSocket.Output(display_name="model", tooltip="The transformer, for Sampler and Describe."),
+                VQSocket.Output(display_name="vq", tooltip="The VQ, for encoding and decoding pictures."),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, checkpoint, **_):
+        """Size and time of the files, so that a replaced checkpoint is loaded anew."""
+        stats = [(path.name, path.stat()) for path in resolve(checkpoint).files]
+        return str([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
+
+    @classmethod
+    def execute(cls, checkpoint, weight_dtype="auto"):
+        found = resolve(checkpoint)
+        vq = load_autoencoder(found)
+        return host.io.NodeOutput(load_model(found, WEIGHT_DTYPES[weight_dtype], Palette(vq)), vq)

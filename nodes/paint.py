@@ -1,0 +1,91 @@
+"""Inpainting and outpainting: which cells of a picture are made anew."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..dimoo_core import jobs
+from ..dimoo_core.image import PAINTED, RECTANGLE, cells_to_mask, centred_rectangle
+from . import host, pixels, widgets
+from .sockets import CanvasSocket, LoadedVQ, VQSocket
+
+MODES = ("inpaint", "outpaint")
+
+
+def marked_cells(vq: LoadedVQ, picture: Tensor, drawn: Tensor, *, coverage: float, grow: int) -> Tensor:
+    """Cells bool [1 or B,H,W] of picture [B,3,h,w] that the mask `drawn` [1 or B,h,w] marks; some must be left."""
+    cells = jobs.painted_cells(vq, picture, drawn, coverage=coverage, grow=grow)
+    if bool(cells.flatten(1).all(dim=1).any()):
+        raise ValueError(
+            f"The mask, snapped to cells of {vq.scale} px, covers the whole picture and nothing of it would stay: "
+            "mark less, or use an empty canvas."
+        )
+    return cells
+
+
+class MaskPaint(host.io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return host.schema(
+            node_id="DimooMaskPaint",
+            display_name="DiMOO Mask Paint",
+            category="DiMOO",
+            description=(
+                "Prepares inpainting and outpainting: keeps the picture and makes the marked cells unknown. To leave "
+                "all other pixels as they were, connect the original image, the decoded picture and the snapped mask "
+                "to ImageCompositeMasked."
+            ),
+            search_aliases=["dimoo inpaint", "dimoo outpaint"],
+            inputs=_inputs(),
+            outputs=[
+                CanvasSocket.Output(display_name="canvas", tooltip="The picture with holes, for the sampler."),
+                host.io.Mask.Output(
+                    display_name="snapped mask",
+                    tooltip="The cells that are made anew, in px, for ImageCompositeMasked.",
+                ),
+                host.io.Image.Output(display_name="preview", tooltip="The picture with the marked cells grey."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, vq, image, mode, mask_h_ratio=1.0, mask_w_ratio=0.2, grow=0, mask=None):
+        picture = pixels.to_core(image)
+        if mask is None:
+            drawn = centred_rectangle(*picture.shape[:1:-1], width_ratio=mask_w_ratio, height_ratio=mask_h_ratio)
+            drawn = drawn if mode == "inpaint" else 1 - drawn
+        else:
+            drawn = pixels.mask_to_core(mask, picture)
+        # Where a side is no multiple of a cell the picture is continued; compositing cuts that off again.
+        picture, drawn = (pixels.pad_to_cells(part, vq.scale) for part in (picture, drawn))
+        cells = marked_cells(vq, picture, drawn, coverage=RECTANGLE if mask is None else PAINTED, grow=grow)
+        canvas = jobs.paint(vq, picture, cells)
+        snapped = cells_to_mask(canvas.unknown, vq.scale)
+        shown = pixels.to_comfy(pixels.grey_where(picture, snapped))
+        return host.io.NodeOutput(canvas, snapped, shown, ui=host.ui.PreviewImage(shown, cls=cls))
+
+
+def _inputs() -> list:
+    rectangle = "Without a mask: the {} of a centred rectangle as a share of the picture's."
+    return [
+        VQSocket.Input("vq", tooltip="The VQ of the checkpoint."),
+        host.io.Image.Input("image", tooltip="The picture to repaint in part, at the size it shall have."),
+        widgets.choice(
+            "mode",
+            MODES,
+            "Without a mask: inpaint makes the inside of a centred rectangle anew, outpaint all around it. A mask is "
+            "read the same way in both: white is made anew.",
+        ),
+        widgets.number("mask_h_ratio", 1.0, (0, 1), rectangle.format("height"), step=0.05),
+        widgets.number("mask_w_ratio", 0.2, (0, 1), rectangle.format("width"), step=0.05),
+        widgets.whole(
+            "grow", 0, (0, 64), "How many cells (16 px each) the marked area grows on all sides; helps against seams."
+        ),
+        host.io.Mask.Input(
+            "mask",
+            optional=True,
+            tooltip=(
+                "White is made anew, every cell that it touches, as the mask editor and Pad Image for Outpainting give "
+                "it. As large as the image. Without one a centred rectangle is taken."
+            ),
+        ),
+    ]

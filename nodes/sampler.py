@@ -1,0 +1,171 @@
+"""The sampler, and the settings of ML-Cache."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..dimoo_core import jobs
+from ..dimoo_core.cache import PRESETS, CachePolicy
+from ..dimoo_core.canvas import Canvas
+from ..dimoo_core.guidance import Branch
+from ..dimoo_core.layout import image_answer
+from ..dimoo_core.sampling import ImageSettings, ImageStep
+from . import estimates, host, pixels, widgets
+from .sockets import CacheSocket, CanvasSocket, LoadedModel, ModelSocket, PromptSocket
+
+PUBLISHED = CachePolicy()
+
+
+class CacheSettings(host.io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return host.schema(
+            node_id="DimooCacheSettings",
+            display_name="DiMOO Cache Settings",
+            category="DiMOO",
+            description=(
+                "Settings of ML-Cache, which in most steps computes only the least certain positions and reuses the "
+                "rest: faster, approximate, and it needs memory for keys and values. Wins over the sampler's ml_cache."
+            ),
+            search_aliases=["ml-cache", "dimoo speed"],
+            inputs=[
+                widgets.number(
+                    "cache_ratio",
+                    PUBLISHED.ratio,
+                    (0.01, 0.99),
+                    "Share of the positions that a cached step reuses. Higher is faster and less exact.",
+                    step=0.01,
+                ),
+                widgets.number(
+                    "warmup_ratio",
+                    PUBLISHED.warmup,
+                    (0, 0.99),
+                    "Share of the steps, at the beginning, that compute everything; early steps decide most.",
+                    step=0.01,
+                ),
+                widgets.whole(
+                    "refresh_interval",
+                    PUBLISHED.refresh_interval,
+                    (2, 1024),
+                    "After so many steps everything is computed anew. Lower is slower and more exact.",
+                ),
+            ],
+            outputs=[CacheSocket.Output(display_name="cache", tooltip="The settings, for the sampler.")],
+        )
+
+    @classmethod
+    def execute(cls, cache_ratio, warmup_ratio, refresh_interval):
+        return host.io.NodeOutput(CachePolicy(cache_ratio, warmup_ratio, refresh_interval))
+
+
+def sampling_bytes(
+    model: LoadedModel, prefix: Tensor, branches: list[Branch], canvas: Canvas, cache: CachePolicy | None
+) -> int:
+    """Memory that sampling needs beside the weights; prefix and branches as `jobs.guided` gives them."""
+    longest = max(ids.shape[1] for ids in (prefix, *(branch.prefix for branch in branches)))
+    batch, height, width = canvas.codes.shape
+    return estimates.image_bytes(
+        model.core.transformer.config,
+        (batch, longest + image_answer(canvas, model.core.table).shape[1]),
+        cells=height * width,
+        codes=model.core.table.codebook_size,
+        branches=1 + len(branches),
+        itemsize=model.itemsize,
+        cache=cache,
+    )
+
+
+def follow(model: LoadedModel) -> ImageStep:
+    """An `on_step` that shows progress and the forming picture, and through which a cancel arrives."""
+    colours = model.palette.colours() if host.wants_previews() else None
+    step = host.progress()
+
+    def on_step(done: int, total: int, canvas: Canvas) -> None:
+        shown = None if colours is None else pixels.preview(canvas.codes, canvas.unknown, colours, host.preview_size())
+        step(done, total, shown)
+
+    return on_step
+
+
+class Sampler(host.io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return host.schema(
+            node_id="DimooSampler",
+            display_name="DiMOO Sampler",
+            category="DiMOO",
+            description=(
+                "Fills the unknown cells of a canvas step by step, the surest first: text-to-image, edit, inpaint and "
+                "outpaint alike. Shows the picture while it forms."
+            ),
+            search_aliases=["dimoo ksampler", "dimoo generate"],
+            inputs=[*_what(), *_how()],
+            outputs=[CanvasSocket.Output(display_name="canvas", tooltip="The filled canvas, for VQ Decode.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        prompt,
+        canvas,
+        seed,
+        steps=64,
+        cfg=4.0,
+        image_cfg=4.0,
+        temperature=1.0,
+        ml_cache="off",
+        cache=None,
+    ):
+        settings = ImageSettings(steps, temperature, seed, PRESETS[ml_cache] if cache is None else cache)
+        scales = {"cfg": cfg, "image_cfg": image_cfg}
+        scratch = sampling_bytes(model, *jobs.guided(model.core, prompt, **scales), canvas, settings.cache)
+        on_step = follow(model)
+        device = host.ready(model.patcher, scratch)
+        filled = jobs.sample(model.core, prompt, canvas, settings, **scales, on_step=on_step, device=device)
+        return host.io.NodeOutput(filled)
+
+
+def _what() -> list:
+    return [
+        ModelSocket.Input("model", tooltip="The model of the checkpoint."),
+        PromptSocket.Input("prompt", tooltip="What the picture should show, from Text Encode or Image Edit."),
+        CanvasSocket.Input("canvas", tooltip="What to fill, from Empty Canvas, Image Edit or Mask Paint."),
+        widgets.seed("The same seed gives the same picture. Picture i of a batch has the seed + i."),
+    ]
+
+
+def _how() -> list:
+    guidance = {"default": 4.0, "bounds": (0, 20), "step": 0.1}
+    return [
+        widgets.whole(
+            "steps", 64, (1, 1024), "In how many steps the canvas is filled. More is slower and, to a point, better."
+        ),
+        widgets.number(
+            "cfg",
+            tooltip=(
+                "How strongly the words are followed; 0 leaves guidance out and saves its time. The 8B model likes "
+                "about 4, nano about 1."
+            ),
+            **guidance,
+        ),
+        widgets.number(
+            "image_cfg",
+            tooltip="In edits: how strongly the given picture is followed; 0 leaves that out and saves its time.",
+            **guidance,
+        ),
+        widgets.number(
+            "temperature",
+            1.0,
+            (0, 4),
+            "How freely codes are chosen. 0 always takes the likeliest, so that the seed has no effect.",
+            step=0.05,
+        ),
+        widgets.choice(
+            "ml_cache",
+            PRESETS,
+            "Reuses work of earlier steps. off is exact; quality, balanced (the published setting) and fast save ever "
+            "more time and change the picture ever more. Needs memory: 4.4 GB for 1024x1024 px with the 8B model.",
+        ),
+        CacheSocket.Input("cache", optional=True, tooltip="ML-Cache settings of your own; they win over ml_cache."),
+    ]

@@ -1,0 +1,90 @@
+"""The pack's own sockets, and what travels on them.
+
+DIMOO_PROMPT, DIMOO_CANVAS and DIMOO_CACHE carry the core's `Prompt`, `Canvas` and `CachePolicy` as they are. Models
+travel with their patcher: ComfyUI holds patchers weakly, so whoever hands a model on must keep it alive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..dimoo_core import jobs
+from ..dimoo_core.vq import VQ
+from . import estimates, host
+
+ModelSocket = host.io.Custom("DIMOO_MODEL")
+VQSocket = host.io.Custom("DIMOO_VQ")
+PromptSocket = host.io.Custom("DIMOO_PROMPT")
+CanvasSocket = host.io.Custom("DIMOO_CANVAS")
+CacheSocket = host.io.Custom("DIMOO_CACHE")
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedVQ:
+    """What travels on DIMOO_VQ. It serves wherever the core wants a VQ: pictures and codes come and go where results
+    lie between nodes, each call first brings the weights into memory, and batches are worked off one by one."""
+
+    vq: VQ
+    patcher: Any
+    itemsize: int
+
+    @property
+    def scale(self) -> int:
+        """Pixels per cell along each side."""
+        return self.vq.scale
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """pixels [B,3,H*s,W*s] in 0..1 -> codes [B,H,W]"""
+        scratch = estimates.encode_bytes(self.vq.config, pixels[0, 0].numel(), self.itemsize)
+        return self._each(self.vq.encode, pixels, scratch)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """codes [B,H,W] -> pixels [B,3,H*s,W*s] in 0..1"""
+        scratch = estimates.decode_bytes(self.vq.config, codes[0].numel() * self.scale**2, self.itemsize)
+        return self._each(self.vq.decode, codes, scratch)
+
+    def mean_colours(self) -> Tensor:
+        """One colour [K,3] in 0..1 per code."""
+        device = host.ready(self.patcher, estimates.palette_bytes(self.vq.config, self.itemsize))
+        return self.vq.mean_colours(device).to(host.output_device())
+
+    def get_ram_usage(self) -> int:
+        """Bytes; asked for by ComfyUI when it has to choose which results to forget."""
+        return self.patcher.model_size()
+
+    def _each(self, work: Callable[[Tensor], Tensor], batch: Tensor, scratch: int) -> Tensor:
+        device = host.ready(self.patcher, scratch)
+        return torch.cat([work(item.to(device)).to(host.output_device()) for item in batch.split(1)])
+
+
+@dataclass(eq=False)
+class Palette:
+    """One colour per code for previews, made when first asked for and kept as long as the checkpoint."""
+
+    source: LoadedVQ
+    _colours: Tensor | None = field(default=None, init=False)
+
+    def colours(self) -> Tensor:
+        """[K,3] in 0..1. The first call brings the VQ into memory."""
+        if self._colours is None:
+            self._colours = self.source.mean_colours()
+        return self._colours
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """What travels on DIMOO_MODEL: transformer, tokenizer and ids, and the colours that previews are made of."""
+
+    core: jobs.Model
+    patcher: Any
+    itemsize: int
+    palette: Palette
+
+    def get_ram_usage(self) -> int:
+        """Bytes; asked for by ComfyUI when it has to choose which results to forget."""
+        return self.patcher.model_size()

@@ -1,0 +1,34 @@
+"""Inputs with a widget, as this pack uses them: every one has a tooltip, a default and sensible bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from .host import io
+
+
+def whole(name: str, default: int, bounds: tuple[int, int], tooltip: str, *, step: int = 1) -> io.Int.Input:
+    """A whole number within `bounds`, both included."""
+    return io.Int.Input(name, default=default, min=bounds[0], max=bounds[1], step=step, tooltip=tooltip)
+
+
+def number(name: str, default: float, bounds: tuple[float, float], tooltip: str, *, step: float) -> io.Float.Input:
+    """A number within `bounds`, both included; `step` is what an arrow key does, finer values can be typed."""
+    least, most = map(float, bounds)
+    return io.Float.Input(name, default=default, min=least, max=most, step=step, round=0.001, tooltip=tooltip)
+
+
+def choice(name: str, options: Iterable[str], tooltip: str) -> io.Combo.Input:
+    """One of `options`, the first by default."""
+    options = list(options)
+    return io.Combo.Input(name, options=options, default=options[0], tooltip=tooltip)
+
+
+def words(name: str, tooltip: str, *, default: str = "") -> io.String.Input:
+    """Text of several lines, in which {this|that} means one of them, as everywhere in ComfyUI."""
+    return io.String.Input(name, multiline=True, dynamic_prompts=True, default=default, tooltip=tooltip)
+
+
+def seed(tooltip: str) -> io.Int.Input:
+    """A 64-bit seed that the page can change after each run."""
+    return io.Int.Input("seed", default=0, min=0, max=2**64 - 1, control_after_generate=True, tooltip=tooltip)

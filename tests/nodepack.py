@@ -1,0 +1,75 @@
+"""The pack in this process, on top of a real ComfyUI: loaded by its place on disk, as ComfyUI loads packs.
+
+Importing this module skips the importing tests where there is no ComfyUI; under nox there always is one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from .comfyhost.boot import declare_missing_operators
+from .comfyhost.server import PACK, comfyui_folder
+
+try:
+    COMFYUI = comfyui_folder()
+except FileNotFoundError as missing:
+    if "NOX_CURRENT_SESSION" in os.environ:
+        raise
+    pytest.skip(str(missing), allow_module_level=True)
+
+NAME = "/somewhere/custom_nodes/ComfyUI-Lumina-DiMOO"  # what ComfyUI makes of a path: no identifier at all
+
+
+def _load() -> ModuleType:
+    sys.path.insert(0, str(COMFYUI))  # before this repository, whose `nodes` would hide ComfyUI's
+    import comfy.cli_args
+
+    comfy.cli_args.args.cpu = True
+    spec = importlib.util.spec_from_file_location(NAME, PACK / "__init__.py", submodule_search_locations=[str(PACK)])
+    pack = importlib.util.module_from_spec(spec)
+    sys.modules[NAME] = pack
+    spec.loader.exec_module(pack)
+    return pack
+
+
+LIBRARY = declare_missing_operators()  # kept: it ends with its last reference
+ENTRYPOINT = _load().comfy_entrypoint
+
+
+def part(name: str) -> ModuleType:
+    """A module of the loaded pack, such as `nodes.host` or `dimoo_core.jobs`."""
+    return importlib.import_module(f"{NAME}.{name}")
+
+
+def nodes() -> dict[str, type]:
+    """Node id to class, as ComfyUI asks for them."""
+
+    async def ask() -> list[type]:
+        return await (await ENTRYPOINT()).get_node_list()
+
+    return {node.GET_SCHEMA().node_id: node for node in asyncio.run(ask())}
+
+
+def run(node: type, /, **inputs: Any) -> Any:
+    """Execute a node as ComfyUI does: on a locked clone, in inference mode, with the defaults of missing widgets."""
+    schema = node.FINALIZE_SCHEMA()
+    given = {one.id: one.default for one in schema.inputs if getattr(one, "default", None) is not None} | inputs
+    hidden = {key: "7" for key in schema.hidden or []}
+    with torch.inference_mode():
+        return node.PREPARE_CLASS_CLONE(hidden).EXECUTE_NORMALIZED(**given)
+
+
+def put_checkpoint(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes `folder` the only place where the loader looks."""
+    import folder_paths
+
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "dimoo", ([str(folder)], {".safetensors"}))
