@@ -1,0 +1,465 @@
+"""The command line: ``python -m dimoo_core generate | edit | inpaint | describe``. It needs no ComfyUI.
+
+A command is a row of `COMMANDS`: what it is for, examples, a function that adds its arguments and one that runs it.
+What a user got wrong comes as a ValueError or OSError of one sentence and ends the program with status 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from . import jobs
+from .cache import PRESETS, CachePolicy
+from .checkpoint import NANO, Defaults, Found, find, load_tokenizer, load_transformer, load_vq
+from .image import PAINTED, RECTANGLE, centred_rectangle, load_mask, load_picture, to_pil
+from .prompt import EDITS
+from .sampling import ImageSettings, TextSettings
+from .vq import VQ
+
+PROGRAM = "python -m dimoo_core"
+DTYPES = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Command:
+    """One subcommand; `examples` are command lines without the program's name."""
+
+    summary: str
+    examples: tuple[str, ...]
+    arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], None]
+
+
+# What the commands do -----------------------------------------------------------------------------------------------
+
+
+def generate(args: argparse.Namespace) -> None:
+    """Pictures from words."""
+    found = find(args.checkpoint)
+    settings, files = image_settings(args, found.defaults), picture_files(args)
+    model, vq = load(found, args)
+    with progress("generate") as on_step:
+        pictures = jobs.generate(
+            model,
+            vq,
+            jobs.text_prompt(args.prompt, args.negative),
+            args.size or found.defaults.size,
+            settings=settings,
+            cfg=chosen(args.cfg, found.defaults.cfg),
+            batch=args.batch,
+            on_step=on_step,
+        )
+    save(pictures, files)
+
+
+def edit(args: argparse.Namespace) -> None:
+    """A picture changed as a text says."""
+    found = find(args.checkpoint)
+    settings, files = image_settings(args, found.defaults), picture_files(args)
+    picture = load_picture(args.image)
+    reference = None if args.reference is None else load_picture(args.reference)
+    model, vq = load(found, args)
+    request = jobs.Edit(args.type, args.prompt, args.negative, reference, side=chosen(args.side, found.defaults.side))
+    with progress("edit") as on_step:
+        pictures = jobs.edit(
+            model,
+            vq,
+            picture.expand(args.batch, -1, -1, -1),
+            request,
+            settings=settings,
+            cfg=chosen(args.cfg, found.defaults.cfg),
+            image_cfg=chosen(args.image_cfg, found.defaults.image_cfg),
+            on_step=on_step,
+        )
+    save(pictures, files)
+
+
+def inpaint(args: argparse.Namespace) -> None:
+    """A part of a picture painted anew; every pixel outside of it stays as it was."""
+    found = find(args.checkpoint)
+    settings, files = image_settings(args, found.defaults), picture_files(args)
+    picture = load_picture(args.image)
+    mask, coverage = wanted_mask(args, picture)
+    model, vq = load(found, args)
+    height, width = picture.shape[2:]
+    picture, mask = padded(picture, vq.scale, "replicate"), padded(mask[:, None], vq.scale, "constant")[:, 0]
+    cells = jobs.painted_cells(vq, picture, mask, coverage=coverage, grow=args.grow)
+    with progress("inpaint") as on_step:
+        pictures = jobs.inpaint(
+            model,
+            vq,
+            picture.expand(args.batch, -1, -1, -1),
+            cells,
+            jobs.text_prompt(args.prompt, args.negative),
+            settings=settings,
+            cfg=chosen(args.cfg, found.defaults.cfg),
+            on_step=on_step,
+        )
+    save(pictures[:, :, :height, :width], files)
+
+
+def describe(args: argparse.Namespace) -> None:
+    """An answer to a question about pictures."""
+    found = find(args.checkpoint)
+    settings = text_settings(args, found.defaults)
+    if args.output is not None:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+    pictures = [load_picture(path) for path in args.images]
+    model, vq = load(found, args)
+    with progress("describe") as on_step:
+        answers = jobs.describe_pictures(model, vq, pictures, args.question, settings=settings, on_step=on_step)
+    print(answers[0])
+    if args.output is not None:
+        args.output.write_text(answers[0] + "\n", encoding="utf-8")
+
+
+# Their parts --------------------------------------------------------------------------------------------------------
+
+
+def load(found: Found, args: argparse.Namespace) -> tuple[jobs.Model, OnDevice]:
+    """The networks of a checkpoint, on the device and in the dtype that the user named."""
+    where = device(args.device)
+    transformer = load_transformer(found, device=where, dtype=DTYPES[args.dtype])
+    model = jobs.Model(transformer, load_tokenizer(found), found.table, found.defaults.sides)
+    return model, OnDevice(load_vq(found, device=where), where)
+
+
+def device(name: str) -> torch.device:
+    """The device called `name`; auto is the accelerator where torch sees one. Raises ValueError for a strange name."""
+    accelerator = getattr(torch, "accelerator", None)  # since torch 2.6
+    if name == "auto":
+        there = accelerator is not None and accelerator.is_available()
+        return accelerator.current_accelerator() if there else torch.device("cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"The device {name!r} cannot be used ({reason}); try auto or cpu.") from None
+
+
+@dataclass(frozen=True, eq=False)
+class OnDevice:
+    """A VQ as the jobs use it: pictures come from the CPU and go back there.
+
+    One at a time is enough for a whole batch to need no more memory than a picture, and to give the very same bits.
+    """
+
+    vq: VQ
+    device: torch.device
+
+    @property
+    def scale(self) -> int:
+        """Pixels per cell along each side."""
+        return self.vq.scale
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """pixels [B,3,h,w] -> codes [B,H,W]"""
+        return torch.cat([self.vq.encode(one.to(self.device)).cpu() for one in pixels.split(1)])
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """codes [B,H,W] -> pixels [B,3,h,w]"""
+        return torch.cat([self.vq.decode(one.to(self.device)).cpu() for one in codes.split(1)])
+
+
+def chosen(value: float | None, default: float) -> float:
+    """What the user said, or the checkpoint's default."""
+    return default if value is None else value
+
+
+def image_settings(args: argparse.Namespace, defaults: Defaults) -> ImageSettings:
+    """How to sample pictures; raises ValueError for a setting out of range."""
+    if args.batch < 1:
+        raise ValueError(f"--batch is {args.batch}; a whole number from 1 is needed.")
+    steps, temperature = chosen(args.steps, defaults.steps), chosen(args.temperature, defaults.temperature)
+    return ImageSettings(steps=steps, temperature=temperature, seed=args.seed, cache=args.ml_cache)
+
+
+def text_settings(args: argparse.Namespace, defaults: Defaults) -> TextSettings:
+    """How to sample an answer; raises ValueError where steps and blocks do not divide."""
+    return TextSettings(
+        max_tokens=chosen(args.max_tokens, defaults.max_tokens),
+        steps=chosen(args.steps, defaults.text_steps),
+        block_length=chosen(args.block_length, defaults.block_length),
+        temperature=args.temperature,
+        cfg=args.cfg,
+        seed=args.seed,
+    )
+
+
+def wanted_mask(args: argparse.Namespace, picture: Tensor) -> tuple[Tensor, float]:
+    """What to repaint of a picture [1,3,h,w], [1,h,w] in 0..1, and the share of a cell that has to be marked."""
+    height, width = picture.shape[2:]
+    if args.mask is None:
+        mask = centred_rectangle(width, height, width_ratio=args.mask_width, height_ratio=args.mask_height)
+    else:
+        mask = F.interpolate(load_mask(args.mask)[None], (height, width), mode="nearest-exact")[0]
+    mask = (mask > 0.5).float()
+    return (1 - mask if args.outpaint else mask), (RECTANGLE if args.mask is None else PAINTED)
+
+
+def padded(pixels: Tensor, scale: int, mode: str) -> Tensor:
+    """[B,C,h,w] continued to the right and below up to the next multiples of `scale` px."""
+    height, width = pixels.shape[2:]
+    return F.pad(pixels, (0, -width % scale, 0, -height % scale), mode=mode)
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Callable[[int, int, object], None]]:
+    """Gives the jobs' `on_step`: a bar on stderr that appears with the first step and goes with the `with`."""
+    with ExitStack() as stack:
+        bars: list[tqdm] = []
+
+        def on_step(done: int, total: int, _state: object) -> None:
+            if not bars:
+                bars.append(stack.enter_context(tqdm(total=total, desc=title, unit="step", file=sys.stderr)))
+            bars[0].update(done - bars[0].n)
+
+        yield on_step
+
+
+def picture_files(args: argparse.Namespace) -> list[Path]:
+    """Where the pictures of a batch go, each named after its own seed; made sure of before the work begins.
+
+    A file that the user names is overwritten, a file named by us never. Raises ValueError where no picture can be.
+    """
+    output, seeds = args.output or Path(), range(args.seed, args.seed + args.batch)
+    if output.is_dir() or not output.suffix:
+        output.mkdir(parents=True, exist_ok=True)
+        return [unused(output, f"{args.command}-{seed}") for seed in seeds]
+    if output.suffix.lower() not in Image.registered_extensions():
+        raise ValueError(f"--output is {output}; a folder or a picture file such as picture.png is needed.")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    return [output] if args.batch == 1 else [output.with_stem(f"{output.stem}-{seed}") for seed in seeds]
+
+
+def unused(folder: Path, stem: str) -> Path:
+    """folder/stem.png, numbered where that name is taken."""
+    path, number = folder / f"{stem}.png", 2
+    while path.exists():
+        path, number = folder / f"{stem}-{number}.png", number + 1
+    return path
+
+
+def save(pictures: Tensor, files: Sequence[Path]) -> None:
+    """Writes pictures [B,3,h,w] and says where they are."""
+    for picture, path in zip(pictures, files, strict=True):
+        to_pil(picture).save(path)
+        print(path)
+
+
+# Their arguments ----------------------------------------------------------------------------------------------------
+
+
+def size(text: str) -> tuple[int, int]:
+    """WIDTHxHEIGHT in px."""
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(part.isdecimal() for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} came; WIDTHxHEIGHT in px is wanted, such as 1024x768")
+    return int(parts[0]), int(parts[1])
+
+
+def cache(text: str) -> CachePolicy | None:
+    """A preset of ML-Cache, or its three numbers."""
+    if text in PRESETS:
+        return PRESETS[text]
+    try:
+        ratio, warmup, refresh = text.split(",")
+        return CachePolicy(float(ratio), float(warmup), int(refresh))
+    except ValueError as error:
+        names = ", ".join(PRESETS)
+        raise argparse.ArgumentTypeError(
+            f"{text!r} came; one of {names} is wanted, or RATIO,WARMUP,REFRESH such as 0.9,0.3,5 ({error})"
+        ) from None
+
+
+def common_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--checkpoint", type=Path, default=NANO, metavar="FOLDER", help="a folder as published (built-in DiMOO-nano)"
+    )
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps ... (auto)")
+    group.add_argument("--dtype", choices=DTYPES, default="auto", help="of the transformer; auto: as stored (auto)")
+    group.add_argument(
+        "--seed", type=int, metavar="N", default=0, help="0 to 2^64-1; picture i of a batch has seed + i (0)"
+    )
+
+
+def picture_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("sampling")
+    ours = "the checkpoint's own, else"
+    group.add_argument("--steps", type=int, metavar="N", help=f"more are slower and better ({ours} {Defaults.steps})")
+    group.add_argument(
+        "--cfg", type=float, metavar="X", help=f"how closely to follow the text; 0: fastest ({ours} {Defaults.cfg:g})"
+    )
+    group.add_argument(
+        "--temperature",
+        type=float,
+        help=f"variety; 0: the same picture for every seed ({ours} {Defaults.temperature:g})",
+    )
+    group.add_argument("--negative", default="", metavar="TEXT", help="what not to show")
+    group.add_argument("--batch", type=int, metavar="N", default=1, help="how many pictures (1)")
+    group.add_argument(
+        "--ml-cache",
+        type=cache,
+        metavar="CACHE",
+        help=f"{', '.join(PRESETS)}, or RATIO,WARMUP,REFRESH such as 0.9,0.3,5: faster, a little worse (off)",
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="PATH", help="a picture file or a folder (here, as COMMAND-SEED.png)"
+    )
+    common_arguments(parser)
+
+
+def generate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prompt", help="what to show")
+    parser.add_argument(
+        "--size", type=size, metavar="WxH", help="px, in steps of 16 (the checkpoint's, else 1024x1024)"
+    )
+    picture_arguments(parser)
+
+
+def edit_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("image", type=Path, help="the picture to start from")
+    parser.add_argument("prompt", nargs="?", default="", help="what to change; some types need no words")
+    parser.add_argument(
+        "--type", choices=EDITS, default="edit_replace", metavar="TYPE", help=f"{', '.join(EDITS)} (edit_replace)"
+    )
+    parser.add_argument("--reference", type=Path, metavar="IMAGE", help="the style to take, for image_ref_transfer")
+    parser.add_argument(
+        "--side", type=int, metavar="PX", help=f"fit to about SIDE x SIDE px (the checkpoint's, else {Defaults.side})"
+    )
+    parser.add_argument(
+        "--image-cfg",
+        type=float,
+        help=f"how closely to follow the picture (the checkpoint's, else {Defaults.image_cfg:g})",
+    )
+    picture_arguments(parser)
+
+
+def inpaint_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("image", type=Path, help="the picture to repaint")
+    parser.add_argument("prompt", help="what the whole picture is to show")
+    parser.add_argument("--mask", type=Path, metavar="IMAGE", help="white where to repaint, of any size")
+    parser.add_argument("--mask-width", type=float, default=0.2, metavar="SHARE", help="of a centred rectangle (0.2)")
+    parser.add_argument("--mask-height", type=float, default=1.0, metavar="SHARE", help="the same, its height (1.0)")
+    parser.add_argument("--outpaint", action="store_true", help="repaint what is NOT marked")
+    parser.add_argument("--grow", type=int, default=0, metavar="CELLS", help="widen the mask by cells of 16 px (0)")
+    picture_arguments(parser)
+
+
+def describe_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("images", type=Path, nargs="+", metavar="image", help="one picture, or several to ask about")
+    parser.add_argument("--question", default="Describe the image.", help="what to ask (Describe the image.)")
+    group = parser.add_argument_group("sampling")
+    ours = "the checkpoint's own, else"
+    group.add_argument("--max-tokens", type=int, metavar="N", help=f"longest answer ({ours} {Defaults.max_tokens})")
+    group.add_argument(
+        "--steps", type=int, metavar="N", help=f"a multiple of the number of blocks ({ours} {Defaults.text_steps})"
+    )
+    group.add_argument(
+        "--block-length", type=int, metavar="N", help=f"it divides --max-tokens ({ours} {Defaults.block_length})"
+    )
+    group.add_argument("--temperature", type=float, metavar="X", default=0.0, help="0: the likeliest answer (0)")
+    group.add_argument(
+        "--cfg", type=float, metavar="X", default=0.0, help="above 0 weighs pictures and question more (0)"
+    )
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="also write the answer to this text file")
+    common_arguments(parser)
+
+
+COMMANDS: dict[str, Command] = {
+    "generate": Command(
+        "a picture from words",
+        (
+            'generate "a large red circle on a blue background"',
+            'generate "a green square" --batch 4 --seed 7 -o pictures/',
+        ),
+        generate_arguments,
+        generate,
+    ),
+    "edit": Command(
+        "a picture changed as you say, or its edges, depth, another style",
+        (
+            'edit generate-0.png "make the circle yellow"',
+            "edit generate-0.png --type canny_pred -o edges.png",
+            "edit photo.jpg --type image_ref_transfer --reference painting.jpg --checkpoint models/Lumina-DiMOO",
+        ),
+        edit_arguments,
+        edit,
+    ),
+    "inpaint": Command(
+        "a part of a picture painted anew, the rest untouched",
+        (
+            'inpaint generate-0.png "a small green square on a blue background" --mask mask.png',
+            'inpaint photo.png "a wide beach" --mask-width 0.6 --outpaint --checkpoint models/Lumina-DiMOO',
+        ),
+        inpaint_arguments,
+        inpaint,
+    ),
+    "describe": Command(
+        "what a picture shows, in words",
+        ("describe generate-0.png", 'describe a.jpg b.jpg --question "What changed?" --checkpoint models/Lumina-DiMOO'),
+        describe_arguments,
+        describe,
+    ),
+}
+
+
+# The program --------------------------------------------------------------------------------------------------------
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; what it hands back has `command` and `run`."""
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description="Lumina-DiMOO: one model that generates, edits, inpaints and describes pictures.\n"
+        "Without --checkpoint the built-in DiMOO-nano works: a toy world of coloured shapes, for trying things out.",
+        epilog=examples([command.examples[0] for command in COMMANDS.values()])
+        + f"\n\n{PROGRAM} COMMAND --help tells all settings of a command.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        one = commands.add_parser(
+            name,
+            help=command.summary,
+            description=f"{command.summary[0].upper()}{command.summary[1:]}. Defaults stand in brackets.",
+            epilog=examples(command.examples),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.arguments(one)
+        one.set_defaults(run=command.run)
+    return parser
+
+
+def examples(lines: Sequence[str]) -> str:
+    return "\n".join(["examples:", *(f"  {PROGRAM} {line}" for line in lines)])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; the program's exit status: 0, 2 where the user has to mend something, 130 when stopped."""
+    args = build_parser().parse_args(arguments)
+    try:
+        args.run(args)
+    except (ValueError, OSError) as error:
+        print(f"{PROGRAM} {args.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{PROGRAM} {args.command}: stopped, nothing was written.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
