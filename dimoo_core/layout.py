@@ -42,6 +42,11 @@ def image_answer(canvas: Canvas, table: TokenTable) -> Tensor:
     return _wrap(image_ids(canvas.codes, table, canvas.unknown), table.answer_begin, table.answer_end)
 
 
+def answer_length(height: int, width: int) -> int:
+    """How many ids an image answer of height x width cells has."""
+    return height * (width + 1) + 4
+
+
 def cell_places(height: int, width: int, device: torch.device | str) -> Tensor:
     """Where the cells, row by row, stand in an image answer: [H*W] int64, counted from its answer begin."""
     cells = torch.arange(height * width, device=device)

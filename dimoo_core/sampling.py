@@ -19,7 +19,7 @@ from .cache import Cache, CachePolicy, KeyValues
 from .canvas import Canvas
 from .checks import number_in, whole_number
 from .guidance import MAX_SCALE, Branch, combine
-from .layout import cell_places, cut_answer, image_answer, text_answer
+from .layout import answer_length, cell_places, cut_answer, image_answer, text_answer
 from .noise import Noise, gumbel_argmax, stays_masked, widest_float
 from .schedule import holes_left, tokens_per_step
 from .tokens import TokenTable
@@ -151,6 +151,8 @@ class _Reader:
         self.transformer, self.codes, self.settings = transformer, table.codes, settings
         self.prefix = prefix.expand(batch, -1)
         self.places = prefix.shape[1] + cell_places(height, width, prefix.device)
+        length = prefix.shape[1] + answer_length(height, width)
+        self.share = settings.cache.rows(length) if settings.cache else length  # positions computed at a cached step
         self.cache: Cache | None = None
 
     def logits(self, answer: Tensor, holes: Tensor, step: int) -> Tensor:
@@ -168,7 +170,7 @@ class _Reader:
         return self.cache.read(positions)
 
     def _cached(self, ids: Tensor, positions: Tensor) -> Tensor:
-        recomputed = self.cache.least_certain(self.settings.cache.rows(ids.shape[1]))
+        recomputed = self.cache.least_certain(self.share)
         fresh = self.transformer(
             ids.gather(1, recomputed), positions=recomputed, cache=self.cache.key_values, vocab=self.codes
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 
@@ -26,6 +27,7 @@ def holes_left(holes: int, steps: int) -> list[int]:
     return plan
 
 
+@lru_cache(maxsize=2**14)  # the items of a batch, and prompt after prompt, ask for the same few
 def _cosine_share(holes: int, progress: float) -> int:
     # In fp32, as the released code computes it: for 16 holes of which half should stay, fp64 says 8 and fp32 says 7.
     cosine = torch.cos(0.5 * math.pi * torch.tensor([progress], dtype=torch.float32))
