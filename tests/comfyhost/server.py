@@ -79,12 +79,12 @@ class Server:
     def add_pack(self, pack: Path, name: str) -> None:
         """Put a pack into custom_nodes: a link, so that no copy can be stale, or a copy where links are not allowed."""
         place = self.folder / "custom_nodes" / name
-        if place.exists():
-            return
+        if place.is_symlink():
+            place.unlink()  # of an earlier run in the same folder, perhaps to another pack
         try:
             place.symlink_to(pack, target_is_directory=True)
         except OSError:
-            shutil.copytree(pack, place, ignore=NOT_PART_OF_A_COPY)
+            shutil.copytree(pack, place, ignore=NOT_PART_OF_A_COPY, dirs_exist_ok=True)
 
     def command(self) -> list[str]:
         return [

@@ -19,6 +19,7 @@ ONLY_ON_THE_CANVAS = {"Note", "MarkdownNote"}
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 SEEDS = {"seed", "noise_seed"}  # names that the page treats as seeds whether or not the node says so
 ALWAYS, MUTED = 0, 2  # modes of a node
+REWRITTEN = ("{", "%", "//", "/*")  # random choices, dates and comments, which the page resolves by itself
 
 Saved = dict[str, Any]
 
@@ -33,7 +34,7 @@ def load(name: str) -> Saved:
 
 
 def to_api(saved: Saved, object_info: dict[str, Any]) -> Workflow:
-    """The API form. Raises ValueError for an unknown node type, a bypassed node, a random choice in a text."""
+    """The API form. Raises ValueError for an unknown node type, a bypassed node, text that the page rewrites."""
     links = {link[0]: link for link in saved["links"]}
     kept = {node["id"] for node in saved["nodes"] if is_run(node)}
     return {
@@ -74,8 +75,8 @@ def widget_inputs(node: Saved, declaration: dict[str, Any]) -> dict[str, Any]:
     values = iter(node.get("widgets_values") or [])
     found = {name: next(values, default) for name, default in widgets(declaration)}
     for name, value in found.items():
-        if isinstance(value, str) and "{" in value:
-            raise ValueError(f"Node {node['id']} ({node['type']}): the page would make a random choice in {name}.")
+        if isinstance(value, str) and any(mark in value for mark in REWRITTEN):
+            raise ValueError(f"Node {node['id']} ({node['type']}): the page would rewrite the text of {name}.")
     return {name: value for name, value in found.items() if name}
 
 
@@ -97,3 +98,11 @@ def widgets(declaration: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 def first_choice(kind: Any, options: dict[str, Any]) -> Any:
     choices = kind if isinstance(kind, list) else options.get("options", [])
     return choices[0] if choices else None
+
+
+def node_of(prompt: Workflow, kind: str) -> str:
+    """The id of the one node of a type in a prompt; raises ValueError unless there is exactly one."""
+    found = [node for node, content in prompt.items() if content["class_type"] == kind]
+    if len(found) != 1:
+        raise ValueError(f"The prompt has {len(found)} nodes of type {kind}; exactly one was expected.")
+    return found[0]

@@ -1,0 +1,33 @@
+"""A real page in a real browser: Debian's Chromium, driven by playwright."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from ..comfyhost.page import open_browser, open_page
+from ..comfyhost.server import Server
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    """A started browser; where there is none, tests are skipped, unless nox's browser session runs them."""
+    needed = os.environ.get("NOX_CURRENT_SESSION") == "browser"
+    if not needed and (shutil.which("chromium") is None):
+        pytest.skip("No chromium here: apt-get install chromium.")
+    if not needed:
+        pytest.importorskip("playwright")
+    with open_browser() as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(chromium: Any, server: Server) -> Iterator[Any]:
+    """ComfyUI's page, ready, in a window of its own."""
+    page = open_page(chromium, server.url)
+    yield page
+    page.context.close()

@@ -1,0 +1,41 @@
+"""What tests share: one real ComfyUI with the pack in it, started at first use and kept to the end of the run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from .comfyhost.client import Client
+from .comfyhost.server import Server, comfyui_folder
+from .tiny import write_checkpoint
+
+TINY = "tiny"  # a checkpoint of random weights in the server's model folder, where it matters how and not what
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The running server. Without a ComfyUI the test is skipped, unless nox runs us, which has installed one."""
+    try:
+        comfyui_folder()
+    except FileNotFoundError as missing:
+        if "NOX_CURRENT_SESSION" in os.environ:
+            raise
+        pytest.skip(str(missing))
+    server = Server(tmp_path_factory.mktemp("comfyui"), probe=True)
+    write_checkpoint(server.folder / "models" / "dimoo" / TINY)
+    with server:
+        yield server
+
+
+@pytest.fixture
+def client(server: Server) -> Client:
+    return Client(server.url)
+
+
+@pytest.fixture(scope="session")
+def object_info(server: Server) -> dict[str, Any]:
+    """What the server says of all its nodes."""
+    return Client(server.url).object_info()
