@@ -93,7 +93,7 @@ class Describe(host.io.ComfyNode):
         on_step = follow(model, node, answers, len(questions))
         for codes, setting in zip(asked, settings, strict=True):
             device = host.ready(model.patcher, answering_bytes(model, codes, question, setting))
-            answers += jobs.describe(model.core, codes, question, setting, on_step=on_step, device=device)
+            answers += jobs.describe(model.core, codes, question, settings=setting, on_step=on_step, device=device)
         host.show_text("\n\n".join(answers), node)
         return host.io.NodeOutput(answers, ui={"text": answers})
 

@@ -122,7 +122,7 @@ class Sampler(host.io.ComfyNode):
         scratch = sampling_bytes(model, *jobs.guided(model.core, prompt, **scales), canvas, settings.cache)
         on_step = follow(model)
         device = host.ready(model.patcher, scratch)
-        filled = jobs.sample(model.core, prompt, canvas, settings, **scales, on_step=on_step, device=device)
+        filled = jobs.sample(model.core, prompt, canvas, settings=settings, **scales, on_step=on_step, device=device)
         return host.io.NodeOutput(filled)
 
 
