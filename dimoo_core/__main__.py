@@ -305,6 +305,7 @@ def picture_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--temperature",
         type=float,
+        metavar="X",
         help=f"variety; 0: the same picture for every seed ({ours} {Defaults.temperature:g})",
     )
     group.add_argument("--negative", default="", metavar="TEXT", help="what not to show")
@@ -342,6 +343,7 @@ def edit_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--image-cfg",
         type=float,
+        metavar="X",
         help=f"how closely to follow the picture (the checkpoint's, else {Defaults.image_cfg:g})",
     )
     picture_arguments(parser)
