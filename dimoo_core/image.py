@@ -143,7 +143,7 @@ def _pil_values(image: Image.Image, dtype: torch.dtype, channels: int) -> Tensor
 def to_pil(pixels: Tensor) -> Image.Image:
     """One picture [3,h,w] in 0..1 as an 8-bit PIL picture."""
     values = (pixels.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().cpu()
-    return Image.frombytes("RGB", (values.shape[1], values.shape[0]), bytes(values.flatten().tolist()))
+    return Image.fromarray(values.numpy())
 
 
 def load_mask(path: str | Path) -> Tensor:
