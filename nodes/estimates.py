@@ -38,15 +38,12 @@ def image_bytes(
     """
     batch, length = sequence
     logits = batch * cells * codes
-    total = branches * itemsize * logits
-    if cache is None:
-        total += max(forward_bytes(config, batch * length, itemsize), 4 * 4 * logits)
-    else:
-        kept = 2 * config.n_layers * config.n_kv_heads * config.head_dim * batch * length + logits
-        everywhere = 2 * itemsize * batch * length * codes
-        total += branches * itemsize * kept
-        total += max(forward_bytes(config, batch * length, itemsize) + everywhere, 4 * 4 * logits)
-    return int(_MARGIN * total) + _NOISE
+    kept, forward = branches * itemsize * logits, forward_bytes(config, batch * length, itemsize)
+    if cache is not None:
+        keys = config.n_layers * config.n_kv_heads * config.head_dim * batch * length
+        kept += branches * itemsize * (2 * keys + logits)
+        forward += 2 * itemsize * batch * length * codes
+    return kept + int(_MARGIN * max(forward, 4 * 4 * logits)) + _NOISE
 
 
 def text_bytes(config: TransformerConfig, length: int, *, tokens: int, branches: int, itemsize: int) -> int:
@@ -69,7 +66,7 @@ def encode_bytes(config: VQConfig, pixels: int, itemsize: int) -> int:
 
 def palette_bytes(config: VQConfig, itemsize: int, at_once: int = 256) -> int:
     """Decoding every code amid its own kind, 3x3 cells, `at_once` of them."""
-    return decode_bytes(config, at_once * (3 * config.scale) ** 2, itemsize)
+    return decode_bytes(config, min(at_once, config.codebook_size) * (3 * config.scale) ** 2, itemsize)
 
 
 def _width(config: VQConfig, *, of_last: int, of_next: int) -> int:

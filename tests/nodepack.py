@@ -63,7 +63,7 @@ def run(node: type, /, **inputs: Any) -> Any:
     """Execute a node as ComfyUI does: on a locked clone, in inference mode, with the defaults of missing widgets."""
     schema = node.FINALIZE_SCHEMA()
     given = {one.id: one.default for one in schema.inputs if getattr(one, "default", None) is not None} | inputs
-    hidden = {key: "7" for key in schema.hidden or []}
+    hidden = dict.fromkeys(schema.hidden or [], "7")
     with torch.inference_mode():
         return node.PREPARE_CLASS_CLONE(hidden).EXECUTE_NORMALIZED(**given)
 
