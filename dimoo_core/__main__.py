@@ -25,6 +25,8 @@ from .checkpoint import NANO, Defaults, Found, find, load_tokenizer, load_transf
 from .image import PAINTED, RECTANGLE, centred_rectangle, load_mask, load_picture, to_pil
 from .prompt import EDITS
 from .sampling import ImageSettings, TextSettings
+from .train import EXAMPLES as TRAIN_EXAMPLES
+from .train import train, train_arguments
 from .vq import VQ
 
 PROGRAM = "python -m dimoo_core"
@@ -414,6 +416,9 @@ COMMANDS: dict[str, Command] = {
         ("describe generate-0.png", 'describe a.jpg b.jpg --question "What changed?" --checkpoint models/Lumina-DiMOO'),
         describe_arguments,
         describe,
+    ),
+    "train": Command(
+        "networks taught: DiMOO-nano built from nothing, or a fine-tune", TRAIN_EXAMPLES, train_arguments, train
     ),
 }
 

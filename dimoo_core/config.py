@@ -1,4 +1,5 @@
 """What a checkpoint's JSON files say about the shape of its two networks; nothing else of those files is used."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -42,7 +43,7 @@ class TransformerConfig:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> TransformerConfig:
-        """Raises ValueError, one sentence, where a field is missing, absurd or asks for a kind of network that this is not."""
+        """Raises ValueError, one sentence, where a field is missing, absurd or asks for another network."""
         file = "config.json"
         kind = fields.get("model_type")
         if kind != "llada":
@@ -107,7 +108,9 @@ class VQConfig:
         widths = tuple(_integer({"block_out_channels": width}, "block_out_channels", file) for width in channels)
         groups = _integer(fields, "norm_num_groups", file)
         if any(width % groups for width in widths):
-            raise ValueError(f"{file} says norm_num_groups = {groups}; it must divide each of the widths {list(widths)}.")
+            raise ValueError(
+                f"{file} says norm_num_groups = {groups}; it must divide each of the widths {list(widths)}."
+            )
         latent = _integer(fields, "latent_channels", file)
         return cls(
             in_channels=_integer(fields, "in_channels", file),

@@ -12,6 +12,7 @@ The formulas are those of the released `modeling_llada.py`; what is computed is 
 
 Shapes: B batch, L sequence, n the positions given, r the rows wanted, D width, h heads, d head width, V vocabulary.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
@@ -122,7 +123,7 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, table: tuple[Tensor, Tensor], rows: Tensor | None, store: Callable[[Tensor, Tensor], tuple]
     ) -> Tensor:
-        """x [B,n,D] -> [B,n,D], or [B,r,D] where only `rows` [B,r] go on; `store` turns new keys and values into all."""
+        """x [B,n,D] -> [B,n,D], or [B,r,D] where only `rows` [B,r] go on; `store` turns new keys and values to all."""
         normed = self.attn_norm(x)
         keys = rotate(self._heads(self.k_proj(normed)), table)
         keys, values = store(keys, self._heads(self.v_proj(normed)))

@@ -6,7 +6,10 @@ without it (the released script's 38.9 GB are mostly the decoder's graph); train
 
 Shapes: B batch, H W cells, s pixels per cell, C latent channels, E codebook width, K codebook rows.
 """
+
 from __future__ import annotations
+
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -87,8 +90,7 @@ class Level(nn.Module):
     def __init__(self, inputs: int, outputs: int, layers: int, groups: int, resample: Resample | None, ops, **where):
         super().__init__()
         widths = [inputs] + [outputs] * layers
-        pairs = zip(widths, widths[1:], strict=False)
-        self.resnets = nn.ModuleList([Residual(a, b, groups, ops, **where) for a, b in pairs])
+        self.resnets = nn.ModuleList([Residual(a, b, groups, ops, **where) for a, b in pairwise(widths)])
         if resample is not None:
             setattr(self, "upsamplers" if resample.up else "downsamplers", nn.ModuleList([resample]))
 
@@ -157,7 +159,7 @@ class Quantizer(nn.Module):
         self.size = config.codebook_size
 
     def rows(self, device: torch.device) -> Tensor:
-        """The codebook [K,E], read through the layer's own forward: that is where ComfyUI brings weights to a device."""
+        """The codebook [K,E], read through the layer's own forward, where ComfyUI brings weights to a device."""
         return self.embedding(torch.arange(self.size, device=device))
 
     def distances(self, latents: Tensor) -> Tensor:

@@ -26,7 +26,8 @@ ROWS = (
     ("jobs",),
     ("training",),
     ("nano",),
-    ("replay", "__main__"),
+    ("replay", "train"),
+    ("__main__",),
 )
 HOST_ONLY = {
     "comfy",

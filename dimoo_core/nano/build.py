@@ -1,0 +1,138 @@
+"""Building DiMOO-nano from nothing: VQ, codes of every picture, transformer, checkpoint. Stopped, it goes on.
+
+Each stage leaves its result in the run's folder; a stage whose result is there is not run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checkpoint import read_vq
+from ..config import TransformerConfig, VQConfig
+from ..tokens import TextTokenizer, TokenTable
+from ..training.export import export_transformer, export_vq
+from ..training.pretokenise import encode_pictures, read_codes, write_codes
+from ..training.trainer import Trainer, Training, attention_for_training
+from ..training.vq import VQTraining, codebook_from, train_vq
+from ..transformer import Transformer
+from ..vq import VQ
+from .lessons import Codes, Lessons
+from .recipe import centres, edge_scenes, vq_batches, vq_fields
+from .scenes import FORMATS, Scene, caption, draw, draw_edges, every_scene
+from .words import build_table, build_tokenizer
+
+VQ_TRAINING = VQTraining(steps=1400, batch=12)
+TRAINING = Training(steps=3000)
+DEFAULTS = {
+    "size": [128, 128],
+    "side": 128,
+    "sides": [128, 160],
+    "steps": 16,
+    "cfg": 1.0,
+    "image_cfg": 0.0,
+    "temperature": 1.0,
+    "max_tokens": 32,
+    "text_steps": 32,
+    "block_length": 32,
+}
+
+Report = Callable[[str], None]
+
+
+def transformer_fields(table: TokenTable) -> dict[str, Any]:
+    """`config.json` of nano."""
+    return {
+        "model_type": "llada",
+        "architectures": ["LLaDAModelLM"],
+        "d_model": 160,
+        "n_heads": 5,
+        "n_kv_heads": 5,
+        "n_layers": 6,
+        "mlp_hidden_size": 448,
+        "activation_type": "silu",
+        "block_type": "llama",
+        "layer_norm_type": "rms",
+        "rms_norm_eps": 1e-5,
+        "rope": True,
+        "rope_theta": 10000.0,
+        "max_sequence_length": 512,
+        "vocab_size": table.codes.stop,
+        "embedding_size": table.codes.stop,
+        "weight_tying": False,
+        "include_bias": False,
+        "include_qkv_bias": False,
+        "mask_token_id": table.mask,
+        "eos_token_id": table.end_of_text,
+        "pad_token_id": table.pad,
+        "dimoo_token_ids": table.to_dict(),
+        "dimoo_defaults": DEFAULTS,
+    }
+
+
+def build(
+    run: Path, output: Path, *, report: Report, vq_training: VQTraining = VQ_TRAINING, training: Training = TRAINING
+) -> None:
+    """All stages: work in `run`, and the finished checkpoint into `output`."""
+    torch.manual_seed(training.seed)
+    vq_folder = run / "vqvae"
+    if not (vq_folder / "config.json").exists():
+        _build_vq(vq_folder, vq_training, report)
+    vq = read_vq(vq_folder)
+    codes = _all_codes(run / "codes.safetensors", vq, report)
+    tokenizer = build_tokenizer()
+    table = build_table(tokenizer, vq.config.codebook_size)
+    lessons = Lessons(TextTokenizer(tokenizer), table, codes)
+    transformer = new_transformer(table)
+    trainer = Trainer(transformer, lessons.draw, training, mask_id=table.mask, folder=run / "transformer")
+    trainer.run(lambda done, steps, loss: report(f"transformer {done}/{steps} loss {loss:.4f}"))
+    export_transformer(output, transformer, fields=transformer_fields(table), tokenizer=tokenizer.to_str(pretty=True))
+    export_vq(output / "vqvae", vq, fields=vq_fields(vq.config.codebook_size))
+    report(f"wrote {output}")
+
+
+def new_transformer(table: TokenTable) -> Transformer:
+    """An untrained transformer of nano's size; embeddings begin small, as in LLaMA."""
+    config = TransformerConfig.from_dict(transformer_fields(table))
+    transformer = Transformer(config, code_offset=table.code_offset, attention=attention_for_training)
+    for part in transformer.model["transformer"]["wte"].children():
+        torch.nn.init.normal_(part.weight, std=0.02)
+    return transformer
+
+
+def _build_vq(folder: Path, training: VQTraining, report: Report) -> None:
+    fields = vq_fields(len(centres()))
+    vq = VQ(VQConfig.from_dict(fields)).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        vq.quantize.embedding.weight.copy_(codebook_from(centres(), vq.config.embed_dim))
+
+    def on_step(step: int, naming: float, painting: float) -> None:
+        report(f"vq {step + 1}/{training.steps} naming {naming:.4f} painting {painting:.5f}")
+
+    train_vq(vq, vq_batches(training.batch), training, on_step)
+    export_vq(folder, vq, fields=fields)
+
+
+def _name(scene: Scene, edges: bool, height: int, width: int) -> str:
+    return f"{'edges' if edges else 'picture'} {height}x{width} {caption(scene)}"
+
+
+def _all_codes(file: Path, vq: VQ, report: Report) -> Codes:
+    """Codes [H,W] of every picture of the world, made by the very weights that ship: rounding them changes codes."""
+    keys = [(scene, False, h, w) for scene in every_scene() for h, w in FORMATS]
+    keys += [(scene, True, h, w) for scene in edge_scenes() for h, w in FORMATS]
+    keys.sort(key=lambda key: key[1:])
+    if not file.exists():
+        report(f"encoding {len(keys)} pictures")
+        pictures = ((_name(*key), _picture(*key)) for key in keys)
+        write_codes(file, dict(encode_pictures(vq, pictures)), {_name(*key): caption(key[0]) for key in keys})
+    grids, _ = read_codes(file)
+    return {key: grids[_name(*key)] for key in keys}
+
+
+def _picture(scene: Scene, edges: bool, height: int, width: int) -> Tensor:
+    return (draw_edges if edges else draw)(scene, height, width)

@@ -1,0 +1,106 @@
+"""`python -m dimoo_core train ...`: build nano, encode pictures, fine-tune."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from .checkpoint import NANO, find, load_tokenizer, load_transformer, load_vq
+from .nano.build import TRAINING, build
+from .training.examples import Examples
+from .training.export import export_transformer, export_vq
+from .training.mixture import CaptionedPictures
+from .training.pretokenise import encode_pictures, pictures_in, read_codes, write_codes
+from .training.trainer import Trainer, Training, attention_for_training
+
+EXAMPLES = (
+    "train nano --run runs/nano --output runs/nano/checkpoint",
+    "train encode pictures/ --output codes.safetensors --side 128",
+    "train tune codes.safetensors --run runs/mine --output runs/mine/checkpoint --steps 500",
+)
+
+
+def train_arguments(parser: argparse.ArgumentParser) -> None:
+    """The three things that `train` does, as commands of their own."""
+    jobs = parser.add_subparsers(dest="job", required=True, metavar="JOB")
+    nano = jobs.add_parser("nano", help="build DiMOO-nano from nothing (hours on two cores; goes on where it stopped)")
+    _run_arguments(nano)
+    nano.add_argument("--steps", type=int, help="steps of the transformer's training [the recipe's]")
+    nano.set_defaults(job_run=_nano)
+    encode = jobs.add_parser("encode", help="pictures with .txt captions beside them to one file of codes")
+    encode.add_argument("pictures", type=Path, help="folder of pictures, each with a .txt of its name")
+    encode.add_argument("--checkpoint", type=Path, default=NANO, help="whose VQ encodes [built-in nano]")
+    encode.add_argument("--output", type=Path, required=True, help="the .safetensors file to write")
+    encode.add_argument("--side", type=int, default=512, help="px; pictures are fitted to about side x side [512]")
+    encode.set_defaults(job_run=_encode)
+    tune = jobs.add_parser("tune", help="fine-tune a checkpoint on a file of codes")
+    tune.add_argument("codes", type=Path, help="file made by `train encode`")
+    tune.add_argument("--checkpoint", type=Path, default=NANO, help="where to start [built-in nano]")
+    _run_arguments(tune)
+    tune.add_argument("--steps", type=int, default=1000, help="[1000]")
+    tune.add_argument("--rate", type=float, default=1e-4, help="peak learning rate of AdamW [1e-4]")
+    tune.add_argument("--seed", type=int, default=0, help="[0]")
+    tune.set_defaults(job_run=_tune)
+
+
+def train(args: argparse.Namespace) -> None:
+    """Run the job that was asked for."""
+    args.job_run(args)
+
+
+def _run_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--run", type=Path, required=True, help="folder for what is needed to go on after a stop")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the finished checkpoint")
+
+
+def reporter(every: float = 5.0) -> Callable[[str], None]:
+    """Prints a line with the minutes passed, at most one in `every` seconds for one kind of line."""
+    start, last = time.monotonic(), dict[str, float]()
+
+    def report(line: str) -> None:
+        now, kind = time.monotonic(), line.split(" ", 1)[0]
+        if now - last.get(kind, -every) >= every:
+            last[kind] = now
+            print(f"{(now - start) / 60:6.1f} min  {line}", flush=True)
+
+    return report
+
+
+def _nano(args: argparse.Namespace) -> None:
+    training = TRAINING if args.steps is None else TRAINING.with_steps(args.steps)
+    build(args.run, args.output, report=reporter(), training=training)
+
+
+def _encode(args: argparse.Namespace) -> None:
+    vq, report, captions = load_vq(find(args.checkpoint)), reporter(), {}
+
+    def pictures():
+        for name, pixels, words in pictures_in(args.pictures, args.side):
+            captions[name] = words
+            report(f"encoding picture {len(captions)}: {name}")
+            yield name, pixels
+
+    codes = dict(encode_pictures(vq, pictures()))
+    write_codes(args.output, codes, captions)
+    print(f"wrote {len(codes)} pictures to {args.output}")
+
+
+def _tune(args: argparse.Namespace) -> None:
+    found, report = find(args.checkpoint), reporter()
+    if args.output.resolve() == found.folder.resolve():
+        raise ValueError(f"--output {args.output} is the checkpoint that is being read; name another folder.")
+    codes, captions = read_codes(args.codes)
+    tokenizer = load_tokenizer(found)
+    transformer = load_transformer(found, dtype="fp32", attention=attention_for_training).requires_grad_(True)
+    data = CaptionedPictures(Examples(tokenizer, found.table), codes, captions)
+    settings = Training(steps=args.steps, rate=args.rate, matrix_rate=0.0, seed=args.seed)
+    trainer = Trainer(transformer, data.draw, settings, mask_id=found.table.mask, folder=args.run)
+    trainer.run(lambda done, steps, loss: report(f"step {done}/{steps} loss {loss:.4f}"))
+    fields = json.loads((found.folder / "config.json").read_text(encoding="utf-8"))
+    export_transformer(args.output, transformer, fields=fields, tokenizer=found.tokenizer.read_text(encoding="utf-8"))
+    vq_fields = json.loads((found.vq_folder / "config.json").read_text(encoding="utf-8"))
+    export_vq(args.output / "vqvae", load_vq(found), fields=vq_fields)
+    print(f"wrote {args.output}")

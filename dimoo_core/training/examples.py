@@ -1,0 +1,77 @@
+"""From prompts and answers to training batches, in the very sequences that the sampler builds.
+
+The model has no attention mask, hence no padding: all sequences of a batch must be equally long, which the caller sees
+to by giving pictures of one size and prompts of one length. B batch, H W cells, h w cells of a prompt's image.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ..canvas import Canvas
+from ..layout import cell_places, image_answer, prompt_prefix, text_answer
+from ..prompt import Prompt, prompt_strings
+from ..tokens import TextTokenizer, TokenTable
+from .objective import Batch
+
+FILLER_WEIGHT = 3.0  # of all that follows an answer's end, together: it says nothing and would be most of the loss
+
+Condition = Callable[[tuple[str, str], Sequence[Tensor]], tuple[str, Sequence[Tensor]]]
+
+
+def draw_condition(choose: random.Random, unconditional: float, *, images: bool) -> Condition:
+    """What a batch shows of its prompts: all, or with chance `unconditional` what guidance branches see.
+
+    Without images that is the text-free prompt; with images either that beside the images, or the text without them.
+    """
+    chance = choose.random()
+    if chance >= unconditional:
+        return lambda texts, pictures: (texts[0], pictures)
+    if images and chance < unconditional / 2:
+        return lambda texts, pictures: (texts[0], ())
+    return lambda texts, pictures: (texts[1], pictures)
+
+
+class Examples:
+    """Builds batches in the vocabulary of one checkpoint."""
+
+    def __init__(self, tokenizer: TextTokenizer, table: TokenTable):
+        self.tokenizer, self.table = tokenizer, table
+
+    def images(
+        self,
+        prompts: Sequence[Prompt],
+        codes: Tensor,
+        *,
+        condition: Condition,
+        maskable: Tensor | None = None,
+    ) -> Batch:
+        """Answers that are pictures: codes [B,H,W]; `maskable` bool [B,H,W] is what may be hidden (None: all)."""
+        prefix = torch.cat([self._prefix(prompt, condition) for prompt in prompts])
+        ids = torch.cat((prefix, image_answer(Canvas.from_codes(codes), self.table)), dim=1)
+        places = cell_places(*codes.shape[1:], codes.device) + prefix.shape[1]
+        holes = None if maskable is None else maskable.flatten(1)
+        return Batch(ids, places, vocab=self.table.codes, maskable=holes)
+
+    def texts(self, prompts: Sequence[Prompt], answers: Sequence[str], *, length: int, share: float = 1.0) -> Batch:
+        """Answers that are words, each followed by answer end and, up to `length` tokens, by end of text."""
+        prefix = torch.cat([self._prefix(prompt, lambda texts, pictures: (texts[0], pictures)) for prompt in prompts])
+        rows = [[*self.tokenizer.encode(answer), self.table.answer_end] for answer in answers]
+        tokens = torch.full((len(rows), length), self.table.end_of_text)
+        weights = torch.ones(len(rows), length)
+        for row, answer in enumerate(rows):
+            if len(answer) > length:
+                raise ValueError(f"The answer {answers[row]!r:.80} has {len(answer)} tokens; at most {length} fit.")
+            tokens[row, : len(answer)] = torch.tensor(answer)
+            weights[row, len(answer) :] = min(0.3, FILLER_WEIGHT / max(length - len(answer), 1))
+        ids = torch.cat((prefix, text_answer(tokens, self.table)), dim=1)
+        places = torch.arange(length) + prefix.shape[1] + 1
+        return Batch(ids, places, weights=weights, share=share)
+
+    def _prefix(self, prompt: Prompt, condition: Condition) -> Tensor:
+        text, pictures = condition(prompt_strings(prompt, self.tokenizer.defuse), prompt.images)
+        return prompt_prefix(self.tokenizer.encode(text), pictures, self.table)

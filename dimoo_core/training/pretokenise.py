@@ -1,0 +1,65 @@
+"""Pictures to codes, once, before training: one safetensors file of grids, with words beside them.
+
+The file holds a tensor [H,W] per picture under its name, as 16-bit integers where the codebook allows, and the captions
+as JSON in its metadata. There is no pickle and nothing that could run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import groupby, islice
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..image import fit, fit_size, from_pil, to_rgb
+from ..vq import VQ
+
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+
+
+def pictures_in(folder: str | Path, side: int) -> Iterator[tuple[str, Tensor, str]]:
+    """(name, pixels [3,h,w] fitted to the bucket of `side`, caption) of every picture that has a .txt of its name.
+
+    Raises ValueError where the folder holds none.
+    """
+    from PIL import Image
+
+    files = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in _SUFFIXES)
+    files = [path for path in files if path.with_suffix(".txt").is_file()]
+    if not files:
+        raise ValueError(f"{folder} holds no picture with a .txt of the same name beside it; put captions there.")
+    for path in files:
+        with Image.open(path) as image:
+            pixels = to_rgb(from_pil(image))
+        pixels = fit(pixels, *fit_size(pixels.shape[3], pixels.shape[2], side))
+        yield path.stem, pixels[0], path.with_suffix(".txt").read_text(encoding="utf-8").strip()
+
+
+def encode_pictures(vq: VQ, pictures: Iterable[tuple[str, Tensor]], batch: int = 16) -> Iterator[tuple[str, Tensor]]:
+    """(name, codes [H,W]) for (name, pixels [3,H*s,W*s]); neighbours of one size go through the VQ together."""
+    for _, group in groupby(pictures, key=lambda pair: pair[1].shape):
+        while chunk := list(islice(group, batch)):
+            names, pixels = zip(*chunk, strict=True)
+            yield from zip(names, vq.encode(torch.stack(pixels)), strict=True)
+
+
+def write_codes(path: str | Path, codes: Mapping[str, Tensor], captions: Mapping[str, str]) -> None:
+    """Write grids [H,W] and captions by name."""
+    highest = max(int(grid.max()) for grid in codes.values())
+    dtype = torch.int16 if highest < 2**15 else torch.int32
+    tensors = {name: grid.to(dtype).contiguous() for name, grid in codes.items()}
+    save_file(tensors, path, metadata={"captions": json.dumps(dict(captions))})
+
+
+def read_codes(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Grids [H,W] int64 and captions by name, as `write_codes` wrote them. Raises ValueError for another file."""
+    with safe_open(path, "pt") as file:
+        captions = json.loads((file.metadata() or {}).get("captions", "null"))
+        if captions is None:
+            raise ValueError(f"{path} holds no captions; make it with `python -m dimoo_core train encode`.")
+        return {name: file.get_tensor(name).long() for name in file.keys()}, captions  # noqa: SIM118
