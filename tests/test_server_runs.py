@@ -115,9 +115,7 @@ def test_what_runs_again_with_the_same_inputs_is_remembered(client: Client, prom
         (SAMPLER, {"cfg": -1.0}),
         (SAMPLER, {"temperature": -0.5}),
         (SAMPLER, {"seed": 2**64}),
-        (SAMPLER, {"ml_cache": "none of these"}),
         ("DimooEmptyCanvas", {"width": 0}),
-        ("DimooLoader", {"checkpoint": "../../secrets"}),
     ],
 )
 def test_what_is_out_of_range_is_refused_before_it_runs(
@@ -125,6 +123,21 @@ def test_what_is_out_of_range_is_refused_before_it_runs(
 ) -> None:
     with pytest.raises(Refused):
         client.run(changed(prompt, **{node: inputs}))
+
+
+@pytest.mark.parametrize(
+    ("node", "inputs"), [(SAMPLER, {"ml_cache": "no such"}), ("DimooLoader", {"checkpoint": "../../no such"})]
+)
+def test_a_choice_that_is_not_on_the_list_is_named(
+    client: Client, prompt: Workflow, node: str, inputs: dict[str, Any]
+) -> None:
+    """ComfyUI 0.3.75 leaves checking these lists to the node, newer ones do it themselves."""
+    try:
+        said = client.run(changed(prompt, **{node: inputs})).error()
+    except Refused as refused:
+        said = str(refused)
+    assert "no such" in said
+    assert len(said) > 40
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ def chromium() -> Iterator[Any]:
         yield browser
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def page(chromium: Any, server: Server) -> Iterator[Any]:
     """ComfyUI's page, ready, in a window of its own."""
     page = open_page(chromium, server.url)

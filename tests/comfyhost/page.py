@@ -5,9 +5,10 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from playwright.sync_api import Browser, Page, sync_playwright
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
 
 # No sandbox, since tests run as root in containers; the rest keeps the browser from calling home.
 FLAGS = (
@@ -30,6 +31,9 @@ WHOLE = """() => {
 
 @contextmanager
 def open_browser() -> Iterator[Browser]:
+    """Chromium, started. Raises ImportError where playwright is not installed."""
+    from playwright.sync_api import sync_playwright  # only the browser session has it
+
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
         yield browser
