@@ -99,6 +99,7 @@ class Loader(host.io.ComfyNode):
 
     @classmethod
     def execute(cls, checkpoint, weight_dtype="auto"):
+        wanted = widgets.chosen("weight_dtype", weight_dtype, WEIGHT_DTYPES)
         found = resolve(checkpoint)
         vq = load_autoencoder(found)
-        return host.io.NodeOutput(load_model(found, WEIGHT_DTYPES[weight_dtype], Palette(vq)), vq)
+        return host.io.NodeOutput(load_model(found, wanted, Palette(vq)), vq)

@@ -9,7 +9,7 @@ from ..dimoo_core.image import PAINTED, RECTANGLE, cells_to_mask, centred_rectan
 from . import host, pixels, widgets
 from .sockets import CanvasSocket, LoadedVQ, VQSocket
 
-MODES = ("inpaint", "outpaint")
+MODES = {"inpaint": False, "outpaint": True}  # whether a centred rectangle is what stays
 
 
 def marked_cells(vq: LoadedVQ, picture: Tensor, drawn: Tensor, *, coverage: float, grow: int) -> Tensor:
@@ -49,10 +49,10 @@ class MaskPaint(host.io.ComfyNode):
 
     @classmethod
     def execute(cls, vq, image, mode, mask_h_ratio=1.0, mask_w_ratio=0.2, grow=0, mask=None):
-        picture = pixels.to_core(image)
+        picture, stays = pixels.to_core(image), widgets.chosen("mode", mode, MODES)
         if mask is None:
             drawn = centred_rectangle(*picture.shape[:1:-1], width_ratio=mask_w_ratio, height_ratio=mask_h_ratio)
-            drawn = drawn if mode == "inpaint" else 1 - drawn
+            drawn = 1 - drawn if stays else drawn
         else:
             drawn = pixels.mask_to_core(mask, picture)
         # Where a side is no multiple of a cell the picture is continued; compositing cuts that off again.

@@ -117,7 +117,8 @@ class Sampler(host.io.ComfyNode):
         ml_cache="off",
         cache=None,
     ):
-        settings = ImageSettings(steps, temperature, seed, PRESETS[ml_cache] if cache is None else cache)
+        policy = widgets.chosen("ml_cache", ml_cache, PRESETS) if cache is None else cache
+        settings = ImageSettings(steps, temperature, seed, policy)
         scales = {"cfg": cfg, "image_cfg": image_cfg}
         scratch = sampling_bytes(model, *jobs.guided(model.core, prompt, **scales), canvas, settings.cache)
         on_step = follow(model)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 from .host import io
+
+Meaning = TypeVar("Meaning")
 
 
 def whole(name: str, default: int, bounds: tuple[int, int], tooltip: str, *, step: int = 1) -> io.Int.Input:
@@ -22,6 +25,13 @@ def choice(name: str, options: Iterable[str], tooltip: str) -> io.Combo.Input:
     """One of `options`, the first by default."""
     options = list(options)
     return io.Combo.Input(name, options=options, default=options[0], tooltip=tooltip)
+
+
+def chosen(name: str, value: str, meanings: Mapping[str, Meaning]) -> Meaning:
+    """What a choice means; raises ValueError for one that there is not, which ComfyUI 0.3.75 lets through."""
+    if value not in meanings:
+        raise ValueError(f"There is no {name} {value!r}; choose one of {', '.join(meanings)}.")
+    return meanings[value]
 
 
 def words(name: str, tooltip: str, *, default: str = "") -> io.String.Input:

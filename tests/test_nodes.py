@@ -119,6 +119,17 @@ def test_a_checkpoint_that_is_gone_or_broken_is_one_sentence(tmp_path: Path, mon
         run("DimooLoader", checkpoint="mine")
 
 
+def test_choices_that_there_are_not_are_one_sentence(loaded) -> None:
+    with pytest.raises(ValueError, match="no weight_dtype 'int3'; choose one of auto, bf16, fp32"):
+        run("DimooLoader", checkpoint="tiny", weight_dtype="int3")
+    with pytest.raises(ValueError, match="no ml_cache 'slow'; choose one of off, "):
+        generate(loaded, ml_cache="slow")
+    with pytest.raises(ValueError, match="no mode 'other'; choose one of inpaint, outpaint"):
+        paint(loaded, picture(), mode="other")
+    with pytest.raises(ValueError, match="no edit type 'other'; there are "):
+        run("DimooImageEdit", vq=loaded.vq, image=picture(), edit_type="other")
+
+
 def test_payloads_tell_how_much_memory_they_hold(loaded) -> None:
     for payload in (loaded.model, loaded.vq):
         assert payload.get_ram_usage() == payload.patcher.model_size() > 0
