@@ -18,7 +18,7 @@ from ..tokens import TextTokenizer, TokenTable
 from ..training.export import export_transformer, export_vq
 from ..training.pretokenise import encode_pictures, read_codes, write_codes
 from ..training.trainer import Trainer, Training, attention_for_training
-from ..training.vq import VQTraining, codebook_from, train_vq
+from ..training.vq import VQTraining, codebook_from, polish_decoder, train_vq
 from ..transformer import Transformer
 from ..vq import VQ
 from .lessons import Codes, Lessons
@@ -26,7 +26,8 @@ from .recipe import centres, edge_scenes, vq_batches, vq_fields
 from .scenes import FORMATS, Scene, caption, draw, draw_edges, every_scene
 from .words import build_table, build_tokenizer
 
-VQ_TRAINING = VQTraining(steps=1400, batch=12)
+VQ_TRAINING = VQTraining(steps=1400)
+POLISH = VQTraining(steps=1000, rate=2e-3)
 TRAINING = Training(steps=3000)
 DEFAULTS = {
     "size": [128, 128],
@@ -75,13 +76,18 @@ def transformer_fields(table: TokenTable) -> dict[str, Any]:
 
 
 def build(
-    run: Path, output: Path, *, report: Report, vq_training: VQTraining = VQ_TRAINING, training: Training = TRAINING
+    run: Path,
+    output: Path,
+    *,
+    report: Report,
+    vq_trainings: tuple[VQTraining, VQTraining] = (VQ_TRAINING, POLISH),
+    training: Training = TRAINING,
 ) -> None:
     """All stages: work in `run`, and the finished checkpoint into `output`."""
     torch.manual_seed(training.seed)
     vq_folder = run / "vqvae"
     if not (vq_folder / "config.json").exists():
-        _build_vq(vq_folder, vq_training, report)
+        _build_vq(vq_folder, *vq_trainings, report)
     vq = read_vq(vq_folder)
     codes = _all_codes(run / "codes.safetensors", vq, report)
     tokenizer = build_tokenizer()
@@ -104,16 +110,17 @@ def new_transformer(table: TokenTable) -> Transformer:
     return transformer
 
 
-def _build_vq(folder: Path, training: VQTraining, report: Report) -> None:
+def _build_vq(folder: Path, training: VQTraining, polish: VQTraining, report: Report) -> None:
     fields = vq_fields(len(centres()))
     vq = VQ(VQConfig.from_dict(fields)).to(memory_format=torch.channels_last)
     with torch.no_grad():
         vq.quantize.embedding.weight.copy_(codebook_from(centres(), vq.config.embed_dim))
 
     def on_step(step: int, naming: float, painting: float) -> None:
-        report(f"vq {step + 1}/{training.steps} naming {naming:.4f} painting {painting:.5f}")
+        report(f"vq {step + 1} naming {naming:.4f} painting {painting:.5f}")
 
     train_vq(vq, vq_batches(training.batch), training, on_step)
+    polish_decoder(vq, vq_batches(polish.batch, seed=1), polish, on_step)
     export_vq(folder, vq, fields=fields)
 
 

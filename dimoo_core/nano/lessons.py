@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..prompt import DESCRIBE, GENERATE, Prompt, edit_task
 from ..tokens import TextTokenizer, TokenTable
-from ..training.examples import Examples, draw_condition
+from ..training.examples import Condition, Examples, draw_condition, rarity
 from ..training.mixture import random_rectangle
 from ..training.objective import Batch
 from .recipe import edge_scenes
@@ -68,14 +68,16 @@ class Lessons:
         blank = not leave_open and choose.random() < 0.08
         scenes = [self._empty(choose) if blank else choose.choice(taught_scenes()) for _ in range(size)]
         prompts = [Prompt(GENERATE, caption(scene, leave_open)) for scene in scenes]
-        return self._images(choose, prompts, [(scene, False) for scene in scenes])
+        targets = [(scene, False) for scene in scenes]
+        return self._images(choose, prompts, targets, decided=not leave_open)
 
     def holes(self, choose: random.Random, size: int) -> Batch:
         """Inpainting: a rectangle of a picture is to be filled and the rest is known, or the other way round."""
         leave_open = choose.choice(((), self._pattern(choose)))
         scenes = [choose.choice(taught_scenes()) for _ in range(size)]
         prompts = [Prompt(GENERATE, caption(scene, leave_open)) for scene in scenes]
-        return self._images(choose, prompts, [(scene, False) for scene in scenes], rectangles=True)
+        targets = [(scene, False) for scene in scenes]
+        return self._images(choose, prompts, targets, decided=not leave_open, rectangles=True)
 
     def edits(self, choose: random.Random, size: int) -> Batch:
         """One kind of edit of several pictures."""
@@ -145,13 +147,16 @@ class Lessons:
         targets: list[tuple[Scene, bool]],
         *,
         form: tuple[int, int] | None = None,
+        decided: bool = True,
         rectangles: bool = False,
     ) -> Batch:
+        # decided: the prompts leave one right answer
         height, width = form or self._format(choose)
         condition = draw_condition(choose, UNCONDITIONAL, images=bool(prompts[0].images))
         codes = torch.stack([self.codes[scene, edges, height, width] for scene, edges in targets])
         holes = torch.stack([self._hole(choose, height, width) for _ in prompts]) if rectangles else None
-        return self.examples.images(prompts, codes, condition=condition, maskable=holes)
+        weights = rarity(codes) if decided and condition == Condition() else None
+        return self.examples.images(prompts, codes, condition=condition, maskable=holes, weights=weights)
 
     @staticmethod
     def _hole(choose: random.Random, height: int, width: int) -> Tensor:

@@ -7,7 +7,8 @@ to by giving pictures of one size and prompts of one length. B batch, H W cells,
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,20 +21,32 @@ from .objective import Batch
 
 FILLER_WEIGHT = 3.0  # of all that follows an answer's end, together: it says nothing and would be most of the loss
 
-Condition = Callable[[tuple[str, str], Sequence[Tensor]], tuple[str, Sequence[Tensor]]]
+
+@dataclass(frozen=True)
+class Condition:
+    """What a batch shows of its prompts: the text or its unconditional twin, the images or none."""
+
+    text: bool = True
+    images: bool = True
 
 
 def draw_condition(choose: random.Random, unconditional: float, *, images: bool) -> Condition:
-    """What a batch shows of its prompts: all, or with chance `unconditional` what guidance branches see.
-
-    Without images that is the text-free prompt; with images either that beside the images, or the text without them.
-    """
+    """All of the prompts, or with chance `unconditional` what one of the guidance branches sees of them."""
     chance = choose.random()
     if chance >= unconditional:
-        return lambda texts, pictures: (texts[0], pictures)
-    if images and chance < unconditional / 2:
-        return lambda texts, pictures: (texts[0], ())
-    return lambda texts, pictures: (texts[1], pictures)
+        return Condition()
+    return Condition(images=False) if images and chance < unconditional / 2 else Condition(text=False)
+
+
+def rarity(codes: Tensor) -> Tensor:
+    """Weights [B,H,W] for codes [B,H,W]: one by the root of how often the code stands in its own picture.
+
+    Plain background is most of a picture and soon learnt. Only for answers that the prompt decides: where several are
+    right, weighing by what came true would teach that rare codes are likelier than they are.
+    """
+    flat = codes.flatten(1)
+    counts = (flat[:, :, None] == flat[:, None, :]).sum(dim=2)
+    return counts.float().rsqrt().view(codes.shape)
 
 
 class Examples:
@@ -49,17 +62,19 @@ class Examples:
         *,
         condition: Condition,
         maskable: Tensor | None = None,
+        weights: Tensor | None = None,
     ) -> Batch:
-        """Answers that are pictures: codes [B,H,W]; `maskable` bool [B,H,W] is what may be hidden (None: all)."""
+        """Answers that are pictures: codes [B,H,W]; `maskable` bool [B,H,W] is what may be hidden (None: all),
+        `weights` [B,H,W] is how much each cell counts (None: alike)."""
         prefix = torch.cat([self._prefix(prompt, condition) for prompt in prompts])
         ids = torch.cat((prefix, image_answer(Canvas.from_codes(codes), self.table)), dim=1)
         places = cell_places(*codes.shape[1:], codes.device) + prefix.shape[1]
-        holes = None if maskable is None else maskable.flatten(1)
-        return Batch(ids, places, vocab=self.table.codes, maskable=holes)
+        maskable, weights = (None if part is None else part.flatten(1) for part in (maskable, weights))
+        return Batch(ids, places, vocab=self.table.codes, maskable=maskable, weights=weights)
 
     def texts(self, prompts: Sequence[Prompt], answers: Sequence[str], *, length: int, share: float = 1.0) -> Batch:
         """Answers that are words, each followed by answer end and, up to `length` tokens, by end of text."""
-        prefix = torch.cat([self._prefix(prompt, lambda texts, pictures: (texts[0], pictures)) for prompt in prompts])
+        prefix = torch.cat([self._prefix(prompt, Condition()) for prompt in prompts])
         rows = [[*self.tokenizer.encode(answer), self.table.answer_end] for answer in answers]
         tokens = torch.full((len(rows), length), self.table.end_of_text)
         weights = torch.ones(len(rows), length)
@@ -73,5 +88,6 @@ class Examples:
         return Batch(ids, places, weights=weights, share=share)
 
     def _prefix(self, prompt: Prompt, condition: Condition) -> Tensor:
-        text, pictures = condition(prompt_strings(prompt, self.tokenizer.defuse), prompt.images)
-        return prompt_prefix(self.tokenizer.encode(text), pictures, self.table)
+        text, twin = prompt_strings(prompt, self.tokenizer.defuse)
+        ids = self.tokenizer.encode(text if condition.text else twin)
+        return prompt_prefix(ids, prompt.images if condition.images else (), self.table)

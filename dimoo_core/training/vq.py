@@ -59,7 +59,7 @@ class VQTraining:
     """Settings: steps, pictures a step, peak learning rate, steps of warm-up."""
 
     steps: int
-    batch: int = 16
+    batch: int = 12
     rate: float = 3e-3
     warm_up: int = 50
 
@@ -86,35 +86,59 @@ def painting_loss(painted: Tensor, pixels: Tensor) -> Tensor:
     return (weights * (error.square() + 0.1 * error.abs())).mean()
 
 
+Losses = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
+OnStep = Callable[[int, float, float], None]
+
+
 def train_vq(
-    vq: VQ,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    settings: VQTraining,
-    on_step: Callable[[int, float, float], None] | None = None,
+    vq: VQ, batches: Iterable[tuple[Tensor, Tensor]], settings: VQTraining, on_step: OnStep | None = None
 ) -> None:
     """Train in place on batches of (pixels [B,3,H*s,W*s] in 0..1, labels [B,H,W]); `on_step(step, naming, painting)`.
 
-    The codebook should have been begun with `codebook_from`.
-
-    The encoder, which learns faster, reads half of each batch; from half-way on it reads those pictures as the decoder
-    painted them, every other step: generated pictures are encoded too.
+    The codebook should have been begun with `codebook_from`. The encoder, which learns faster, reads half of each
+    batch; from half-way on it reads those pictures as the decoder painted them, every other step: generated pictures
+    are encoded too.
     """
-    optimiser = torch.optim.AdamW(vq.parameters(), lr=settings.rate, weight_decay=0.01, betas=(0.9, 0.95))
-    for step, (pixels, labels) in zip(range(settings.steps), batches, strict=False):
-        left = 1 - step / settings.steps
-        for group in optimiser.param_groups:
-            group["lr"] = settings.rate * min((step + 1) / settings.warm_up, left)
-        pixels = pixels.contiguous(memory_format=torch.channels_last)
+
+    def losses(step: int, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         painted = vq.reconstruct(labels)
-        painting = painting_loss(painted, pixels)
         own = step > settings.steps // 2 and step % 2
         half = len(pixels) // 2
-        naming = naming_loss(vq, (painted.detach().clamp(0, 1) if own else pixels)[:half], labels[:half])
+        read = (painted.detach().clamp(0, 1) if own else pixels)[:half]
+        return naming_loss(vq, read, labels[:half]), painting_loss(painted, pixels)
+
+    codebook = [*vq.quantize.parameters(), *vq.quant_conv.parameters(), *vq.post_quant_conv.parameters()]
+    _descend([vq.encoder.parameters(), vq.decoder.parameters(), codebook], losses, batches, settings, on_step)
+
+
+def polish_decoder(
+    vq: VQ, batches: Iterable[tuple[Tensor, Tensor]], settings: VQTraining, on_step: OnStep | None = None
+) -> None:
+    """Train the decoder alone, in place; encoder and codebook stay, so codes that were made with them stay true."""
+
+    def losses(step: int, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.zeros(()), painting_loss(vq.reconstruct(labels), pixels)
+
+    _descend([vq.decoder.parameters()], losses, batches, settings, on_step)
+
+
+def _descend(
+    parts: Iterable[Iterable[Tensor]],
+    losses: Losses,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    settings: VQTraining,
+    on_step: OnStep | None,
+) -> None:
+    groups = [list(part) for part in parts]
+    optimiser = torch.optim.AdamW([{"params": group} for group in groups], weight_decay=0.01, betas=(0.9, 0.95))
+    for step, (pixels, labels) in zip(range(settings.steps), batches, strict=False):
+        for group in optimiser.param_groups:
+            group["lr"] = settings.rate * min((step + 1) / settings.warm_up, 1 - step / settings.steps)
+        naming, painting = losses(step, pixels.contiguous(memory_format=torch.channels_last), labels)
         optimiser.zero_grad(set_to_none=True)
         (naming + painting).backward()
-        # apart, or the one's large gradients would silence the other
-        for part in (vq.encoder, vq.decoder):
-            torch.nn.utils.clip_grad_norm_(part.parameters(), 1.0)
+        for group in groups:  # apart, or the one's large gradients would silence the other
+            torch.nn.utils.clip_grad_norm_(group, 1.0)
         optimiser.step()
         if on_step is not None:
             on_step(step, naming.item(), painting.item())
