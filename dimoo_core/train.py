@@ -69,7 +69,17 @@ def reporter(every: float = 5.0) -> Callable[[str], None]:
     return report
 
 
+def _check_folders(args: argparse.Namespace, *others: Path) -> None:
+    """Raises ValueError where two folders are one: the files of one would be taken for the other's."""
+    if args.run.resolve() == args.output.resolve():
+        raise ValueError(f"--run and --output are both {args.output}; name two folders.")
+    for name, folder in (("--run", args.run), ("--output", args.output)):
+        if folder.resolve() in [other.resolve() for other in others]:
+            raise ValueError(f"{name} {folder} is the checkpoint that is being read; name another folder.")
+
+
 def _nano(args: argparse.Namespace) -> None:
+    _check_folders(args)
     training = TRAINING if args.steps is None else TRAINING.with_steps(args.steps)
     build(args.run, args.output, report=reporter(), training=training)
 
@@ -84,23 +94,24 @@ def _encode(args: argparse.Namespace) -> None:
             yield name, pixels
 
     codes = dict(encode_pictures(vq, pictures()))
+    args.output.parent.mkdir(parents=True, exist_ok=True)
     write_codes(args.output, codes, captions)
     print(f"wrote {len(codes)} pictures to {args.output}")
 
 
 def _tune(args: argparse.Namespace) -> None:
     found, report = find(args.checkpoint), reporter()
-    if args.output.resolve() == found.folder.resolve():
-        raise ValueError(f"--output {args.output} is the checkpoint that is being read; name another folder.")
+    _check_folders(args, found.folder, found.vq_folder)
+    settings = Training(steps=args.steps, rate=args.rate, matrix_rate=0.0, seed=args.seed)
     codes, captions = read_codes(args.codes)
     tokenizer = load_tokenizer(found)
     transformer = load_transformer(found, dtype="fp32", attention=attention_for_training).requires_grad_(True)
     data = CaptionedPictures(Examples(tokenizer, found.table), codes, captions)
-    settings = Training(steps=args.steps, rate=args.rate, matrix_rate=0.0, seed=args.seed)
     trainer = Trainer(transformer, data.draw, settings, mask_id=found.table.mask, folder=args.run)
     trainer.run(lambda done, steps, loss: report(f"step {done}/{steps} loss {loss:.4f}"))
     fields = json.loads((found.folder / "config.json").read_text(encoding="utf-8"))
     export_transformer(args.output, transformer, fields=fields, tokenizer=found.tokenizer.read_text(encoding="utf-8"))
     vq_fields = json.loads((found.vq_folder / "config.json").read_text(encoding="utf-8"))
-    export_vq(args.output / "vqvae", load_vq(found), fields=vq_fields)
+    vq = load_vq(found, dtype="auto")  # as it is stored: other rounding would make other codes
+    export_vq(args.output / "vqvae", vq, fields=vq_fields, dtype=vq.quantize.embedding.weight.dtype)
     print(f"wrote {args.output}")

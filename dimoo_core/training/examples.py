@@ -75,7 +75,7 @@ class Examples:
     def texts(self, prompts: Sequence[Prompt], answers: Sequence[str], *, length: int, share: float = 1.0) -> Batch:
         """Answers that are words, each followed by answer end and, up to `length` tokens, by end of text."""
         prefix = torch.cat([self._prefix(prompt, Condition()) for prompt in prompts])
-        rows = [[*self.tokenizer.encode(answer), self.table.answer_end] for answer in answers]
+        rows = [[*self.words(answer), self.table.answer_end] for answer in answers]
         tokens = torch.full((len(rows), length), self.table.end_of_text)
         weights = torch.ones(len(rows), length)
         for row, answer in enumerate(rows):
@@ -86,6 +86,10 @@ class Examples:
         ids = torch.cat((prefix, text_answer(tokens, self.table)), dim=1)
         places = torch.arange(length) + prefix.shape[1] + 1
         return Batch(ids, places, weights=weights, share=share)
+
+    def words(self, text: str) -> list[int]:
+        """Ids of an answer's words, in which nothing is control."""
+        return self.tokenizer.encode(self.tokenizer.defuse(text))
 
     def _prefix(self, prompt: Prompt, condition: Condition) -> Tensor:
         text, twin = prompt_strings(prompt, self.tokenizer.defuse)

@@ -38,7 +38,10 @@ def random_rectangle(choose: random.Random, height: int, width: int) -> Tensor:
 
 
 class CaptionedPictures:
-    """Draws the batches of one step from grids [H,W] and captions by name."""
+    """Draws the batches of one step from grids [H,W] and captions by name.
+
+    Raises ValueError where a grid holds codes that the checkpoint does not have.
+    """
 
     def __init__(
         self,
@@ -52,8 +55,14 @@ class CaptionedPictures:
         self.examples, self.codes, self.captions, self.question = examples, codes, captions, question
         self.shares = shares or Shares()
         self._alike: dict[tuple, list[str]] = defaultdict(list)
+        known = examples.table.codebook_size
         for name, grid in codes.items():
-            self._alike[(*grid.shape, len(examples.tokenizer.encode(captions[name])))].append(name)
+            if int(grid.max()) >= known or int(grid.min()) < 0:
+                raise ValueError(
+                    f"The picture {name} has codes up to {int(grid.max())}, but the checkpoint knows {known}; encode "
+                    "the pictures with the VQ of this checkpoint."
+                )
+            self._alike[(*grid.shape, len(examples.words(captions[name])))].append(name)
         self._groups = list(self._alike.values())
         self._sizes = [len(group) for group in self._groups]
 
@@ -82,5 +91,5 @@ class CaptionedPictures:
         names = self._names(choose, count)
         prompts = [Prompt(DESCRIBE, self.question, images=(self.codes[name][None],)) for name in names]
         answers = [self.captions[name] for name in names]
-        longest = max(len(self.examples.tokenizer.encode(answer)) for answer in answers)
+        longest = max(len(self.examples.words(answer)) for answer in answers)
         return self.examples.texts(prompts, answers, length=longest + 1 + choose.randrange(32))

@@ -7,16 +7,17 @@ as JSON in its metadata. There is no pickle and nothing that could run.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby, islice
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..image import fit, fit_size, from_pil, to_rgb
+from ..image import fit, fit_size, load_picture
 from ..vq import VQ
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
@@ -25,19 +26,17 @@ _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 def pictures_in(folder: str | Path, side: int) -> Iterator[tuple[str, Tensor, str]]:
     """(name, pixels [3,h,w] fitted to the bucket of `side`, caption) of every picture that has a .txt of its name.
 
-    Raises ValueError where the folder holds none.
+    The name is the path below the folder. Raises ValueError where the folder holds none, or one cannot be read.
     """
-    from PIL import Image
-
     files = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in _SUFFIXES)
     files = [path for path in files if path.with_suffix(".txt").is_file()]
     if not files:
         raise ValueError(f"{folder} holds no picture with a .txt of the same name beside it; put captions there.")
     for path in files:
-        with Image.open(path) as image:
-            pixels = to_rgb(from_pil(image))
+        pixels = load_picture(path)
         pixels = fit(pixels, *fit_size(pixels.shape[3], pixels.shape[2], side))
-        yield path.stem, pixels[0], path.with_suffix(".txt").read_text(encoding="utf-8").strip()
+        words = path.with_suffix(".txt").read_text(encoding="utf-8").strip()
+        yield path.relative_to(folder).as_posix(), pixels[0], words
 
 
 def encode_pictures(vq: VQ, pictures: Iterable[tuple[str, Tensor]], batch: int = 16) -> Iterator[tuple[str, Tensor]]:
@@ -49,17 +48,24 @@ def encode_pictures(vq: VQ, pictures: Iterable[tuple[str, Tensor]], batch: int =
 
 
 def write_codes(path: str | Path, codes: Mapping[str, Tensor], captions: Mapping[str, str]) -> None:
-    """Write grids [H,W] and captions by name."""
+    """Write grids [H,W] and captions by name; a kill never leaves half a file."""
     highest = max(int(grid.max()) for grid in codes.values())
     dtype = torch.int16 if highest < 2**15 else torch.int32
     tensors = {name: grid.to(dtype).contiguous() for name, grid in codes.items()}
-    save_file(tensors, path, metadata={"captions": json.dumps(dict(captions))})
+    part = Path(f"{path}.part")
+    save_file(tensors, part, metadata={"captions": json.dumps(dict(captions))})
+    os.replace(part, path)
 
 
 def read_codes(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Grids [H,W] int64 and captions by name, as `write_codes` wrote them. Raises ValueError for another file."""
-    with safe_open(path, "pt") as file:
-        captions = json.loads((file.metadata() or {}).get("captions", "null"))
-        if captions is None:
-            raise ValueError(f"{path} holds no captions; make it with `python -m dimoo_core train encode`.")
-        return {name: file.get_tensor(name).long() for name in file.keys()}, captions  # noqa: SIM118
+    remedy = "make it with `python -m dimoo_core train encode`."
+    try:
+        with safe_open(path, "pt") as file:
+            captions = json.loads((file.metadata() or {}).get("captions", "null"))
+            codes = {name: file.get_tensor(name).long() for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no file of codes ({error}); {remedy}") from None
+    if not isinstance(captions, dict) or not codes or codes.keys() - captions.keys():
+        raise ValueError(f"{path} holds no captions for its pictures; {remedy}")
+    return codes, captions

@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..checks import number_in, whole_number
 from ..transformer import Transformer
 from .objective import Batch, masked_loss
 
@@ -22,6 +23,7 @@ class Training:
     """Settings of a run. Rates are peaks: they rise over `warm_up` steps, and fall to 0 over the last `decay` share.
 
     `matrix_rate` is Muon's, for the weight matrices inside the blocks (0: AdamW for these too); `rate` is AdamW's.
+    Raises ValueError for a number that cannot be meant.
     """
 
     steps: int
@@ -33,6 +35,15 @@ class Training:
     clip: float = 1.0
     save_every: int = 100
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 1), ("warm_up", 0), ("save_every", 1)):
+            whole_number(name, getattr(self, name), least)
+        whole_number("seed", self.seed, 0, 2**32 - 1)
+        for name in ("rate", "matrix_rate", "weight_decay"):
+            number_in(name, getattr(self, name), 0, 1)
+        number_in("decay", self.decay, 1e-3, 1)
+        number_in("clip", self.clip, 1e-6, 1e6)
 
     def scale(self, step: int) -> float:
         """The part of the peak rates that step `step` (from 0) uses."""
@@ -68,7 +79,7 @@ class Trainer:
     """A model in training; `run` goes on from where `folder` says the last run stopped.
 
     `draw` makes the batches of one step from a random.Random: the same step of the same seed gets the same data,
-    stopped and resumed or not.
+    stopped and resumed or not. Raises ValueError where `folder` holds what is no run of this model.
     """
 
     def __init__(
@@ -141,6 +152,7 @@ class Trainer:
         if not self._file.exists():
             return
         weights = dict(self.model.named_parameters())
+        self._check_file({name: list(weight.shape) for name, weight in weights.items()})
         owners = {weight: made for made in self.optimisers for group in made.param_groups for weight in group["params"]}
         with safe_open(self._file, "pt") as file, torch.no_grad():
             self.step = int(file.metadata()["step"])
@@ -151,3 +163,13 @@ class Trainer:
                 else:
                     name, _, part = name.rpartition("/")
                     owners[weights[name]].state[weights[name]][part] = file.get_tensor(key)
+
+    def _check_file(self, wanted: dict[str, list[int]]) -> None:
+        """Raises ValueError unless the stored weights have the names and shapes `wanted`."""
+        try:
+            with safe_open(self._file, "pt") as file:
+                stored = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 - not a mapping
+        except SafetensorError as error:
+            raise ValueError(f"{self._file} is no stopped run ({error}); remove it to begin anew.") from None
+        if {name: stored.get(f"model/{name}") for name in wanted} != wanted:
+            raise ValueError(f"{self._file} is a run of another network; name another folder for this one.")

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..checks import number_in, whole_number
 from ..vq import VQ
 
 
@@ -46,22 +47,27 @@ def codebook_from(centres: Tensor, width: int) -> Tensor:
     """A codebook [K,width] to begin with: the principal components of the clusters' centres [K,F].
 
     Alike cells start alike, so what the networks learn of one code serves its neighbours. Components are whitened by
-    half, or colour, which is most of the variance, would drown shape.
+    half, or colour, which is most of the variance, would drown shape. Columns beyond the components there are stay 0.
     """
     centred = centres - centres.mean(dim=0)
     _, scale, axes = torch.linalg.svd(centred, full_matrices=False)
     components = centred @ axes[:width].T / scale[:width].clamp(min=1e-6).sqrt()
-    return components / components.std()
+    return F.pad(components / components.std(), (0, width - components.shape[1]))
 
 
 @dataclass(frozen=True)
 class VQTraining:
-    """Settings: steps, pictures a step, peak learning rate, steps of warm-up."""
+    """Settings: steps, pictures a step, peak learning rate, steps of warm-up. Raises ValueError for absurd ones."""
 
     steps: int
     batch: int = 12
     rate: float = 3e-3
     warm_up: int = 50
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 1), ("batch", 2), ("warm_up", 1)):
+            whole_number(name, getattr(self, name), least)
+        number_in("rate", self.rate, 0, 1)
 
 
 def naming_loss(vq: VQ, pixels: Tensor, labels: Tensor) -> Tensor:
