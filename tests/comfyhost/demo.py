@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import sys
 import textwrap
@@ -32,9 +33,10 @@ class Row:
 
 
 def run(client: Client, name: str) -> Row:
-    """One workflow from its file to what the judge says of it; its pictures and texts go to output/."""
+    """One workflow from its file to what the judge says of it; its API form, pictures and texts go to output/."""
     saved = workflow.load(name)
     prompt = workflow.to_api(saved, client.object_info())
+    (OUTPUT / f"{name}.api.json").write_text(json.dumps(prompt, indent=2) + "\n", encoding="utf-8")
     result = client.run(prompt, extra={"extra_pnginfo": {"workflow": saved}})
     if result.status != "success":
         return Row(name, result.seconds, [Finding("ComfyUI", f"{result.status}: {result.error()}", False)])
