@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from .checkpoint import NANO, find, load_tokenizer, load_transformer, load_vq
 from .nano.build import TRAINING, build
 from .training.examples import Examples
@@ -52,7 +54,9 @@ def train(args: argparse.Namespace) -> None:
 
 
 def _run_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--run", type=Path, required=True, help="folder for what is needed to go on after a stop")
+    # not `run`, which is where the command line keeps the function to call
+    run = {"dest": "run_folder", "metavar": "RUN", "type": Path, "required": True}
+    parser.add_argument("--run", **run, help="folder for what is needed to go on after a stop")
     parser.add_argument("--output", type=Path, required=True, help="folder for the finished checkpoint")
 
 
@@ -71,9 +75,9 @@ def reporter(every: float = 5.0) -> Callable[[str], None]:
 
 def _check_folders(args: argparse.Namespace, *others: Path) -> None:
     """Raises ValueError where two folders are one: the files of one would be taken for the other's."""
-    if args.run.resolve() == args.output.resolve():
+    if args.run_folder.resolve() == args.output.resolve():
         raise ValueError(f"--run and --output are both {args.output}; name two folders.")
-    for name, folder in (("--run", args.run), ("--output", args.output)):
+    for name, folder in (("--run", args.run_folder), ("--output", args.output)):
         if folder.resolve() in [other.resolve() for other in others]:
             raise ValueError(f"{name} {folder} is the checkpoint that is being read; name another folder.")
 
@@ -81,7 +85,7 @@ def _check_folders(args: argparse.Namespace, *others: Path) -> None:
 def _nano(args: argparse.Namespace) -> None:
     _check_folders(args)
     training = TRAINING if args.steps is None else TRAINING.with_steps(args.steps)
-    build(args.run, args.output, report=reporter(), training=training)
+    build(args.run_folder, args.output, report=reporter(), training=training)
 
 
 def _encode(args: argparse.Namespace) -> None:
@@ -105,9 +109,9 @@ def _tune(args: argparse.Namespace) -> None:
     settings = Training(steps=args.steps, rate=args.rate, matrix_rate=0.0, seed=args.seed)
     codes, captions = read_codes(args.codes)
     tokenizer = load_tokenizer(found)
-    transformer = load_transformer(found, dtype="fp32", attention=attention_for_training).requires_grad_(True)
+    transformer = load_transformer(found, dtype=torch.float32, attention=attention_for_training).requires_grad_(True)
     data = CaptionedPictures(Examples(tokenizer, found.table), codes, captions)
-    trainer = Trainer(transformer, data.draw, settings, mask_id=found.table.mask, folder=args.run)
+    trainer = Trainer(transformer, data.draw, settings, mask_id=found.table.mask, folder=args.run_folder)
     trainer.run(lambda done, steps, loss: report(f"step {done}/{steps} loss {loss:.4f}"))
     fields = json.loads((found.folder / "config.json").read_text(encoding="utf-8"))
     export_transformer(args.output, transformer, fields=fields, tokenizer=found.tokenizer.read_text(encoding="utf-8"))
