@@ -1,0 +1,375 @@
+"""How often DiMOO-nano is right: `python -m dimoo_core.nano.rates` prints the table; exit 1 if a row misses its limit.
+
+A picture counts if the judge sees in it what was asked and finds it clean; an answer counts if it is the exact caption.
+The settings are those that the checkpoint brings as its defaults, but where a row is about others; the last column
+prints them. The n cases of a row are sampled with the seeds 0 to n - 1, and all rows of a task ask the same.
+
+Controls must fail, or the other rows prove nothing: captions that leave something open in one step, or with a cache
+that never refreshes; pictures judged by another caption.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..cache import CachePolicy
+from ..canvas import Canvas
+from ..checkpoint import NANO, Defaults, find, load_tokenizer, load_transformer, load_vq
+from ..guidance import Branch
+from ..image import cells_to_mask, composite
+from ..jobs import Model, decode, describe, encode, guided
+from ..sampling import ImageSettings, TextSettings, sample_image
+from ..vq import VQ
+from .cases import Case, Examiner
+from .judge import Verdict, judge_all, matches
+from .scenes import BACKGROUNDS, CELL, COLOURS, FORMATS, PLACES, SIZES
+
+CASES = 210  # 15 ways to leave something open, 5 kinds of edit, 5 questions: each the same number of times
+BATCH = 32
+PUBLISHED_CACHE = CachePolicy(ratio=0.9, warmup=0.3, refresh_interval=5)
+NEVER_REFRESHED = CachePolicy(ratio=0.98, warmup=0.0, refresh_interval=10_000)
+CHOICES = {"size": SIZES, "colour": COLOURS, "place": PLACES, "background": BACKGROUNDS}
+
+_NAME, _INDENT = 44, "    "
+_SETTINGS = {"steps": int, "temperature": float, "cfg": float, "image_cfg": float}
+
+
+# --------------------------------------------------------------------------------------------------------- settings
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How cases are sampled: H W in cells, and what `sample_image`, `guided` and `sample_text` take."""
+
+    cells: tuple[int, int] = FORMATS[0]
+    steps: int = 16
+    temperature: float = 1.0
+    cfg: float = 1.0
+    image_cfg: float = 1.0
+    cache: CachePolicy | None = None
+    text: TextSettings = field(default_factory=lambda: TextSettings(max_tokens=32, steps=32, block_length=32))
+
+    @classmethod
+    def usual(cls, defaults: Defaults) -> Setup:
+        """What a checkpoint brings."""
+        text = TextSettings(defaults.max_tokens, defaults.text_steps, defaults.block_length)
+        return cls(FORMATS[0], defaults.steps, defaults.temperature, defaults.cfg, defaults.image_cfg, text=text)
+
+    def words(self, case: Case) -> str:
+        """The settings that matter to a case, for the table."""
+        size = f"{self.cells[1] * CELL}x{self.cells[0] * CELL} px"
+        if case.canvas is None:
+            text = self.text
+            blocks = f"{text.max_tokens} tokens in blocks of {text.block_length}"
+            return f"{size}, {blocks}, {text.steps} steps, temperature {text.temperature:g}, guidance {text.cfg:g}"
+        guidance = f"{self.cfg:g} text {self.image_cfg:g} image" if case.prompt.images else f"{self.cfg:g}"
+        words = (
+            f"{size}, {self.steps} step{'s' * (self.steps > 1)}, temperature {self.temperature:g}, guidance {guidance}"
+        )
+        if self.cache is None:
+            return words
+        never = self.cache.refresh_interval > self.steps
+        refresh = "never refreshed" if never else f"refreshed every {self.cache.refresh_interval}"
+        return f"{words}, cache {self.cache.ratio:g} warm-up {self.cache.warmup:g} {refresh}"
+
+
+# ---------------------------------------------------------------------------------------------------------- the bench
+
+
+class Bench:
+    """A checkpoint, ready to be asked many cases at a time."""
+
+    def __init__(self, model: Model, vq: VQ):
+        self.model, self.vq = model, vq
+        self.device = next(model.transformer.parameters()).device
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        """Codes [B,H,W] of pictures [B,3,H*16,W*16]."""
+        return encode(self.vq, pictures.to(self.device)).cpu()
+
+    def fill(self, cases: Sequence[Case], setup: Setup) -> list[Canvas]:
+        """The filled canvas [1,H,W] of every case; cases with prompts of the same length share a batch."""
+        asked = [guided(self.model, case.prompt, cfg=setup.cfg, image_cfg=setup.image_cfg) for case in cases]
+        lengths = [(prefix.shape[1], *(one.prefix.shape[1] for one in branches)) for prefix, branches in asked]
+        filled, seed = {}, 0
+        for places in _alike(lengths):
+            settings = ImageSettings(setup.steps, setup.temperature, seed, setup.cache)
+            prefix, branches = self._together([asked[place] for place in places])
+            blank = _one_batch([cases[place].canvas for place in places])
+            canvas = sample_image(self.model.transformer, self.model.table, blank, prefix, branches, settings=settings)
+            filled |= dict(zip(places, _one_by_one(canvas), strict=True))
+            seed += len(places)
+        return [filled[place] for place in range(len(cases))]
+
+    def _together(self, asked: Sequence[tuple[Tensor, list[Branch]]]) -> tuple[Tensor, list[Branch]]:
+        """Prefixes [1,P] and their branches as one batch [B,P]."""
+        prefixes, branches = zip(*asked, strict=True)
+        made = [
+            Branch(torch.cat([one.prefix for one in same]).to(self.device), same[0].scale)
+            for same in zip(*branches, strict=True)
+        ]
+        return torch.cat(prefixes).to(self.device), made
+
+    def show(self, cases: Sequence[Case], canvases: Sequence[Canvas]) -> Tensor:
+        """The pictures [n,3,H*16,W*16] as a user gets them: outside the holes of an inpainted one the original."""
+        pictures = [decode(self.vq, canvas.to(self.device)).cpu() for canvas in canvases]
+        for place, case in enumerate(cases):
+            if case.original is not None:
+                mask = cells_to_mask(case.canvas.unknown, CELL)
+                pictures[place] = composite(case.original[None], pictures[place], mask)
+        return torch.cat(pictures)
+
+    def answer(self, cases: Sequence[Case], setup: Setup) -> list[str]:
+        """The words about the picture of every case; cases with the same question share a batch."""
+        answers, seed = {}, 0
+        for places in _alike([case.prompt.text for case in cases]):
+            images = torch.cat([cases[place].prompt.images[0] for place in places])
+            question, settings = cases[places[0]].prompt.text, replace(setup.text, seed=seed)
+            answers |= dict(zip(places, describe(self.model, [images], question, settings=settings), strict=True))
+            seed += len(places)
+        return [answers[place] for place in range(len(cases))]
+
+
+def load(folder: Path, device: str = "cpu") -> tuple[Bench, Setup]:
+    """A checkpoint and its usual settings. Raises ValueError where it cannot be loaded."""
+    found = find(folder)
+    transformer = load_transformer(found, device=device, dtype=torch.float32)
+    model = Model(transformer, load_tokenizer(found), found.table, found.defaults.sides)
+    return Bench(model, load_vq(found, device=device)), Setup.usual(found.defaults)
+
+
+def _one_batch(canvases: Sequence[Canvas]) -> Canvas:
+    return Canvas(torch.cat([one.codes for one in canvases]), torch.cat([one.unknown for one in canvases]))
+
+
+def _one_by_one(canvas: Canvas) -> list[Canvas]:
+    return [Canvas(*parts) for parts in zip(canvas.codes.split(1), canvas.unknown.split(1), strict=True)]
+
+
+def _alike(keys: Sequence[Hashable]) -> Iterator[list[int]]:
+    """Places of equal keys, at most BATCH at a time."""
+    groups: dict[Hashable, list[int]] = {}
+    for place, key in enumerate(keys):
+        groups.setdefault(key, []).append(place)
+    for places in groups.values():
+        yield from (places[start : start + BATCH] for start in range(0, len(places), BATCH))
+
+
+# ---------------------------------------------------------------------------------------------------------- measures
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a row comes to. exact: share of cases that show what was asked; rate: what limits are about, where nothing
+    else is said the share of cases that do and are clean."""
+
+    count: int
+    rate: float
+    exact: float | None = None
+    parts: dict[str, Measured] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
+
+
+def hits(bench: Bench, cases: Sequence[Case], setup: Setup) -> Measured:
+    """How many cases come out as asked, and clean; kept cells must keep their codes."""
+    if cases[0].canvas is None:
+        answers = bench.answer(cases, setup)
+        exact = good = [answer == case.asked for answer, case in zip(answers, cases, strict=True)]
+        kept = [True] * len(cases)
+    else:
+        canvases = bench.fill(cases, setup)
+        verdicts = judge_pictures(bench, cases, canvases)
+        kept = [_kept(case.canvas, canvas) for case, canvas in zip(cases, canvases, strict=True)]
+        exact = [matches(verdict.scene, case.asked) for verdict, case in zip(verdicts, cases, strict=True)]
+        good = [a and v.clean and same for a, v, same in zip(exact, verdicts, kept, strict=True)]
+    parts = sorted({case.part for case in cases})
+    whole = _share(exact, good)
+    if len(parts) > 1:
+        own = {part: [case.part == part for case in cases] for part in parts}
+        whole = replace(whole, parts={part: _share(_only(exact, of), _only(good, of)) for part, of in own.items()})
+    if cases[0].original is not None:
+        whole = replace(whole, remarks=(f"outside the hole all codes kept in {sum(kept)} of {len(kept)}",))
+    return whole
+
+
+def spread(bench: Bench, cases: Sequence[Case], setup: Setup) -> Measured:
+    """How evenly the choices fall that one caption leaves open; rate: the least entropy of one, as a share of that of
+    an even choice. Only pictures that are right and clean are counted."""
+    verdicts = judge_pictures(bench, cases, bench.fill(cases, setup))
+    scenes = [v.scene for v, case in zip(verdicts, cases, strict=True) if v.clean and matches(v.scene, case.asked)]
+    shares, remarks = [], [f"{len(set(scenes))} different scenes in {len(scenes)} pictures, right and clean"]
+    for name, values in CHOICES.items():
+        counts = Counter(getattr(scene, name) for scene in scenes)
+        entropy = sum(count / len(scenes) * math.log2(len(scenes) / count) for count in counts.values())
+        shares.append(entropy / math.log2(len(values)))
+        most = max(counts.values(), default=0) / max(len(scenes), 1)
+        bits = f"entropy {entropy:.2f} of {math.log2(len(values)):.2f} bits"
+        remarks.append(f"{name}: {len(counts)} of {len(values)} chosen, the most frequent in {most:.0%}, {bits}")
+    return Measured(len(cases), min(shares), remarks=tuple(remarks))
+
+
+def sameness(bench: Bench, cases: Sequence[Case], setup: Setup) -> Measured:
+    """rate: the share of seeds that give the very codes of the first."""
+    first, *others = [canvas.codes for canvas in bench.fill(cases, setup)]
+    same = [True, *(torch.equal(codes, first) for codes in others)]
+    return Measured(len(same), sum(same) / len(same), remarks=("counted: pictures with the codes of the first seed's",))
+
+
+def judge_pictures(bench: Bench, cases: Sequence[Case], canvases: Sequence[Canvas]) -> list[Verdict]:
+    """What the canvases of one task show."""
+    return judge_all(bench.show(cases, canvases), edges=cases[0].edges)
+
+
+def _kept(before: Canvas, after: Canvas) -> bool:
+    return torch.equal(before.codes[~before.unknown], after.codes[~before.unknown])
+
+
+def _share(exact: list[bool], good: list[bool]) -> Measured:
+    return Measured(len(good), sum(good) / len(good), sum(exact) / len(exact))
+
+
+def _only(values: list[bool], wanted: list[bool]) -> list[bool]:
+    return [value for value, want in zip(values, wanted, strict=True) if want]
+
+
+# ---------------------------------------------------------------------------------------------------------- the table
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: what is asked, how it is sampled and measured, and the limits of its rate. times: how many
+    times the usual number of cases."""
+
+    name: str
+    ask: Callable[[Examiner, int], Case]
+    setup: Setup
+    least: float = 0.0
+    most: float = 1.0
+    measure: Callable[[Bench, Sequence[Case], Setup], Measured] = hits
+    times: int = 1
+
+    def run(self, bench: Bench, count: int = CASES) -> tuple[Measured, str]:
+        """The measurement over `count` cases, and its settings in words."""
+        examiner = Examiner(bench.encode, *self.setup.cells)
+        cases = [self.ask(examiner, number) for number in range(count * self.times)]
+        return self.measure(bench, cases, self.setup), self.setup.words(cases[0])
+
+    def passes(self, measured: Measured) -> bool:
+        """Whether the rate is within the limits."""
+        return self.least <= measured.rate <= self.most
+
+
+def rows(usual: Setup) -> list[Row]:
+    """The whole table. Open captions are sampled at temperature 1, whatever is usual: there are choices to make."""
+    free = replace(usual, temperature=1.0)
+    return [*_tasks(usual, free), *_variants(usual, free), *_controls(usual, free)]
+
+
+def _tasks(usual: Setup, free: Setup) -> list[Row]:
+    return [
+        Row("generate full", Examiner.full, usual, least=0.95),
+        Row("generate full, held out", Examiner.held_out, usual, least=0.85),
+        Row("generate open", Examiner.open, free, least=0.80),
+        Row("describe", Examiner.describe, usual, least=0.95),
+        Row("describe, held out", Examiner.describe_held_out, usual, least=0.85),
+        Row("edit", Examiner.edit, usual, least=0.90, times=5),
+        Row("edge map", Examiner.edge_map, usual, least=0.95),
+        Row("edge map to image", Examiner.from_edges, usual, least=0.90),
+        Row("inpaint", Examiner.hole, usual, least=0.90),
+    ]
+
+
+def _variants(usual: Setup, free: Setup) -> list[Row]:
+    """The other format, the published cache, half the steps."""
+
+    def wide(setup: Setup) -> Setup:
+        return replace(setup, cells=FORMATS[1])
+
+    def cached(setup: Setup) -> Setup:
+        return replace(setup, cache=PUBLISHED_CACHE)
+
+    def half(setup: Setup) -> Setup:
+        return replace(setup, steps=max(setup.steps // 2, 1))
+
+    made = [Row("describe, other format", Examiner.describe, wide(usual), least=0.95)]
+    for name, change in {"other format": wide, "ML-Cache": cached, "half the steps": half}.items():
+        made += [
+            Row(f"generate full, {name}", Examiner.full, change(usual), least=0.90),
+            Row(f"generate open, {name}", Examiner.open, change(free), least=0.70),
+            Row(f"edit, {name}", Examiner.edit, change(usual), least=0.80),
+        ]
+    return made
+
+
+def _controls(usual: Setup, free: Setup) -> list[Row]:
+    """What must fail, and what the noise is for."""
+    one, stale = replace(free, steps=1), replace(free, cache=NEVER_REFRESHED)
+    return [
+        Row("control: open in one step", Examiner.open, one, most=0.26),
+        Row("control: open, cache never refreshed", Examiner.open, stale, most=0.40),
+        Row("control: full, judged by another caption", Examiner.mistaken, usual, most=0.02),
+        Row("spread over seeds", Examiner.bare, free, least=0.5, measure=spread),
+        Row("one picture at temperature 0", Examiner.bare, replace(free, temperature=0.0), 1.0, measure=sameness),
+    ]
+
+
+def lines(row: Row, measured: Measured, settings: str) -> Iterator[str]:
+    """A row of the table as text: one line, one more for each part and remark."""
+    limit = f">= {row.least:.0%}" if row.least else f"<= {row.most:.0%}"
+    yield _line(row.name, measured, f"{limit:>8}  {'ok  ' if row.passes(measured) else 'MISS'}  {settings}")
+    yield from (_line(_INDENT + name, part) for name, part in measured.parts.items())
+    yield from (_INDENT + remark for remark in measured.remarks)
+
+
+def _line(name: str, measured: Measured, end: str = "") -> str:
+    exact = "-" if measured.exact is None else f"{measured.exact:.1%}"
+    return f"{name:<{_NAME}}{measured.count:>5}{exact:>8}{measured.rate:>11.1%}  {end}".rstrip()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command. Hands back 1 where a row misses its limit."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        bench, usual = load(options.checkpoint, options.device)
+    except ValueError as error:
+        parser.error(str(error))
+    given = {name: getattr(options, name) for name in _SETTINGS}
+    every = rows(replace(usual, **{name: value for name, value in given.items() if value is not None}))
+    table = [row for row in every if not options.rows or any(words in row.name for words in options.rows)]
+    if not table or options.cases < 1:
+        names = ", ".join(row.name for row in every)
+        parser.error(f"There is nothing to measure: at least 1 case is needed, and some of the rows {names}.")
+    print(f"{'':<{_NAME}}{'cases':>5}{'exact':>8}{'and clean':>11}  {'wanted':>8}        settings")
+    missed = 0
+    for row in table:
+        measured, settings = row.run(bench, options.cases)
+        print(*lines(row, measured, settings), sep="\n", flush=True)
+        missed += not row.passes(measured)
+    print(f"{len(table) - missed} of {len(table)} rows are within their limits.")
+    return 1 if missed else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m dimoo_core.nano.rates", description=__doc__.splitlines()[0])
+    parser.add_argument("--checkpoint", type=Path, default=NANO, metavar="FOLDER", help="another nano (the built-in)")
+    parser.add_argument("--cases", type=int, default=CASES, metavar="N", help=f"cases per row ({CASES})")
+    parser.add_argument("--rows", nargs="+", metavar="WORDS", help="only rows whose name has one of these in it")
+    parser.add_argument("--device", default="cpu", help="where to compute (cpu)")
+    for name, kind in _SETTINGS.items():
+        text = f"{name} in place of the checkpoint's own"
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="X", help=text)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
