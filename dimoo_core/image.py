@@ -67,11 +67,19 @@ def fit(pixels: Tensor, width: int, height: int) -> Tensor:
         old_width, old_height = old_width // 2, old_height // 2
         pixels = F.interpolate(pixels, (old_height, old_width), mode="area")
     scale = max(width / old_width, height / old_height)
+    # Of a picture much longer than the frame only the middle is needed: resized whole it could fill any memory.
+    pixels = _middle(pixels, math.ceil(2 * width / scale), math.ceil(2 * height / scale))
+    old_height, old_width = pixels.shape[2:]
     size = (max(height, round(old_height * scale)), max(width, round(old_width * scale)))
     if size != (old_height, old_width):
         pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True).clamp(0, 1)
-    top, left = (size[0] - height) // 2, (size[1] - width) // 2
-    return pixels[:, :, top : top + height, left : left + width].contiguous()
+    return _middle(pixels, width, height).contiguous()
+
+
+def _middle(pixels: Tensor, width: int, height: int) -> Tensor:
+    """The centre of pixels [B,3,h,w], at most width x height px."""
+    top, left = (max(0, old - new) // 2 for old, new in zip(pixels.shape[2:], (height, width), strict=True))
+    return pixels[:, :, top : top + height, left : left + width]
 
 
 def check_size(width: int, height: int, scale: int = 16) -> tuple[int, int]:

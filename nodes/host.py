@@ -188,7 +188,7 @@ def show_text(text: str, node: str | None) -> None:
     server = _server()
     page = getattr(server, "client_id", None)
     if node is not None and page is not None and hasattr(server, "send_progress_text"):
-        server.send_progress_text(text, node, page)
+        server.send_progress_text(text or " ", node, page)  # the page takes an empty text for none and keeps the old
 
 
 def _server():

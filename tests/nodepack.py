@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import inspect
 import os
 import sys
 from pathlib import Path
@@ -64,8 +65,10 @@ def run(node: type, /, **inputs: Any) -> Any:
     schema = node.FINALIZE_SCHEMA()
     given = {one.id: one.default for one in schema.inputs if getattr(one, "default", None) is not None} | inputs
     hidden = dict.fromkeys(schema.hidden or [], "7")
+    newer = "v3_data" in inspect.signature(node.PREPARE_CLASS_CLONE).parameters
     with torch.inference_mode():
-        return node.PREPARE_CLASS_CLONE(hidden).EXECUTE_NORMALIZED(**given)
+        clone = node.PREPARE_CLASS_CLONE({"hidden_inputs": hidden} if newer else hidden)
+        return clone.EXECUTE_NORMALIZED(**given)
 
 
 def put_checkpoint(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
