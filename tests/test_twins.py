@@ -2,10 +2,10 @@
 
 The weights travel by file in the published layout, through the very functions that load a downloaded checkpoint.
 
-Tolerances are for fp32. Logits and latents here are numbers of size 1 to 10, sums of a few hundred products taken in
-another order than the twin takes them: each differs by a few 1e-6, so ATOL = 1e-4 is never reached by rounding. It is
-tight enough all the same: `test_the_tolerance_tells_a_mistake` shows that the smallest mistakes we could think of (an
-eps ten times as large, a rope base half as large, a causal mask) are caught.
+Tolerances are for fp32. Logits, latents and pixels here are numbers of size 1 to 5, sums of many products taken in
+another order than the twin takes them: seen to differ by up to 1.3e-5, an eighth of ATOL. That is tight enough:
+`test_the_tolerance_tells_a_mistake` shows that the smallest mistakes we could think of (an eps ten times as large, a
+rope base half as large, other heads, a causal mask) are told apart.
 """
 
 from __future__ import annotations
