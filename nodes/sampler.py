@@ -146,7 +146,7 @@ def _how() -> list:
             "cfg",
             tooltip=(
                 "How strongly the words are followed; 0 leaves guidance out and saves its time. The 8B model likes "
-                "about 4, nano about 1."
+                "about 4; nano does best without."
             ),
             **guidance,
         ),

@@ -27,14 +27,14 @@ from .scenes import FORMATS, Scene, caption, draw, draw_edges, every_scene
 from .words import build_table, build_tokenizer
 
 VQ_TRAINING = VQTraining(steps=1400)
-POLISH = VQTraining(steps=1000, rate=2e-3)
+POLISH = VQTraining(steps=500, rate=2e-3)
 TRAINING = Training(steps=3000)
 DEFAULTS = {
     "size": [128, 128],
     "side": 128,
     "sides": [128, 160],
     "steps": 16,
-    "cfg": 1.0,
+    "cfg": 0.0,
     "image_cfg": 0.0,
     "temperature": 1.0,
     "max_tokens": 32,

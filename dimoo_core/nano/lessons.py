@@ -134,7 +134,7 @@ class Lessons:
 
     @staticmethod
     def _format(choose: random.Random) -> tuple[int, int]:
-        return choose.choices(FORMATS, (0.6, 0.4))[0]
+        return choose.choices(FORMATS, (0.8, 0.2))[0]
 
     @staticmethod
     def _pattern(choose: random.Random) -> tuple[str, ...]:
