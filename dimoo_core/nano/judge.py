@@ -6,11 +6,12 @@ the background b, a drawing is b + a (f - b), so that the squared error is a qua
 (`_errors`), the same for all colours.
 
 The best explanation alone is lenient, it passes pictures with stray fragments. A picture is `clean` if it also lies
-within OVERALL of that drawing and every cell within a limit of its own: what sits in one cell hardly shows in the mean
-over all. All are root mean squares. Cells that the drawing leaves plain have to be plain, to PLAIN: a fragment that
-fills a sixth of one is seen in any colour on any background, of most pairs of colours much less is. In cells with an
-outline a VQ blurs, in proportion to the contrast of shape and background: their limit OUTLINE is a share of it.
-Pictures that nano's VQ encodes and decodes stay below both (up to 14/255, and up to 0.32 of the contrast).
+within OVERALL of that drawing, and no small patch of it has another mean colour: a fragment hardly shows in the mean
+over a picture, and a VQ's blur hardly in the means of patches. In cells that the drawing leaves plain, patches are 4x4
+px and their limit is PLAIN: 9 of their 16 pixels are seen in any colour on any background, most pairs of colours show
+less. In cells with an outline they are 8x8 px, and the limit OUTLINE is a share of the contrast, since blur grows with
+it; half a shape is seen. Every drawing that nano's VQ encodes and decodes stays below: 24/255, 0.29 of the contrast;
+edge maps, whose lines are thin and have the limit LINES, below 10/255.
 
 Shapes: B pictures, G places and shapes, h w pixels, P = h*w.
 """
@@ -23,6 +24,7 @@ from functools import cache
 from itertools import combinations, product
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .scenes import (
@@ -43,28 +45,31 @@ from .scenes import (
 )
 
 OVERALL = 12 / 255
-PLAIN = 20 / 255
-OUTLINE = 0.4  # of the contrast
-MOST = 40 / 255  # for the highest contrasts
+PLAIN = 28 / 255
+OUTLINE = 0.35  # of the contrast
+MOST = 34 / 255  # for the highest contrasts
+LINES = 16 / 255  # in edge maps, where an outline is thin
+_PLAIN_PATCH, _OUTLINE_PATCH = 4, 8  # px
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a picture shows, and how far it is from the drawing of `scene`, root mean squares in 0..1: over the picture,
-    in the worst of the cells that should be plain, and of those with an outline in them.
+    """What a picture shows, and how far it is from the drawing of `scene`, in 0..1: over the picture, and in the mean
+    colour of the worst patch of the cells that should be plain, and of those with an outline; root mean squares.
 
-    An edge map shows no colours: there the scene names any.
+    An edge map (`edges`) shows no colours: there the scene names any.
     """
 
     scene: Scene
     distance: float
     worst_plain: float
     worst_outline: float
+    edges: bool = False
 
     @property
     def clean(self) -> bool:
         """Whether the picture is that drawing and nothing besides."""
-        outline = min(MOST, OUTLINE * contrast(self.scene))
+        outline = LINES if self.edges else min(MOST, OUTLINE * contrast(self.scene))
         return self.distance <= OVERALL and self.worst_plain <= PLAIN and self.worst_outline <= outline
 
     @property
@@ -90,15 +95,14 @@ def judge_all(pictures: Tensor, *, edges: bool = False) -> list[Verdict]:
     scenes, sums = _errors(pictures, height, width, edges)
     found = [scenes[index] for index in sums.argmin(dim=1).tolist()]
     drawn = torch.stack([(draw_edges if edges else draw)(scene, height, width) for scene in found])
-    cells = _by_cell(drawn, height, width)
-    plain = (cells.amax(dim=3) == cells.amin(dim=3)).all(dim=1)  # [B,H*W]
-    errors = _by_cell(pictures - drawn, height, width).square().mean(dim=(1, 3))
+    error = pictures - drawn
+    plain = (F.max_pool2d(drawn, CELL) == -F.max_pool2d(-drawn, CELL)).all(dim=1)  # [B,H,W]
     distances = (
-        errors.mean(dim=1),
-        errors.masked_fill(~plain, 0.0).amax(dim=1),
-        errors.masked_fill(plain, 0.0).amax(dim=1),
+        error.square().mean(dim=(1, 2, 3)).sqrt(),
+        _worst_patch(error, _PLAIN_PATCH).masked_fill(~plain, 0.0).amax(dim=(1, 2)),
+        _worst_patch(error, _OUTLINE_PATCH).masked_fill(plain, 0.0).amax(dim=(1, 2)),
     )
-    return [Verdict(*parts) for parts in zip(found, *(one.sqrt().tolist() for one in distances), strict=True)]
+    return [Verdict(*parts, edges) for parts in zip(found, *(one.tolist() for one in distances), strict=True)]
 
 
 def contrast(scene: Scene) -> float:
@@ -135,10 +139,9 @@ def _cells(pictures: Tensor) -> tuple[int, int]:
     )
 
 
-def _by_cell(pictures: Tensor, height: int, width: int) -> Tensor:
-    """[B,3,H*16,W*16] -> the pixels of each cell [B,3,H*W,256]"""
-    rows = pictures.unflatten(3, (width, CELL)).unflatten(2, (height, CELL))
-    return rows.transpose(3, 4).flatten(4, 5).flatten(2, 3)
+def _worst_patch(error: Tensor, side: int) -> Tensor:
+    """The largest error [B,H,W] of the mean colour of a patch of side x side px in each cell; error [B,3,h,w]."""
+    return F.max_pool2d(F.avg_pool2d(error, side).square().mean(dim=1).sqrt(), CELL // side)
 
 
 def _errors(pictures: Tensor, height: int, width: int, edges: bool) -> tuple[list[Scene], Tensor]:
