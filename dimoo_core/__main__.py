@@ -24,7 +24,8 @@ from .cache import PRESETS, CachePolicy
 from .checkpoint import NANO, Defaults, Found, find, load_tokenizer, load_transformer, load_vq
 from .image import PAINTED, RECTANGLE, centred_rectangle, load_mask, load_picture, to_pil
 from .prompt import EDITS
-from .sampling import ImageSettings, TextSettings
+from .sampling import ImageSettings
+from .text_sampling import TextSettings
 from .train import EXAMPLES as TRAIN_EXAMPLES
 from .train import train, train_arguments
 from .vq import VQ

@@ -27,7 +27,8 @@ from .image import (
 )
 from .layout import prompt_prefix
 from .prompt import DESCRIBE, GENERATE, Prompt, edit_task, prompt_strings
-from .sampling import ImageSettings, ImageStep, TextSettings, TextStep, sample_image, sample_text
+from .sampling import ImageSettings, ImageStep, sample_image
+from .text_sampling import TextSettings, TextStep, sample_text
 from .tokens import TextTokenizer, TokenTable
 from .transformer import Transformer
 from .vq import VQ

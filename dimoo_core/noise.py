@@ -1,4 +1,4 @@
-"""Randomness: counter-based uniforms, Gumbel noise, and the two random choices of the sampler.
+"""Randomness: counter-based uniforms and Gumbel noise.
 
 A uniform is a pure function of (seed, stream, step, cell, token), computed with int64 tensor operations on the device:
 the same on every device and for every batch size, drawn only where it is needed, nothing shipped from the CPU.
@@ -28,22 +28,6 @@ _TOKEN_STREAM, _REMASK_STREAM = 1, 2
 def gumbel(uniform: Tensor) -> Tensor:
     """Gumbel(0,1) noise of uniforms in 0..1, in the dtype that comes: -log(-log(u + 1e-20) + 1e-20)."""
     return -torch.log(-torch.log(uniform + 1e-20) + 1e-20)
-
-
-def gumbel_argmax(logits: Tensor, noise: Tensor, temperature: float) -> Tensor:
-    """A sample [...] of softmax(logits / temperature) for logits and Gumbel noise [...,K]."""
-    return (logits / temperature + noise).argmax(dim=-1)
-
-
-def stays_masked(log_confidence: Tensor, keep: Tensor, noise: Tensor, temperature: float) -> Tensor:
-    """Which of the cells stay masked: the keep[b] lowest of `log confidence + temperature * noise`, bool [B,m].
-
-    log_confidence and noise [B,m], keep [B] in 0..m-1. Cells that tie with the first one above the cut are decided,
-    so ties leave fewer than keep[b] masked, as in the released code.
-    """
-    score = log_confidence + temperature * noise
-    cut = score.sort(dim=-1).values.gather(1, keep[:, None])
-    return score < cut
 
 
 class Noise:

@@ -10,7 +10,7 @@ from ..dimoo_core import jobs
 from ..dimoo_core.image import fit, understanding_size
 from ..dimoo_core.noise import SEEDS
 from ..dimoo_core.prompt import DESCRIBE
-from ..dimoo_core.sampling import TextSettings, TextStep
+from ..dimoo_core.text_sampling import TextSettings, TextStep
 from . import estimates, host, pixels, widgets
 from .sockets import LoadedModel, LoadedVQ, ModelSocket, VQSocket
 

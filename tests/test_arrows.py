@@ -19,10 +19,10 @@ NODES = ROOT / "nodes"
 # files of one folder may import each other.
 ROWS = (
     ("checks",),
-    ("tokens", "config", "schedule", "image", "noise"),
+    ("tokens", "config", "schedule", "image", "noise", "choices"),
     ("canvas", "prompt", "guidance", "cache"),
     ("transformer", "vq", "layout"),
-    ("sampling", "checkpoint"),
+    ("sampling", "text_sampling", "checkpoint"),
     ("jobs",),
     ("training",),
     ("nano",),

@@ -9,7 +9,8 @@ from dimoo_core import jobs
 from dimoo_core.cache import PRESETS
 from dimoo_core.config import TransformerConfig, VQConfig
 from dimoo_core.prompt import EDITS, Prompt
-from dimoo_core.sampling import ImageSettings, TextSettings
+from dimoo_core.sampling import ImageSettings
+from dimoo_core.text_sampling import TextSettings
 from dimoo_core.tokens import TextTokenizer
 from dimoo_core.transformer import Transformer
 from dimoo_core.vq import VQ

@@ -9,7 +9,7 @@ from . import nodepack
 from .live_bytes import LiveBytes
 from .tiny import AUTOENCODER, TABLE, TRANSFORMER, write_checkpoint
 
-cache, canvas, config, estimates, layout, loader, sampling, tokens, transformer, vq = (
+cache, canvas, config, estimates, layout, loader, sampling, text_sampling, tokens, transformer, vq = (
     nodepack.part(name)
     for name in (
         "dimoo_core.cache",
@@ -19,6 +19,7 @@ cache, canvas, config, estimates, layout, loader, sampling, tokens, transformer,
         "dimoo_core.layout",
         "nodes.loader",
         "dimoo_core.sampling",
+        "dimoo_core.text_sampling",
         "dimoo_core.tokens",
         "dimoo_core.transformer",
         "dimoo_core.vq",
@@ -62,9 +63,9 @@ def test_sampling_takes_what_was_estimated(width: int, codes: int, side: int, ba
 def test_an_answer_takes_what_was_estimated() -> None:
     net = network(64, 60_000, torch.bfloat16)
     table = tokens.TokenTable.from_dict({**TABLE.to_dict(), "codebook_size": 60_000})
-    settings = sampling.TextSettings(max_tokens=64, steps=1, block_length=64, cfg=1.0, temperature=1.0)
+    settings = text_sampling.TextSettings(max_tokens=64, steps=1, block_length=64, cfg=1.0, temperature=1.0)
     with LiveBytes() as measured:
-        sampling.sample_text(net, table, torch.zeros(1, PREFIX, dtype=torch.int64), settings=settings)
+        text_sampling.sample_text(net, table, torch.zeros(1, PREFIX, dtype=torch.int64), settings=settings)
     estimate = estimates.text_bytes(net.config, PREFIX + 66, tokens=64, branches=2, itemsize=2)
     assert measured.peak <= estimate <= 2 * measured.peak + 200 * 2**20
 

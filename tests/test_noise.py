@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dimoo_core.noise import SEEDS, Noise, gumbel, stays_masked
+from dimoo_core.choices import stays_masked
+from dimoo_core.noise import SEEDS, Noise, gumbel
 
 
 def tokens(seed: int, *, step: int = 0, cells: int = 64, codes: int = 512, batch: int = 1) -> torch.Tensor:

@@ -14,7 +14,8 @@ from dimoo_core.cache import CachePolicy
 from dimoo_core.canvas import Canvas
 from dimoo_core.config import TransformerConfig
 from dimoo_core.guidance import Branch
-from dimoo_core.sampling import ImageSettings, TextSettings, sample_image, sample_text
+from dimoo_core.sampling import ImageSettings, sample_image
+from dimoo_core.text_sampling import TextSettings, sample_text
 from dimoo_core.transformer import Transformer
 
 from .tiny import CODES, TABLE, TRANSFORMER, random_weights

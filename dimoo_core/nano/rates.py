@@ -27,7 +27,8 @@ from ..checkpoint import NANO, Defaults, find, load_tokenizer, load_transformer,
 from ..guidance import Branch
 from ..image import cells_to_mask, composite
 from ..jobs import Model, decode, describe, encode, guided
-from ..sampling import ImageSettings, TextSettings, sample_image
+from ..sampling import ImageSettings, sample_image
+from ..text_sampling import TextSettings
 from ..vq import VQ
 from .cases import Case, Examiner
 from .judge import Verdict, judge_all, matches
