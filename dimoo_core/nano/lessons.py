@@ -6,7 +6,7 @@ Every batch holds one task, one picture format and one pattern of words, so that
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 
 import torch
@@ -18,13 +18,18 @@ from ..training.examples import Condition, Examples, draw_condition, rarity
 from ..training.mixture import random_rectangle
 from ..training.objective import Batch
 from .recipe import edge_scenes
-from .scenes import FORMATS, OPEN, Edit, Scene, caption, every_edit, every_scene, held_out
+from .scenes import FORMATS, OPEN, PLACES, SIZES, Edit, Scene, box, caption, every_edit, every_scene, held_out
 from .words import QUESTIONS
 
 UNCONDITIONAL = 0.1  # share of batches that learn without the prompt, for guidance
 _ANSWER_LENGTHS = {16: 0.4, 32: 0.4, 64: 0.12, 128: 0.08}
-_EDIT_KINDS = {"remove": 0.1, "recolour": 0.25, "replace": 0.25, "background": 0.25, "add": 0.15}
+_EDIT_KINDS = {"remove": 0.1, "recolour": 0.2, "replace": 0.2, "background": 0.2, "add": 0.3}
+# Of captions that leave the size open. Sampling decides first what is surest, plain background, which leaves less and
+# less room for a large shape; were both sizes taught alike, nine of ten such pictures would have a small one.
+SIZES_LEFT_OPEN = {"small": 0.2, "large": 0.8}
 
+# (choose, scene, H, W) -> the cells bool [H,W] that may be hidden, and whether all of them are or a share
+Hide = Callable[[random.Random, Scene, int, int], tuple[Tensor, bool]]
 # codes [H,W] of every picture of the world, by (scene, edge map?, H, W)
 Codes = Mapping[tuple[Scene, bool, int, int], Tensor]
 
@@ -33,6 +38,11 @@ Codes = Mapping[tuple[Scene, bool, int, int], Tensor]
 def taught_scenes() -> tuple[Scene, ...]:
     """All scenes with a shape that are not held out."""
     return tuple(scene for scene in every_scene() if scene.shape and not held_out(scene))
+
+
+@cache
+def _taught_of_size(size: str) -> tuple[Scene, ...]:
+    return tuple(scene for scene in taught_scenes() if scene.size == size)
 
 
 @cache
@@ -51,14 +61,14 @@ class Lessons:
         """One step: each task's share, in batches of equally long sequences."""
         return [
             self.pictures(choose, 8, ()),
-            self.pictures(choose, 8, self._pattern(choose)),
-            self.pictures(choose, 8, self._pattern(choose)),
+            self.pictures(choose, 16, self._pattern(choose)),
+            self.pictures(choose, 16, self._pattern(choose)),
             self.holes(choose, 6),
             self.edits(choose, 6),
             self.edits(choose, 6),
-            self.edge_maps(choose, 3),
-            self.from_edges(choose, 4),
-            self.descriptions(choose, 8),
+            self.edge_maps(choose, 4),
+            self.from_edges(choose, 3),
+            self.descriptions(choose, 6),
         ]
 
     # ------------------------------------------------------------------------------------------------ the tasks
@@ -66,18 +76,18 @@ class Lessons:
     def pictures(self, choose: random.Random, size: int, leave_open: tuple[str, ...]) -> Batch:
         """Text to image, with a part of the words left out."""
         blank = not leave_open and choose.random() < 0.08
-        scenes = [self._empty(choose) if blank else choose.choice(taught_scenes()) for _ in range(size)]
+        scenes = [self._empty(choose) if blank else self._scene(choose, leave_open) for _ in range(size)]
         prompts = [Prompt(GENERATE, caption(scene, leave_open)) for scene in scenes]
         targets = [(scene, False) for scene in scenes]
-        return self._images(choose, prompts, targets, decided=not leave_open)
+        return self._images(choose, prompts, targets, decided=not leave_open, hide=places_left if leave_open else None)
 
     def holes(self, choose: random.Random, size: int) -> Batch:
         """Inpainting: a rectangle of a picture is to be filled and the rest is known, or the other way round."""
         leave_open = choose.choice(((), self._pattern(choose)))
-        scenes = [choose.choice(taught_scenes()) for _ in range(size)]
+        scenes = [self._scene(choose, leave_open) for _ in range(size)]
         prompts = [Prompt(GENERATE, caption(scene, leave_open)) for scene in scenes]
         targets = [(scene, False) for scene in scenes]
-        return self._images(choose, prompts, targets, decided=not leave_open, rectangles=True)
+        return self._images(choose, prompts, targets, decided=not leave_open, hide=hole)
 
     def edits(self, choose: random.Random, size: int) -> Batch:
         """One kind of edit of several pictures."""
@@ -133,8 +143,16 @@ class Lessons:
         return choose.choice([scene for scene in every_scene() if not scene.shape])
 
     @staticmethod
+    def _scene(choose: random.Random, leave_open: tuple[str, ...]) -> Scene:
+        """A taught scene; its size is as SIZES_LEFT_OPEN says where the words leave it open."""
+        if "size" not in leave_open:
+            return choose.choice(taught_scenes())
+        size = choose.choices(list(SIZES_LEFT_OPEN), list(SIZES_LEFT_OPEN.values()))[0]
+        return choose.choice(_taught_of_size(size))
+
+    @staticmethod
     def _format(choose: random.Random) -> tuple[int, int]:
-        return choose.choices(FORMATS, (0.8, 0.2))[0]
+        return choose.choices(FORMATS, (0.67, 0.33))[0]
 
     @staticmethod
     def _pattern(choose: random.Random) -> tuple[str, ...]:
@@ -148,20 +166,21 @@ class Lessons:
         *,
         form: tuple[int, int] | None = None,
         decided: bool = True,
-        rectangles: bool = False,
+        hide: Hide | None = None,
     ) -> Batch:
-        # decided: the prompts leave one right answer
+        # decided: the prompts leave one right answer; hide: see there (None: a share of all cells)
         height, width = form or self._format(choose)
         condition = draw_condition(choose, UNCONDITIONAL, images=bool(prompts[0].images))
         codes = torch.stack([self.codes[scene, edges, height, width] for scene, edges in targets])
-        holes = torch.stack([self._hole(choose, height, width) for _ in prompts]) if rectangles else None
-        weights = rarity(codes) if decided and condition == Condition() else None
-        return self.examples.images(prompts, codes, condition=condition, maskable=holes, weights=weights)
-
-    @staticmethod
-    def _hole(choose: random.Random, height: int, width: int) -> Tensor:
-        hole = random_rectangle(choose, height, width)
-        return ~hole if choose.random() < 0.25 and not hole.all() else hole  # some are to be painted outwards
+        hidden = [hide(choose, scene, height, width) for scene, _ in targets] if hide else []
+        return self.examples.images(
+            prompts,
+            codes,
+            condition=condition,
+            maskable=torch.stack([cells for cells, _ in hidden]) if hide else None,
+            whole=torch.tensor([whole for _, whole in hidden]) if hide else None,
+            weights=rarity(codes) if decided and condition == Condition() else None,
+        )
 
 
 def edges_only(scene: Scene) -> Scene:
@@ -172,3 +191,31 @@ def edges_only(scene: Scene) -> Scene:
 @cache
 def _by_outline() -> dict[tuple, Scene]:
     return {(scene.shape, scene.size, scene.place): scene for scene in edge_scenes()}
+
+
+# ---------------------------------------------------------------------------------------------------- what is hidden
+
+
+def hole(choose: random.Random, scene: Scene, height: int, width: int) -> tuple[Tensor, bool]:
+    """A `Hide` for inpainting, whatever the scene: a rectangle, or one time in four all but a rectangle."""
+    inside = random_rectangle(choose, height, width)
+    return ~inside if choose.random() < 0.25 and not inside.all() else inside, False
+
+
+def places_left(choose: random.Random, scene: Scene, height: int, width: int) -> tuple[Tensor, bool]:
+    """A `Hide` for open words: all cells, or every other time the boxes of the scene's shape and of a few others.
+
+    Sampling decides plain background first. What is left then are the few places where the shape may still be, which
+    cells hidden at random hardly ever are; a model taught by these alone often leaves the last of them empty too. The
+    other boxes, and some cells besides, are drawn without a look at the scene, lest the mask tell more than that.
+    """
+    if choose.random() < 0.5:
+        return torch.ones(height, width, dtype=torch.bool), False
+    boxes = [(size, place) for size in SIZES for place in PLACES]
+    others = choose.sample(boxes, choose.randrange(5))
+    hidden = torch.rand(height, width, generator=torch.Generator().manual_seed(choose.getrandbits(32)))
+    hidden = hidden < max(0.0, choose.uniform(-0.3, 0.3))
+    for size, place in {(scene.size, scene.place), *others}:
+        top, left, side = box(size, place, height, width)
+        hidden[top : top + side, left : left + side] = True
+    return hidden, choose.random() < 0.6
