@@ -5,6 +5,7 @@ Every batch holds one task, one picture format and one pattern of words, so that
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -17,8 +18,8 @@ from ..tokens import TextTokenizer, TokenTable
 from ..training.examples import Condition, Examples, draw_condition, rarity
 from ..training.mixture import random_rectangle
 from ..training.objective import Batch
-from .recipe import edge_scenes
-from .scenes import FORMATS, OPEN, PLACES, SIZES, Edit, Scene, box, caption, every_edit, every_scene, held_out
+from .recipe import cells, edge_scenes
+from .scenes import FORMATS, OPEN, Edit, Scene, caption, coverage, every_edit, every_scene, held_out
 from .words import QUESTIONS
 
 UNCONDITIONAL = 0.1  # share of batches that learn without the prompt, for guidance
@@ -26,7 +27,7 @@ _ANSWER_LENGTHS = {16: 0.4, 32: 0.4, 64: 0.12, 128: 0.08}
 _EDIT_KINDS = {"remove": 0.1, "recolour": 0.2, "replace": 0.2, "background": 0.2, "add": 0.3}
 # Of captions that leave the size open. Sampling decides first what is surest, plain background, which leaves less and
 # less room for a large shape; were both sizes taught alike, nine of ten such pictures would have a small one.
-SIZES_LEFT_OPEN = {"small": 0.2, "large": 0.8}
+SIZES_LEFT_OPEN = {"small": 0.3, "large": 0.7}
 
 # (choose, scene, H, W) -> the cells bool [H,W] that may be hidden, and whether all of them are or a share
 Hide = Callable[[random.Random, Scene, int, int], tuple[Tensor, bool]]
@@ -79,7 +80,7 @@ class Lessons:
         scenes = [self._empty(choose) if blank else self._scene(choose, leave_open) for _ in range(size)]
         prompts = [Prompt(GENERATE, caption(scene, leave_open)) for scene in scenes]
         targets = [(scene, False) for scene in scenes]
-        return self._images(choose, prompts, targets, decided=not leave_open, hide=places_left if leave_open else None)
+        return self._images(choose, prompts, targets, decided=not leave_open, hide=shape_unseen if leave_open else None)
 
     def holes(self, choose: random.Random, size: int) -> Batch:
         """Inpainting: a rectangle of a picture is to be filled and the rest is known, or the other way round."""
@@ -202,20 +203,24 @@ def hole(choose: random.Random, scene: Scene, height: int, width: int) -> tuple[
     return ~inside if choose.random() < 0.25 and not inside.all() else inside, False
 
 
-def places_left(choose: random.Random, scene: Scene, height: int, width: int) -> tuple[Tensor, bool]:
-    """A `Hide` for open words: all cells, or every other time the boxes of the scene's shape and of a few others.
+def shape_unseen(choose: random.Random, scene: Scene, height: int, width: int) -> tuple[Tensor, bool]:
+    """A `Hide` for open words: all of the shape and a share of the background, or two times in five any cells.
 
-    Sampling decides plain background first. What is left then are the few places where the shape may still be, which
-    cells hidden at random hardly ever are; a model taught by these alone often leaves the last of them empty too. The
-    other boxes, and some cells besides, are drawn without a look at the scene, lest the mask tell more than that.
+    Sampling decides first what is surest, and that is plain background: of a half-made picture all that stands tends to
+    be background, and the shape must go where none is yet. Cells hidden at random hardly ever look like that, least of
+    all with a large shape; taught by these alone, the model goes on with background until no place is left.
     """
-    if choose.random() < 0.5:
+    if choose.random() < 0.4:
         return torch.ones(height, width, dtype=torch.bool), False
-    boxes = [(size, place) for size in SIZES for place in PLACES]
-    others = choose.sample(boxes, choose.randrange(5))
-    hidden = torch.rand(height, width, generator=torch.Generator().manual_seed(choose.getrandbits(32)))
-    hidden = hidden < max(0.0, choose.uniform(-0.3, 0.3))
-    for size, place in {(scene.size, scene.place), *others}:
-        top, left, side = box(size, place, height, width)
-        hidden[top : top + side, left : left + side] = True
-    return hidden, choose.random() < 0.6
+    bare = _bare_cells(scene.shape, scene.size, scene.place, height, width).flatten().nonzero().flatten().tolist()
+    share = math.cos(math.pi / 2 * choose.random())
+    hidden = torch.ones(height * width, dtype=torch.bool)
+    hidden[choose.sample(bare, round(len(bare) * (1 - share)))] = False
+    return hidden.view(height, width), True
+
+
+@cache
+def _bare_cells(shape: str, size: str, place: str, height: int, width: int) -> Tensor:
+    """Cells [H,W] that such a shape leaves plain, whatever the colours."""
+    alpha = coverage(Scene("white", shape, "red", size, place), height, width)
+    return (cells(alpha[None]).amax(dim=1) == 0).view(height, width)
