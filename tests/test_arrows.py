@@ -19,7 +19,7 @@ NODES = ROOT / "nodes"
 # files of one folder may import each other.
 ROWS = (
     ("checks",),
-    ("tokens", "config", "schedule", "image", "noise", "choices"),
+    ("tokens", "config", "schedule", "image", "noise", "choices", "strips"),
     ("canvas", "prompt", "guidance", "cache"),
     ("transformer", "vq", "layout"),
     ("sampling", "text_sampling", "checkpoint"),
