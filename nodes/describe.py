@@ -28,7 +28,7 @@ def answering_bytes(model: LoadedModel, codes: Sequence[Tensor], question: str, 
     return estimates.text_bytes(
         model.core.transformer.config,
         cells + words + settings.max_tokens,
-        tokens=settings.max_tokens,
+        rows=settings.block_length,
         branches=1 + (settings.cfg > 0),
         itemsize=model.itemsize,
     )

@@ -134,6 +134,23 @@ def ready(patcher, scratch: int) -> torch.device:
     return patcher.load_device
 
 
+def free_bytes(device: torch.device) -> int:
+    """Bytes of memory that are free on a device, as ComfyUI counts."""
+    return memory.get_free_memory(device)
+
+
+def within_memory(first: Callable[[], Tensor], instead: Callable[[], Tensor]) -> Tensor:
+    """What `first` gives or, where the memory does not suffice, what `instead` gives. All other exceptions pass."""
+    try:
+        return first()
+    except memory.InterruptProcessingException:  # where torch has no error for want of memory, ComfyUI takes any
+        raise
+    except memory.OOM_EXCEPTION as error:
+        log("The VQ works in strips: the picture at once does not fit into memory (%s).", str(error).split("\n")[0])
+    memory.soft_empty_cache()  # out here, where the exception no longer holds what had been made
+    return instead()
+
+
 def output_device() -> torch.device:
     """Where results lie between nodes."""
     return memory.intermediate_device()
