@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from .comfyhost.boot import declare_missing_operators
 from .comfyhost.client import Client
 from .comfyhost.server import Server, comfyui_folder
 from .tiny import write_checkpoint
 
+LIBRARY = declare_missing_operators()  # for ComfyUI and diffusers alike; kept: it ends with its last reference
 TINY = "tiny"  # a checkpoint of random weights in the server's model folder, where it matters how and not what
 
 
