@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from . import host
 from .canvas import EmptyCanvas, VQDecode, VQEncode
+from .crop import CropAroundMask, Stitch
 from .describe import Describe
 from .edit import ImageEdit
 from .loader import Loader
@@ -22,6 +23,8 @@ NODES = [
     VQEncode,
     VQDecode,
     Describe,
+    CropAroundMask,
+    Stitch,
 ]
 
 
