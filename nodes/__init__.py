@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from . import host
+from .best import BestOf
 from .canvas import EmptyCanvas, VQDecode, VQEncode
+from .captions import CaptionFolder, SaveText
 from .crop import CropAroundMask, Stitch
 from .describe import Describe
 from .edit import ImageEdit
@@ -25,6 +27,9 @@ NODES = [
     Describe,
     CropAroundMask,
     Stitch,
+    BestOf,
+    CaptionFolder,
+    SaveText,
 ]
 
 

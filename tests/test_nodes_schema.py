@@ -96,6 +96,24 @@ CARD = {
         {"crop": "DIMOO_CROP", "image": "IMAGE", "feather": ("INT", 0, 0, 256), "mask": "MASK"},
         {"image": "IMAGE"},
     ),
+    "DimooBestOf": (
+        {"model": MODEL, "vq": VQ, "image": "IMAGE", "prompt": PROMPT, "judge_by": ("COMBO", "yes or no")},
+        {"best": "IMAGE", "ranked": "IMAGE", "scores": "STRING"},
+    ),
+    "DimooCaptionFolder": (
+        {
+            "model": MODEL,
+            "vq": VQ,
+            "folder": "COMBO",
+            "question": ("STRING", "Describe the image."),
+            "again": ("BOOLEAN", False),
+            "max_tokens": ("INT", 128, 1, 4096),
+            "steps": ("INT", 128, 1, 4096),
+            "block_length": ("INT", 32, 1, 4096),
+        },
+        {"captions": "STRING", "files": "STRING"},
+    ),
+    "DimooSaveText": ({"text": "STRING", "filename_prefix": ("STRING", "dimoo/caption")}, {"file": "STRING"}),
 }
 # inputs that may be left unconnected or unsaid, by node
 OPTIONAL = {
@@ -157,9 +175,10 @@ def test_choices_are_those_of_the_core() -> None:
     assert cache.PRESETS["balanced"] == cache.CachePolicy(0.9, 0.3, 5), "the published setting"
 
 
-def test_only_describe_ends_a_graph_and_gives_a_list() -> None:
-    assert [name for name, info in INFO.items() if info["output_node"]] == ["DimooDescribe"]
-    assert [name for name, info in INFO.items() if any(info["output_is_list"])] == ["DimooDescribe"]
+def test_nodes_with_words_to_show_end_a_graph_and_give_lists() -> None:
+    ends = [name for name, info in INFO.items() if info["output_node"]]
+    assert ends == ["DimooDescribe", "DimooBestOf", "DimooCaptionFolder", "DimooSaveText"]
+    assert [name for name, info in INFO.items() if any(info["output_is_list"])] == [ends[0], ends[2]]
 
 
 def test_a_newer_comfyui_gets_more_and_an_older_one_nothing_it_does_not_know(monkeypatch) -> None:
