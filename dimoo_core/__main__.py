@@ -1,4 +1,4 @@
-"""The command line: ``python -m dimoo_core generate | edit | inpaint | describe``. It needs no ComfyUI.
+"""The command line: ``python -m dimoo_core generate | edit | inpaint | describe | ...``. It needs no ComfyUI.
 
 A command is a row of `COMMANDS`: what it is for, examples, a function that adds its arguments and one that runs it.
 What a user got wrong comes as a ValueError or OSError of one sentence and ends the program with status 2.
@@ -7,23 +7,27 @@ What a user got wrong comes as a ValueError or OSError of one sentence and ends 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from tqdm import tqdm
 
 from . import jobs
 from .cache import PRESETS, CachePolicy
-from .checkpoint import NANO, Defaults, Found, find, load_tokenizer, load_transformer, load_vq
+from .checkpoint import CELL, NANO, Defaults, Found, find, load_tokenizer, load_transformer, load_vq
+from .folder import caption_file, pictures_below, write_whole
 from .image import PAINTED, RECTANGLE, centred_rectangle, load_mask, load_picture, to_pil
 from .prompt import EDITS
+from .prompt_list import KEY, Job, Team, read_jobs, work_off
 from .sampling import ImageSettings
 from .strips import STRIP
 from .text_sampling import TextSettings
@@ -128,6 +132,54 @@ def describe(args: argparse.Namespace) -> None:
         args.output.write_text(answers[0] + "\n", encoding="utf-8")
 
 
+def caption(args: argparse.Namespace) -> None:
+    """A text file beside every picture of a folder."""
+    found = find(args.checkpoint)
+    settings = text_settings(args, found.defaults)
+    every = pictures_below(args.folder)
+    wanted = [path for path in every if args.again or not caption_file(path).exists()]
+    print(f"{len(every)} pictures, {len(every) - len(wanted)} of them have a caption already", file=sys.stderr)
+    if not wanted:
+        return
+    model, vq = load(found, args)
+    for path in tqdm(wanted, desc="caption", unit="picture", file=sys.stderr):
+        (words,) = jobs.describe_pictures(model, vq, [load_picture(path)], args.question, settings=settings)
+        write_whole(caption_file(path), words + "\n")
+        tqdm.write(f"{path}: {words}", file=sys.stdout)
+
+
+def prompt_list(args: argparse.Namespace) -> None:
+    """A picture for every prompt of a list; several processes of torchrun share the work."""
+    found = find(args.checkpoint)
+    usual = image_settings(args, found.defaults)
+    size = args.size or found.defaults.size
+    cfg = chosen(args.cfg, found.defaults.cfg)
+    job = Job("", args.negative, size, usual.seed, usual.steps, cfg, usual.temperature)
+    listed = read_jobs(args.list, job, CELL)
+    team = Team.from_environment()
+    if args.device == "auto":
+        args.device = team.device
+    model, vq = load(found, args)
+
+    def facts(one: Job) -> dict[str, object]:
+        return {**asdict(one), "size": list(one.size), "checkpoint": found.folder.name, "cache": repr(usual.cache)}
+
+    def make(one: Job, path: Path) -> None:
+        settings = replace(usual, steps=one.steps, temperature=one.temperature, seed=one.seed)
+        prompt = jobs.text_prompt(one.prompt, one.negative)
+        (picture,) = jobs.generate(model, vq, prompt, one.size, settings=settings, cfg=one.cfg)
+        written = PngInfo()
+        written.add_text(KEY, json.dumps(facts(one)))
+        to_pil(picture).save(path, pnginfo=written)
+
+    own = len(listed[team.rank :: team.size])
+    with reproducible(args.device), tqdm(total=own, desc="list", unit="picture", file=sys.stderr) as bar:
+        results = work_off(listed, args.output, make, facts=facts, team=team, on_done=lambda *_: bar.update())
+    team.leave()
+    if team.rank == 0:
+        print(results)
+
+
 # Their parts --------------------------------------------------------------------------------------------------------
 
 
@@ -217,6 +269,18 @@ def padded(pixels: Tensor, scale: int, mode: str) -> Tensor:
     """[B,C,h,w] continued to the right and below up to the next multiples of `scale` px."""
     height, width = pixels.shape[2:]
     return F.pad(pixels, (0, -width % scale, 0, -height % scale), mode=mode)
+
+
+@contextmanager
+def reproducible(name: str) -> Iterator[None]:
+    """On a CPU one thread computes: the last bits of a sum depend on how many share it, and torchrun gives each of
+    its processes another number of them than a process has that is alone."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if device(name).type == "cpu" else threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @contextmanager
@@ -372,6 +436,25 @@ def inpaint_arguments(parser: argparse.ArgumentParser) -> None:
 
 def describe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", type=Path, nargs="+", metavar="image", help="one picture, or several to ask about")
+    answer_arguments(parser)
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="also write the answer to this text file")
+
+
+def caption_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, help="where the pictures are, folders in it included")
+    parser.add_argument("--again", action="store_true", help="also those that have a caption already")
+    answer_arguments(parser)
+
+
+def list_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("list", type=Path, help="a .txt (a prompt per line), .json or .jsonl file")
+    parser.add_argument(
+        "--size", type=size, metavar="WxH", help="px, in steps of 16 (the checkpoint's, else 1024x1024)"
+    )
+    picture_arguments(parser)
+
+
+def answer_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--question", default="Describe the image.", help="what to ask (Describe the image.)")
     group = parser.add_argument_group("sampling")
     ours = "the checkpoint's own, else"
@@ -386,7 +469,6 @@ def describe_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--cfg", type=float, metavar="X", default=0.0, help="above 0 weighs pictures and question more (0)"
     )
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="also write the answer to this text file")
     common_arguments(parser)
 
 
@@ -424,6 +506,21 @@ COMMANDS: dict[str, Command] = {
         ("describe generate-0.png", 'describe a.jpg b.jpg --question "What changed?" --checkpoint models/Lumina-DiMOO'),
         describe_arguments,
         describe,
+    ),
+    "caption": Command(
+        "a text file beside every picture of a folder",
+        ("caption pictures/", 'caption pictures/ --question "What is in the foreground?" --again'),
+        caption_arguments,
+        caption,
+    ),
+    "list": Command(
+        "a picture for every prompt of a list, with resume",
+        (
+            "list prompts.txt -o pictures/",
+            "list prompts.jsonl -o pictures/ --checkpoint models/Lumina-DiMOO --ml-cache balanced",
+        ),
+        list_arguments,
+        prompt_list,
     ),
     "train": Command(
         "networks taught: DiMOO-nano built from nothing, or a fine-tune", TRAIN_EXAMPLES, train_arguments, train

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from . import host
+from .best import BestOf
 from .canvas import EmptyCanvas, VQDecode, VQEncode
+from .captions import CaptionFolder, SaveText
+from .crop import CropAroundMask, Stitch
 from .describe import Describe
 from .edit import ImageEdit
 from .loader import Loader
@@ -22,6 +25,11 @@ NODES = [
     VQEncode,
     VQDecode,
     Describe,
+    CropAroundMask,
+    Stitch,
+    BestOf,
+    CaptionFolder,
+    SaveText,
 ]
 
 

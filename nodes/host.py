@@ -5,6 +5,7 @@ Whatever differs between ComfyUI 0.3.75 and newer ones is told apart here and no
 
 from __future__ import annotations
 
+import glob
 import inspect
 import logging
 import sys
@@ -174,6 +175,11 @@ def progress() -> Callable[[int, int, Image.Image | None], None]:
     return step
 
 
+def check_cancel() -> None:
+    """Where a cancel arrives, as ComfyUI's own exception, in work that shows no progress of its own."""
+    memory.throw_exception_if_processing_interrupted()
+
+
 def preview_size() -> int:
     """The longer side of previews, px."""
     return comfy.cli_args.args.preview_size
@@ -206,6 +212,23 @@ def show_text(text: str, node: str | None) -> None:
     page = getattr(server, "client_id", None)
     if node is not None and page is not None and hasattr(server, "send_progress_text"):
         server.send_progress_text(text or " ", node, page)  # the page takes an empty text for none and keeps the old
+
+
+# Files of the user --------------------------------------------------------------------------------------------------
+
+
+def input_folder() -> Path:
+    """Where ComfyUI keeps what users give it."""
+    return Path(folder_paths.get_input_directory())
+
+
+def next_text_file(prefix: str) -> Path:
+    """The file in ComfyUI's output folder that the next text called `prefix` goes to: as SaveImage names pictures, but
+    counted by themselves, so that the texts of a batch have its pictures' numbers. ComfyUI refuses other places."""
+    folder, name, *_ = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
+    taken = [path.stem.rsplit("_", 2)[-2] for path in Path(folder).glob(f"{glob.escape(name)}_*_.txt")]
+    number = max((int(part) for part in taken if part.isdecimal()), default=0) + 1
+    return Path(folder) / f"{name}_{number:05}_.txt"
 
 
 def _server():

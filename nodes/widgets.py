@@ -10,9 +10,12 @@ from .host import io
 Meaning = TypeVar("Meaning")
 
 
-def whole(name: str, default: int, bounds: tuple[int, int], tooltip: str, *, step: int = 1) -> io.Int.Input:
-    """A whole number within `bounds`, both included."""
-    return io.Int.Input(name, default=default, min=bounds[0], max=bounds[1], step=step, tooltip=tooltip)
+def whole(
+    name: str, default: int, bounds: tuple[int, int], tooltip: str, *, step: int = 1, optional: bool = False
+) -> io.Int.Input:
+    """A whole number within `bounds`, both included. Inputs that came later are `optional`, for older workflows."""
+    least, most = bounds
+    return io.Int.Input(name, default=default, min=least, max=most, step=step, tooltip=tooltip, optional=optional)
 
 
 def number(name: str, default: float, bounds: tuple[float, float], tooltip: str, *, step: float) -> io.Float.Input:

@@ -19,14 +19,14 @@ NODES = ROOT / "nodes"
 # files of one folder may import each other.
 ROWS = (
     ("checks",),
-    ("tokens", "config", "schedule", "image", "noise", "choices", "strips"),
-    ("canvas", "prompt", "guidance", "cache"),
+    ("tokens", "config", "schedule", "image", "noise", "choices", "strips", "folder"),
+    ("canvas", "prompt", "guidance", "cache", "crop"),
     ("transformer", "vq", "layout"),
     ("sampling", "text_sampling", "checkpoint"),
     ("jobs",),
-    ("training",),
+    ("training", "verify"),
     ("nano",),
-    ("replay", "train"),
+    ("replay", "train", "prompt_list"),
     ("__main__",),
 )
 HOST_ONLY = {
