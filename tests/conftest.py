@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from .comfyhost.client import Client
-from .comfyhost.server import Server, comfyui_folder
+from .comfyhost.server import HERE, Server, comfyui_folder
 from .tiny import write_checkpoint
 
 TINY = "tiny"  # a checkpoint of random weights in the server's model folder, where it matters how and not what
@@ -25,6 +25,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
             raise
         pytest.skip(str(missing))
     server = Server(tmp_path_factory.mktemp("comfyui"), probe=True)
+    server.add_pack(HERE / "neighbour", "a-neighbour")  # every test of the server is one beside another pack, too
     write_checkpoint(server.folder / "models" / "dimoo" / TINY)
     with server:
         yield server
