@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
+import sys
 from fnmatch import fnmatch
 from pathlib import Path
 
