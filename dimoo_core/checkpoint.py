@@ -17,6 +17,7 @@ as in the hub's cache).
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from math import prod
@@ -208,8 +209,8 @@ def read_vq(folder: str | Path, **options: Any) -> VQ:
 
 
 def _checkpoint_folder(path: Path) -> Path:
-    if not path.exists():
-        raise ValueError(f"{path} does not exist; give the folder of a checkpoint.")
+    if not os.path.exists(path):  # unlike Path.exists it is False, too, for a name that no file system could have
+        raise ValueError(f"{str(path)[:200]!r} does not exist; give the folder of a checkpoint.")
     if path.is_file():
         _refuse_pickle(path)
         if not _is_llada(path.parent):

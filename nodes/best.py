@@ -12,7 +12,7 @@ from ..dimoo_core.text_sampling import TextSettings
 from ..dimoo_core.verify import QUESTION, description_share, yes_share
 from . import host, pixels, widgets
 from .describe import answering_bytes, encode_for
-from .sockets import LoadedModel, LoadedVQ, ModelSocket, PromptSocket, VQSocket
+from .sockets import LoadedModel, LoadedVQ, ModelSocket, PromptSocket, VQSocket, check_sockets
 
 DESCRIBE_IT = "Describe the image."
 _ONE_PASS = TextSettings(max_tokens=8, steps=8, block_length=8)
@@ -96,6 +96,7 @@ class BestOf(host.io.ComfyNode):
 
     @classmethod
     def execute(cls, model, vq, image, prompt, judge_by="yes or no"):
+        check_sockets(model=model, vq=vq, prompt=prompt)
         if prompt.task is not GENERATE or not prompt.text.strip():
             raise ValueError(
                 "The prompt says nothing that a picture could show: connect Text Encode and give it words."

@@ -11,7 +11,7 @@ from ..dimoo_core.image import load_picture
 from ..dimoo_core.text_sampling import TextSettings
 from . import host, widgets
 from .describe import answering_bytes, encode_for, follow
-from .sockets import LoadedModel, LoadedVQ, ModelSocket, VQSocket
+from .sockets import LoadedModel, LoadedVQ, ModelSocket, VQSocket, check_sockets
 
 NOTHING = "(no folder with pictures)"
 
@@ -98,6 +98,7 @@ class CaptionFolder(host.io.ComfyNode):
 
     @classmethod
     def execute(cls, model, vq, folder, question, again=False, max_tokens=128, steps=128, block_length=32):
+        check_sockets(model=model, vq=vq)
         settings = TextSettings(max_tokens, steps, block_length)
         every = pictures_below(chosen_folder(folder))
         wanted = [path for path in every if again or not caption_file(path).exists()]

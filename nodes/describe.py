@@ -12,7 +12,7 @@ from ..dimoo_core.noise import SEEDS
 from ..dimoo_core.prompt import DESCRIBE
 from ..dimoo_core.text_sampling import TextSettings, TextStep
 from . import estimates, host, pixels, widgets
-from .sockets import LoadedModel, LoadedVQ, ModelSocket, VQSocket
+from .sockets import LoadedModel, LoadedVQ, ModelSocket, VQSocket, check_sockets
 
 
 def encode_for(model: LoadedModel, vq: LoadedVQ, pictures: Sequence[Tensor]) -> list[Tensor]:
@@ -81,6 +81,7 @@ class Describe(host.io.ComfyNode):
         seed=0,
         all_in_one_question=False,
     ):
+        check_sockets(model=model, vq=vq)
         pictures = list(pixels.to_core(image).split(1))
         questions = [pictures] if all_in_one_question else [[picture] for picture in pictures]
         node = getattr(cls.hidden, "unique_id", None)

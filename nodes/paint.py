@@ -8,7 +8,7 @@ from ..dimoo_core import jobs
 from ..dimoo_core.crop import feathered
 from ..dimoo_core.image import PAINTED, RECTANGLE, cells_to_mask, centred_rectangle
 from . import host, pixels, widgets
-from .sockets import CanvasSocket, LoadedVQ, VQSocket
+from .sockets import CanvasSocket, LoadedVQ, VQSocket, check_sockets
 
 MODES = {"inpaint": False, "outpaint": True}  # whether a centred rectangle is what stays
 
@@ -50,6 +50,7 @@ class MaskPaint(host.io.ComfyNode):
 
     @classmethod
     def execute(cls, vq, image, mode, mask_h_ratio=1.0, mask_w_ratio=0.2, grow=0, mask=None, feather=0):
+        check_sockets(vq=vq)
         picture, stays = pixels.to_core(image), widgets.chosen("mode", mode, MODES)
         if mask is None:
             drawn = centred_rectangle(*picture.shape[:1:-1], width_ratio=mask_w_ratio, height_ratio=mask_h_ratio)

@@ -11,7 +11,7 @@ from ..dimoo_core.guidance import Branch
 from ..dimoo_core.layout import image_answer
 from ..dimoo_core.sampling import ImageSettings, ImageStep
 from . import estimates, host, pixels, widgets
-from .sockets import CacheSocket, CanvasSocket, LoadedModel, ModelSocket, PromptSocket
+from .sockets import CacheSocket, CanvasSocket, LoadedModel, ModelSocket, PromptSocket, check_sockets
 
 PUBLISHED = CachePolicy()
 
@@ -117,6 +117,7 @@ class Sampler(host.io.ComfyNode):
         ml_cache="off",
         cache=None,
     ):
+        check_sockets(model=model, prompt=prompt, canvas=canvas, **({} if cache is None else {"cache": cache}))
         policy = widgets.chosen("ml_cache", ml_cache, PRESETS) if cache is None else cache
         settings = ImageSettings(steps, temperature, seed, policy)
         scales = {"cfg": cfg, "image_cfg": image_cfg}

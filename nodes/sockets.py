@@ -15,6 +15,9 @@ import torch
 from torch import Tensor
 
 from ..dimoo_core import jobs
+from ..dimoo_core.cache import CachePolicy
+from ..dimoo_core.canvas import Canvas
+from ..dimoo_core.prompt import Prompt
 from ..dimoo_core.strips import STRIP
 from ..dimoo_core.vq import VQ
 from . import estimates, host
@@ -102,3 +105,22 @@ class LoadedModel:
     def get_ram_usage(self) -> int:
         """Bytes; asked for by ComfyUI when it has to choose which results to forget."""
         return self.patcher.model_size()
+
+
+# what travels on our sockets, by the name of the input, and which node gives it
+_KINDS = {
+    "model": (LoadedModel, "DiMOO Loader"),
+    "vq": (LoadedVQ, "DiMOO Loader"),
+    "prompt": (Prompt, "DiMOO Text Encode or DiMOO Image Edit"),
+    "canvas": (Canvas, "DiMOO Empty Canvas, Image Edit, Mask Paint or VQ Encode"),
+    "cache": (CachePolicy, "DiMOO Cache Settings"),
+}
+
+
+def check_sockets(**values: Any) -> None:
+    """Raises ValueError unless what came on our sockets is ours: ComfyUI tells sockets apart by their name alone, so
+    that a node of another pack may have the same."""
+    for name, value in values.items():
+        kind, giver = _KINDS[name]
+        if not isinstance(value, kind):
+            raise ValueError(f"The {name} is of another pack ({type(value).__name__} came): connect {giver}.")

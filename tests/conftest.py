@@ -10,7 +10,7 @@ import pytest
 
 from .comfyhost.boot import declare_missing_operators
 from .comfyhost.client import Client
-from .comfyhost.server import Server, comfyui_folder
+from .comfyhost.server import HERE, Server, comfyui_folder
 from .tiny import write_checkpoint
 
 LIBRARY = declare_missing_operators()  # for ComfyUI and diffusers alike; kept: it ends with its last reference
@@ -27,6 +27,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
             raise
         pytest.skip(str(missing))
     server = Server(tmp_path_factory.mktemp("comfyui"), probe=True)
+    server.add_pack(HERE / "neighbour", "a-neighbour")  # every test of the server is one beside another pack, too
     write_checkpoint(server.folder / "models" / "dimoo" / TINY)
     with server:
         yield server
