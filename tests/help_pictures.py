@@ -1,6 +1,6 @@
 """Makes the pictures of the help pages: `python -m tests.help_pictures`. DiMOO-nano paints them, by the core's jobs.
 
-A strip shows what a node is for: tiles from left to right, an arrow where one becomes the other, a few words below.
+A picture shows what a node is for: tiles in reading order, an arrow where one becomes the next, a few words below.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dimoo_core.sampling import ImageSettings
 from dimoo_core.text_sampling import TextSettings
 
 FOLDER = Path(__file__).parent.parent / "web" / "docs"
-TILE, GAP, LINE = 128, 24, 16  # px: height of a tile, room between two, height of a line of words
+TILE, GAP, LINE = 128, 24, 16  # px: side of a tile, room between two, height of a line of words
 PAPER, INK = (36, 36, 40), (225, 225, 225)
 CIRCLE = "a large red circle on the left on a white background"
 STAR = "a large blue star on the left on a white background"
@@ -101,22 +101,29 @@ class Studio:
 
 
 def strip(*tiles: Tile) -> Image.Image:
-    """Tiles side by side with their words."""
-    lines = max(len(tile.words) for tile in tiles)
-    width = sum(tile.picture.width for tile in tiles) + GAP * (len(tiles) + 1)
-    sheet = Image.new("RGB", (width, TILE + 2 * GAP // 2 + lines * LINE + (4 if lines else 0)), PAPER)
-    draw, font, left = ImageDraw.Draw(sheet), ImageFont.load_default(12), GAP
-    for tile in tiles:
-        sheet.paste(tile.picture, (left, GAP // 2))
-        if tile.arrow:
-            tip, middle = left - 5, GAP // 2 + TILE // 2
-            draw.line((left - GAP + 5, middle, tip, middle), INK, 2)
-            draw.polygon(((tip, middle), (tip - 6, middle - 5), (tip - 6, middle + 5)), INK)
-        for number, words in enumerate(tile.words):
-            centre = left + (tile.picture.width - draw.textlength(words, font=font)) / 2
-            draw.text((centre, GAP // 2 + TILE + 4 + number * LINE), words, INK, font)
-        left += tile.picture.width + GAP
+    """Tiles in rows of two, as wide as the page's sidebar has room for, with their words."""
+    rows = [tiles[start : start + 2] for start in range(0, len(tiles), 2)]
+    column = max(tile.picture.width for tile in tiles) + GAP
+    heights = [max(tile.picture.height + LINE * len(tile.words) for tile in row) + GAP for row in rows]
+    sheet, top = Image.new("RGB", (2 * column + GAP, sum(heights) + GAP // 2), PAPER), GAP // 2
+    for row, height in zip(rows, heights, strict=True):
+        for place, tile in enumerate(row):
+            put(sheet, tile, (GAP + place * column, top))
+        top += height
     return sheet
+
+
+def put(sheet: Image.Image, tile: Tile, corner: tuple[int, int]) -> None:
+    """A tile with its words and its arrow; `corner` (left, top) of its picture in px."""
+    draw, font, (left, top) = ImageDraw.Draw(sheet), ImageFont.load_default(12), corner
+    sheet.paste(tile.picture, corner)
+    if tile.arrow:
+        tip, middle = left - 5, top + tile.picture.height // 2
+        draw.line((left - GAP + 5, middle, tip, middle), INK, 2)
+        draw.polygon(((tip, middle), (tip - 6, middle - 5), (tip - 6, middle + 5)), INK)
+    for number, words in enumerate(tile.words):
+        place = (left + tile.picture.width / 2, top + tile.picture.height + 3 + number * LINE)
+        draw.text(place, words, INK, font, anchor="ma")
 
 
 def cells(picture: Image.Image, codes: Tensor | None = None) -> Image.Image:
@@ -232,11 +239,11 @@ def described(studio: Studio) -> Image.Image:
     pixels, question = studio.decode(studio.good(SCENES[2])[-1]), "describe the picture"
     settings = TextSettings(max_tokens=32, steps=32, block_length=32)
     (answer,) = jobs.describe_pictures(studio.model, studio.vq, [pixels], question, settings=settings)
-    said = Image.new("RGB", (190, TILE), PAPER)
-    draw = ImageDraw.Draw(said)
-    draw.rounded_rectangle((0, 24, 189, 104), 8, outline=INK)
-    lines = "\n".join(textwrap.wrap(answer, 24))
-    draw.multiline_text((95, 64), lines, INK, ImageFont.load_default(14), anchor="mm", align="center")
+    said = Image.new("RGB", (TILE, TILE), PAPER)
+    draw, middle = ImageDraw.Draw(said), TILE / 2
+    draw.rounded_rectangle((0, 16, TILE - 1, TILE - 16), 8, outline=INK)
+    lines = "\n".join(textwrap.wrap(answer, 18))
+    draw.multiline_text((middle, middle), lines, INK, ImageFont.load_default(12), anchor="mm", align="center")
     return strip(Tile(picture(pixels), (question,)), Tile(said, (), True))
 
 
