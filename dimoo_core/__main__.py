@@ -10,8 +10,9 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +20,11 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from . import jobs
+from . import jobs, provenance
 from .cache import PRESETS, CachePolicy
 from .checkpoint import NANO, Defaults, Found, find, load_tokenizer, load_transformer, load_vq
 from .image import PAINTED, RECTANGLE, centred_rectangle, load_mask, load_picture, to_pil
+from .noise import SEEDS
 from .prompt import EDITS
 from .sampling import ImageSettings
 from .text_sampling import TextSettings
@@ -51,6 +53,7 @@ def generate(args: argparse.Namespace) -> None:
     """Pictures from words."""
     found = find(args.checkpoint)
     settings, files = image_settings(args, found.defaults), picture_files(args)
+    made = facts(args, found)
     model, vq = load(found, args)
     with progress("generate") as on_step:
         pictures = jobs.generate(
@@ -63,7 +66,7 @@ def generate(args: argparse.Namespace) -> None:
             batch=args.batch,
             on_step=on_step,
         )
-    save(pictures, files)
+    save(pictures, files, made)
 
 
 def edit(args: argparse.Namespace) -> None:
@@ -72,6 +75,7 @@ def edit(args: argparse.Namespace) -> None:
     settings, files = image_settings(args, found.defaults), picture_files(args)
     picture = load_picture(args.image)
     reference = None if args.reference is None else load_picture(args.reference)
+    made = facts(args, found)
     model, vq = load(found, args)
     request = jobs.Edit(args.type, args.prompt, args.negative, reference, side=chosen(args.side, found.defaults.side))
     with progress("edit") as on_step:
@@ -85,7 +89,7 @@ def edit(args: argparse.Namespace) -> None:
             image_cfg=chosen(args.image_cfg, found.defaults.image_cfg),
             on_step=on_step,
         )
-    save(pictures, files)
+    save(pictures, files, made)
 
 
 def inpaint(args: argparse.Namespace) -> None:
@@ -94,6 +98,7 @@ def inpaint(args: argparse.Namespace) -> None:
     settings, files = image_settings(args, found.defaults), picture_files(args)
     picture = load_picture(args.image)
     mask, coverage = wanted_mask(args, picture)
+    made = facts(args, found)
     model, vq = load(found, args)
     height, width = picture.shape[2:]
     picture, mask = padded(picture, vq.scale, "replicate"), padded(mask[:, None], vq.scale, "constant")[:, 0]
@@ -109,7 +114,7 @@ def inpaint(args: argparse.Namespace) -> None:
             cfg=chosen(args.cfg, found.defaults.cfg),
             on_step=on_step,
         )
-    save(pictures[:, :, :height, :width], files)
+    save(pictures[:, :, :height, :width], files, made)
 
 
 def describe(args: argparse.Namespace) -> None:
@@ -254,10 +259,28 @@ def unused(folder: Path, stem: str) -> Path:
     return path
 
 
-def save(pictures: Tensor, files: Sequence[Path]) -> None:
-    """Writes pictures [B,3,h,w] and says where they are."""
-    for picture, path in zip(pictures, files, strict=True):
-        to_pil(picture).save(path)
+def facts(args: argparse.Namespace, found: Found) -> dict[str, Any]:
+    """How a picture is made, to be written into its file: all that was said on the command line, defaults filled in.
+
+    Files are told by name and fingerprint, never by where they lie.
+    """
+    name = "DiMOO-nano" if args.checkpoint == NANO else args.checkpoint.resolve().name
+    said = {key: value for key, value in vars(args).items() if key not in ("run", "checkpoint", "batch", "output")}
+    for key, value in said.items():
+        if value is None:
+            said[key] = getattr(found.defaults, key, None)
+        elif isinstance(value, Path):
+            said[key] = provenance.identified(value.name, [value])
+        elif is_dataclass(value):
+            said[key] = asdict(value)
+    checkpoint = provenance.identified(name, found.files)
+    return {**provenance.versions(), "checkpoint": checkpoint, **said, "device": device(args.device).type}
+
+
+def save(pictures: Tensor, files: Sequence[Path], made: dict[str, Any]) -> None:
+    """Writes pictures [B,3,h,w] with what `facts` says of the first of them, and says where they are."""
+    for item, (picture, path) in enumerate(zip(pictures, files, strict=True)):
+        provenance.save(to_pil(picture), path, {**made, "seed": (made["seed"] + item) % SEEDS})
         print(path)
 
 
