@@ -7,27 +7,27 @@ What a user got wrong comes as a ValueError or OSError of one sentence and ends 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from tqdm import tqdm
 
-from . import jobs
+from . import jobs, provenance
 from .cache import PRESETS, CachePolicy
 from .checkpoint import CELL, NANO, Defaults, Found, find, load_tokenizer, load_transformer, load_vq
 from .folder import caption_file, pictures_below, write_whole
 from .image import PAINTED, RECTANGLE, centred_rectangle, load_mask, load_picture, to_pil
+from .noise import SEEDS
 from .prompt import EDITS
-from .prompt_list import KEY, Job, Team, read_jobs, work_off
+from .prompt_list import Job, Team, read_jobs, work_off
 from .sampling import ImageSettings
 from .strips import STRIP
 from .text_sampling import TextSettings
@@ -56,6 +56,7 @@ def generate(args: argparse.Namespace) -> None:
     """Pictures from words."""
     found = find(args.checkpoint)
     settings, files = image_settings(args, found.defaults), picture_files(args)
+    made = facts(args, found)
     model, vq = load(found, args)
     with progress("generate") as on_step:
         pictures = jobs.generate(
@@ -68,7 +69,7 @@ def generate(args: argparse.Namespace) -> None:
             batch=args.batch,
             on_step=on_step,
         )
-    save(pictures, files)
+    save(pictures, files, made)
 
 
 def edit(args: argparse.Namespace) -> None:
@@ -77,6 +78,7 @@ def edit(args: argparse.Namespace) -> None:
     settings, files = image_settings(args, found.defaults), picture_files(args)
     picture = load_picture(args.image)
     reference = None if args.reference is None else load_picture(args.reference)
+    made = facts(args, found)
     model, vq = load(found, args)
     request = jobs.Edit(args.type, args.prompt, args.negative, reference, side=chosen(args.side, found.defaults.side))
     with progress("edit") as on_step:
@@ -90,7 +92,7 @@ def edit(args: argparse.Namespace) -> None:
             image_cfg=chosen(args.image_cfg, found.defaults.image_cfg),
             on_step=on_step,
         )
-    save(pictures, files)
+    save(pictures, files, made)
 
 
 def inpaint(args: argparse.Namespace) -> None:
@@ -99,6 +101,7 @@ def inpaint(args: argparse.Namespace) -> None:
     settings, files = image_settings(args, found.defaults), picture_files(args)
     picture = load_picture(args.image)
     mask, coverage = wanted_mask(args, picture)
+    made = facts(args, found)
     model, vq = load(found, args)
     height, width = picture.shape[2:]
     picture, mask = padded(picture, vq.scale, "replicate"), padded(mask[:, None], vq.scale, "constant")[:, 0]
@@ -114,7 +117,7 @@ def inpaint(args: argparse.Namespace) -> None:
             cfg=chosen(args.cfg, found.defaults.cfg),
             on_step=on_step,
         )
-    save(pictures[:, :, :height, :width], files)
+    save(pictures[:, :, :height, :width], files, made)
 
 
 def describe(args: argparse.Namespace) -> None:
@@ -161,20 +164,20 @@ def prompt_list(args: argparse.Namespace) -> None:
         args.device = team.device
     model, vq = load(found, args)
 
-    def facts(one: Job) -> dict[str, object]:
-        return {**asdict(one), "size": list(one.size), "checkpoint": found.folder.name, "cache": repr(usual.cache)}
+    shared = facts(args, found)
+
+    def said(one: Job) -> dict[str, Any]:
+        return {**shared, **one.to_dict()}
 
     def make(one: Job, path: Path) -> None:
         settings = replace(usual, steps=one.steps, temperature=one.temperature, seed=one.seed)
         prompt = jobs.text_prompt(one.prompt, one.negative)
         (picture,) = jobs.generate(model, vq, prompt, one.size, settings=settings, cfg=one.cfg)
-        written = PngInfo()
-        written.add_text(KEY, json.dumps(facts(one)))
-        to_pil(picture).save(path, pnginfo=written)
+        provenance.save(to_pil(picture), path, said(one))
 
     own = len(listed[team.rank :: team.size])
     with reproducible(args.device), tqdm(total=own, desc="list", unit="picture", file=sys.stderr) as bar:
-        results = work_off(listed, args.output, make, facts=facts, team=team, on_done=lambda *_: bar.update())
+        results = work_off(listed, args.output, make, facts=said, team=team, on_done=lambda *_: bar.update())
     team.leave()
     if team.rank == 0:
         print(results)
@@ -320,10 +323,30 @@ def unused(folder: Path, stem: str) -> Path:
     return path
 
 
-def save(pictures: Tensor, files: Sequence[Path]) -> None:
-    """Writes pictures [B,3,h,w] and says where they are."""
-    for picture, path in zip(pictures, files, strict=True):
-        to_pil(picture).save(path)
+def facts(args: argparse.Namespace, found: Found) -> dict[str, Any]:
+    """How a picture is made, to be written into its file: all that was said on the command line, defaults filled in.
+
+    Files are told by name and fingerprint, never by where they lie.
+    """
+    name = "DiMOO-nano" if args.checkpoint == NANO else args.checkpoint.resolve().name
+    said = {
+        key: value for key, value in vars(args).items() if key not in ("run", "checkpoint", "batch", "output", "list")
+    }
+    for key, value in said.items():
+        if value is None:
+            said[key] = getattr(found.defaults, key, None)
+        elif isinstance(value, Path):
+            said[key] = provenance.identified(value.name, [value])
+        elif is_dataclass(value):
+            said[key] = asdict(value)
+    checkpoint = provenance.identified(name, found.files)
+    return {**provenance.versions(), "checkpoint": checkpoint, **said, "device": device(args.device).type}
+
+
+def save(pictures: Tensor, files: Sequence[Path], made: dict[str, Any]) -> None:
+    """Writes pictures [B,3,h,w] with what `facts` says of the first of them, and says where they are."""
+    for item, (picture, path) in enumerate(zip(pictures, files, strict=True)):
+        provenance.save(to_pil(picture), path, {**made, "seed": (made["seed"] + item) % SEEDS})
         print(path)
 
 

@@ -22,9 +22,9 @@ from .folder import write_whole
 from .guidance import MAX_SCALE
 from .image import check_size
 from .prompt import MAX_CHARACTERS
+from .provenance import KEY, versions
 from .sampling import ImageSettings
 
-KEY = "dimoo"  # under which a picture's settings stand in its metadata
 MAX_BYTES = 64 << 20
 
 
@@ -52,6 +52,10 @@ class Job:
         check_size(*self.size, scale)
         number_in("cfg", self.cfg, 0, MAX_SCALE)
         ImageSettings(self.steps, self.temperature, self.seed)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The job as JSON knows it."""
+        return {**asdict(self), "size": list(self.size)}
 
 
 _FIELDS = [field.name for field in fields(Job)]
@@ -161,20 +165,23 @@ def work_off(
     own = range(team.rank, len(jobs), team.size)
     for done, number in enumerate(own, 1):
         path = picture_file(folder, number)
-        if facts_of(path) != facts(jobs[number]):
+        if not _same(facts_of(path), facts(jobs[number])):
             make(jobs[number], path)
         if on_done is not None:
             on_done(done, len(own))
     team.wait()
     results = folder / "results.json"
     if team.rank == 0:
-        rows = [
-            {"file": picture_file(folder, number).name, **asdict(job), "size": list(job.size)}
-            for number, job in enumerate(jobs)
-        ]
+        rows = [{"file": picture_file(folder, number).name, **job.to_dict()} for number, job in enumerate(jobs)]
         write_whole(results, json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
     team.wait()
     return results
+
+
+def _same(made: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> bool:
+    """Whether a picture was made as it is wanted; other versions of this code or of torch make none anew."""
+    ours = {name: value for name, value in wanted.items() if name not in versions()}
+    return made is not None and ours == {name: value for name, value in made.items() if name not in versions()}
 
 
 def picture_file(folder: Path, number: int) -> Path:

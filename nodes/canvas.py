@@ -50,7 +50,7 @@ class VQEncode(host.io.ComfyNode):
             display_name="DiMOO VQ Encode",
             category="DiMOO",
             description="Turns a picture into the codes that the model thinks in. No cell of the canvas is unknown.",
-            search_aliases=["dimoo vae encode"],
+            search_aliases=["dimoo vae encode", "dimoo image to codes"],
             inputs=[
                 VQSocket.Input("vq", tooltip="The VQ of the checkpoint."),
                 host.io.Image.Input(
@@ -79,7 +79,7 @@ class VQDecode(host.io.ComfyNode):
             display_name="DiMOO VQ Decode",
             category="DiMOO",
             description="Turns a canvas into a picture. Cells that are still unknown are grey.",
-            search_aliases=["dimoo vae decode"],
+            search_aliases=["dimoo vae decode", "dimoo codes to image"],
             inputs=[
                 VQSocket.Input("vq", tooltip="The VQ of the checkpoint that the canvas comes from."),
                 CanvasSocket.Input("canvas", tooltip="The canvas, finished or not."),

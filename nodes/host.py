@@ -214,6 +214,14 @@ def show_text(text: str, node: str | None) -> None:
         server.send_progress_text(text or " ", node, page)  # the page takes an empty text for none and keeps the old
 
 
+def on_prompt(change: Callable[[dict], dict]) -> None:
+    """Show each request that queues a prompt to `change`, which hands back what is queued; without a server nothing
+    happens. ComfyUI logs what `change` raises and queues the prompt as it was."""
+    server = _server()
+    if server is not None:
+        server.add_on_prompt_handler(change)
+
+
 # Files of the user --------------------------------------------------------------------------------------------------
 
 

@@ -70,7 +70,7 @@ class Loader(host.io.ComfyNode):
                 "Loads a Lumina-DiMOO checkpoint: the transformer with its tokenizer, and the VQ that turns pictures "
                 "into codes and back. Put checkpoint folders into models/dimoo; DiMOO-nano comes with the pack."
             ),
-            search_aliases=["lumina dimoo", "load dimoo", "llada"],
+            search_aliases=["lumina dimoo", "load dimoo", "llada", "dimoo checkpoint"],
             inputs=[
                 widgets.choice(
                     "checkpoint",

@@ -98,7 +98,7 @@ class Sampler(host.io.ComfyNode):
                 "Fills the unknown cells of a canvas step by step, the surest first: text-to-image, edit, inpaint and "
                 "outpaint alike. Shows the picture while it forms."
             ),
-            search_aliases=["dimoo ksampler", "dimoo generate"],
+            search_aliases=["dimoo ksampler", "dimoo generate", "maskgit"],
             inputs=[*_what(), *_how()],
             outputs=[CanvasSocket.Output(display_name="canvas", tooltip="The filled canvas, for VQ Decode.")],
         )

@@ -19,6 +19,7 @@ NODES = ROOT / "nodes"
 # files of one folder may import each other.
 ROWS = (
     ("checks",),
+    ("provenance",),
     ("tokens", "config", "schedule", "image", "noise", "choices", "strips", "folder"),
     ("canvas", "prompt", "guidance", "cache", "crop"),
     ("transformer", "vq", "layout"),

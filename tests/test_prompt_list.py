@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from dimoo_core.__main__ import main
 from dimoo_core.folder import pictures_below, write_whole
-from dimoo_core.prompt_list import KEY, Job, Team, picture_file, read_jobs, work_off
+from dimoo_core.prompt_list import Job, Team, picture_file, read_jobs, work_off
+from dimoo_core.provenance import save
 
 from .tiny import TRANSFORMER, write_checkpoint
 
@@ -107,9 +107,7 @@ def test_only_what_is_missing_or_another_is_made(tmp_path: Path) -> None:
 
     def make(job: Job, path: Path) -> None:
         made.append(job.prompt)
-        said = PngInfo()
-        said.add_text(KEY, json.dumps(facts(job)))
-        Image.new("RGB", (64, 64)).save(path, pnginfo=said)
+        save(Image.new("RGB", (64, 64)), path, {"version": "of the day", **facts(job)})
 
     def work() -> list[str]:
         made.clear()
