@@ -22,6 +22,7 @@ from tqdm import tqdm
 from . import jobs
 from .cache import PRESETS, CachePolicy
 from .checkpoint import NANO, Defaults, Found, find, load_tokenizer, load_transformer, load_vq
+from .download import REPO, download
 from .image import PAINTED, RECTANGLE, centred_rectangle, load_mask, load_picture, to_pil
 from .prompt import EDITS
 from .sampling import ImageSettings
@@ -42,6 +43,7 @@ class Command:
     examples: tuple[str, ...]
     arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], None]
+    stopped: str = "nothing was written"
 
 
 # What the commands do -----------------------------------------------------------------------------------------------
@@ -125,6 +127,14 @@ def describe(args: argparse.Namespace) -> None:
     print(answers[0])
     if args.output is not None:
         args.output.write_text(answers[0] + "\n", encoding="utf-8")
+
+
+def fetch(args: argparse.Namespace) -> None:
+    """A checkpoint from the hub."""
+    folder = args.folder or model_folder()
+    print(f"Downloading {args.repo} into {folder} ...", file=sys.stderr)
+    found = find(download(args.repo, folder, revision=args.revision, endpoint=args.endpoint))
+    print(found.folder)
 
 
 # Their parts --------------------------------------------------------------------------------------------------------
@@ -215,6 +225,12 @@ def padded(pixels: Tensor, scale: int, mode: str) -> Tensor:
     """[B,C,h,w] continued to the right and below up to the next multiples of `scale` px."""
     height, width = pixels.shape[2:]
     return F.pad(pixels, (0, -width % scale, 0, -height % scale), mode=mode)
+
+
+def model_folder() -> Path:
+    """`models/dimoo` of the ComfyUI that this pack is installed in, else `models` here."""
+    home = Path(__file__).absolute().parents[2]
+    return home.parent / "models" / "dimoo" if home.name == "custom_nodes" else Path("models")
 
 
 @contextmanager
@@ -383,6 +399,20 @@ def describe_arguments(parser: argparse.ArgumentParser) -> None:
     common_arguments(parser)
 
 
+def download_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("repo", nargs="?", default=REPO, help=f"OWNER/NAME on the hub ({REPO})")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        metavar="DIR",
+        help="where the folder NAME is made (models/dimoo of the ComfyUI that has this pack, else models)",
+    )
+    parser.add_argument("--revision", default="main", metavar="REV", help="a branch, tag or commit (main)")
+    parser.add_argument(
+        "--endpoint", metavar="URL", help="a mirror of the hub (the environment's HF_ENDPOINT, else the hub)"
+    )
+
+
 COMMANDS: dict[str, Command] = {
     "generate": Command(
         "a picture from words",
@@ -417,6 +447,16 @@ COMMANDS: dict[str, Command] = {
         ("describe generate-0.png", 'describe a.jpg b.jpg --question "What changed?" --checkpoint models/Lumina-DiMOO'),
         describe_arguments,
         describe,
+    ),
+    "download": Command(
+        "the 8B model from the Hugging Face Hub; goes on where it was cut",
+        (
+            "download --folder ComfyUI/models/dimoo",
+            "download Alpha-VLLM/Lumina-DiMOO --revision main --endpoint https://mirror.example",
+        ),
+        download_arguments,
+        fetch,
+        stopped="what came is kept, the same command goes on from there",
     ),
     "train": Command(
         "networks taught: DiMOO-nano built from nothing, or a fine-tune", TRAIN_EXAMPLES, train_arguments, train
@@ -464,7 +504,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{PROGRAM} {args.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"{PROGRAM} {args.command}: stopped, nothing was written.", file=sys.stderr)
+        print(f"{PROGRAM} {args.command}: stopped, {COMMANDS[args.command].stopped}.", file=sys.stderr)
         return 130
     return 0
 
