@@ -133,8 +133,9 @@ def fetch(args: argparse.Namespace) -> None:
     """A checkpoint from the hub."""
     folder = args.folder or model_folder()
     print(f"Downloading {args.repo} into {folder} ...", file=sys.stderr)
-    found = find(download(args.repo, folder, revision=args.revision, endpoint=args.endpoint))
-    print(found.folder)
+    place = download(args.repo, folder, revision=args.revision, endpoint=args.endpoint)
+    find(place)
+    print(place)
 
 
 # Their parts --------------------------------------------------------------------------------------------------------

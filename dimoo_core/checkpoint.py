@@ -17,6 +17,7 @@ as in the hub's cache).
 from __future__ import annotations
 
 import json
+import os.path
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from math import prod
@@ -236,7 +237,7 @@ def _walk(folder: Path, depth: int, seen: set[Path]) -> Iterator[Path]:
         if _is_llada(folder):
             yield folder
             return
-        inner = [child for child in folder.iterdir() if child.is_dir() and not child.name.startswith(".")]
+        inner = [child for child in folder.iterdir() if not child.name.startswith(".") and os.path.isdir(child)]
     except OSError:
         return
     if depth:

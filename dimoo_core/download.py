@@ -75,7 +75,7 @@ def download(
             _check_room(transfer, missing)
             for file in missing:
                 _fetch(transfer, file, meter)
-            for file in missing:
+            for file in sorted(missing, key=lambda file: file.name == "config.json"):  # by which it is recognised
                 os.replace(transfer.part(file), transfer.place(file))
         meter.finish()
     return transfer.target

@@ -41,7 +41,7 @@ def published() -> Found | None:
     for root in host.model_folders():
         try:
             return find(root / REPO.split("/")[1])
-        except ValueError:
+        except (ValueError, OSError):  # not there, broken, or on a drive that is away
             continue
     return None
 

