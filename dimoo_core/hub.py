@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
-_PIECE = 1 << 16  # bytes; small, because a piece that is not complete when the line breaks is lost
+_PIECE = 1 << 13  # bytes; small, because requests drops a piece that is not complete when the line breaks
 _PASSING = (408, 425, 429, 500, 502, 503, 504)  # answers that a later request may well not get
 _UNSAFE = re.compile(r'[\\:*?"<>|\x00-\x1f\x7f]')
 _DEVICES = {"con", "prn", "aux", "nul", *(f"{kind}{n}" for kind in ("com", "lpt") for n in range(1, 10))}
@@ -79,7 +79,7 @@ def listing(repo: Repo) -> tuple[Repo, list[RemoteFile]]:
             api = library.HfApi(endpoint=repo.endpoint, library_name="dimoo-nodes")
             info = api.model_info(repo.name, revision=repo.revision, files_metadata=True, timeout=_timeout())
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            if isinstance(error, OSError):  # an answer with a status, which some versions also call a ValueError
+            if isinstance(error, library.errors.HfHubHTTPError):  # some of those are ValueErrors too
                 raise
             raise ValueError(f"{repo.endpoint} answers, but not as a hub does; check the address.") from None
     files = [_remote_file(repo, entry) for entry in info.siblings or []]
