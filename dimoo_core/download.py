@@ -70,13 +70,12 @@ def download(
     transfer = Transfer(wanted, Path(folder).expanduser() / wanted.name.split("/")[1])
     with _Meter(wanted.name, on_progress) as meter:
         transfer, files = _listed(transfer, meter)
-        with _writing(transfer.target, files, meter), _alone(transfer.target):
+        with _writing(transfer.target, files, meter):
             missing = [file for file in files if not _is_there(transfer.place(file), file, meter)]
-            _check_room(transfer, missing)
-            for file in missing:
-                _fetch(transfer, file, meter)
-            for file in sorted(missing, key=lambda file: file.name == "config.json"):  # by which it is recognised
-                os.replace(transfer.part(file), transfer.place(file))
+            if missing:
+                transfer.target.mkdir(parents=True, exist_ok=True)
+                with _alone(transfer.target):
+                    _take(transfer, missing, meter)
         meter.finish()
     return transfer.target
 
@@ -140,6 +139,15 @@ def _is_there(place: Path, file: RemoteFile, meter: _Meter) -> bool:
         return True
     meter.add(-file.size)
     return False
+
+
+def _take(transfer: Transfer, missing: list[RemoteFile], meter: _Meter) -> None:
+    """Brings the missing files, and gives them their names when all are there."""
+    _check_room(transfer, missing)
+    for file in missing:
+        _fetch(transfer, file, meter)
+    for file in sorted(missing, key=lambda file: file.name == "config.json"):  # last: by that it is recognised
+        os.replace(transfer.part(file), transfer.place(file))
 
 
 def _check_room(transfer: Transfer, missing: list[RemoteFile]) -> None:
@@ -300,7 +308,6 @@ class _Meter:
 def _writing(target: Path, files: list[RemoteFile], meter: _Meter) -> Iterator[None]:
     """Says in a sentence why a folder cannot take the files."""
     try:
-        target.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
         if error is meter.stopped_by:

@@ -47,6 +47,8 @@ class Hub:
     def __init__(self, folder: Path, repo: str = "Alpha-VLLM/Lumina-DiMOO") -> None:
         found = sorted(path for path in folder.rglob("*") if path.is_file())
         self.files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
+        self.commit = hashlib.sha1(b"".join(self.files.values())).hexdigest()
+        self._entries = {name: listed(name, content) for name, content in self.files.items()}
         self.repo, self.faults = repo, Faults()
         self.asked: list[Asked] = []
         self.sent: dict[str, int] = {}
@@ -81,28 +83,24 @@ class Hub:
     def names(self) -> list[str]:
         return list(self.files)
 
-    @property
-    def commit(self) -> str:
-        return hashlib.sha1(b"".join(self.files.values())).hexdigest()
-
     def bytes_of(self, name: str) -> bytes:
         return self.files[name]
 
     def entry(self, name: str) -> dict[str, Any]:
         """A file as the listing has it."""
-        content = self.bytes_of(name)
-        entry: dict[str, Any] = {"rfilename": name, "size": len(content), "blobId": git_name(content)}
-        if name.endswith(LARGE):
-            entry["lfs"] = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
-        return entry
+        return self._entries[name]
 
     def wait(self, seconds: float | None) -> None:
         """Lets a handler sleep; the end of the server wakes it."""
         self._ended.wait(seconds)
 
 
-def git_name(content: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+def listed(name: str, content: bytes) -> dict[str, Any]:
+    git = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    entry: dict[str, Any] = {"rfilename": name, "size": len(content), "blobId": git}
+    if name.endswith(LARGE):
+        entry["lfs"] = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
+    return entry
 
 
 def _handler(hub: Hub, kind: str) -> type[BaseHTTPRequestHandler]:

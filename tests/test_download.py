@@ -487,6 +487,14 @@ def test_a_folder_that_is_read_only_or_no_folder_is_told(
     assert "choose another folder with 402.9 kB free" in said and hub.asked == []
 
 
+def test_a_read_only_folder_that_has_everything_is_enough(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "x")
+    with read_only(lambda folder: download(folder=folder)) as folder:
+        hub.reset()
+        assert is_all_right(hub, download(folder=folder))
+    assert hub.listings == 1 and hub.asked == []
+
+
 # Settings and the command -------------------------------------------------------------------------------------------
 
 
