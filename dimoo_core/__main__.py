@@ -23,6 +23,7 @@ from tqdm import tqdm
 from . import jobs, provenance
 from .cache import PRESETS, CachePolicy
 from .checkpoint import CELL, NANO, Defaults, Found, find, load_tokenizer, load_transformer, load_vq
+from .download import REPO, download
 from .folder import caption_file, pictures_below, write_whole
 from .image import PAINTED, RECTANGLE, centred_rectangle, load_mask, load_picture, to_pil
 from .noise import SEEDS
@@ -36,6 +37,7 @@ from .train import train, train_arguments
 from .vq import VQ
 
 PROGRAM = "python -m dimoo_core"
+GOES_ON = "what is done is kept, the same command goes on from there"
 DTYPES = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -47,6 +49,7 @@ class Command:
     examples: tuple[str, ...]
     arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], None]
+    stopped: str = "nothing was written"
 
 
 # What the commands do -----------------------------------------------------------------------------------------------
@@ -183,6 +186,15 @@ def prompt_list(args: argparse.Namespace) -> None:
         print(results)
 
 
+def fetch(args: argparse.Namespace) -> None:
+    """A checkpoint from the hub."""
+    folder = args.folder or model_folder()
+    print(f"Downloading {args.repo} into {folder} ...", file=sys.stderr)
+    place = download(args.repo, folder, revision=args.revision, endpoint=args.endpoint)
+    find(place)
+    print(place)
+
+
 # Their parts --------------------------------------------------------------------------------------------------------
 
 
@@ -272,6 +284,12 @@ def padded(pixels: Tensor, scale: int, mode: str) -> Tensor:
     """[B,C,h,w] continued to the right and below up to the next multiples of `scale` px."""
     height, width = pixels.shape[2:]
     return F.pad(pixels, (0, -width % scale, 0, -height % scale), mode=mode)
+
+
+def model_folder() -> Path:
+    """`models/dimoo` of the ComfyUI that this pack is installed in, else `models` here."""
+    home = Path(__file__).absolute().parents[2]
+    return home.parent / "models" / "dimoo" if home.name == "custom_nodes" else Path("models")
 
 
 @contextmanager
@@ -495,6 +513,20 @@ def answer_arguments(parser: argparse.ArgumentParser) -> None:
     common_arguments(parser)
 
 
+def download_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("repo", nargs="?", default=REPO, help=f"OWNER/NAME on the hub ({REPO})")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        metavar="DIR",
+        help="where the folder NAME is made (models/dimoo of the ComfyUI that has this pack, else models)",
+    )
+    parser.add_argument("--revision", default="main", metavar="REV", help="a branch, tag or commit (main)")
+    parser.add_argument(
+        "--endpoint", metavar="URL", help="a mirror of the hub (the environment's HF_ENDPOINT, else the hub)"
+    )
+
+
 COMMANDS: dict[str, Command] = {
     "generate": Command(
         "a picture from words",
@@ -535,6 +567,7 @@ COMMANDS: dict[str, Command] = {
         ("caption pictures/", 'caption pictures/ --question "What is in the foreground?" --again'),
         caption_arguments,
         caption,
+        stopped=GOES_ON,
     ),
     "list": Command(
         "a picture for every prompt of a list, with resume",
@@ -544,9 +577,24 @@ COMMANDS: dict[str, Command] = {
         ),
         list_arguments,
         prompt_list,
+        stopped=GOES_ON,
+    ),
+    "download": Command(
+        "the 8B model from the Hugging Face Hub; goes on where it was cut",
+        (
+            "download --folder ComfyUI/models/dimoo",
+            "download Alpha-VLLM/Lumina-DiMOO --revision main --endpoint https://mirror.example",
+        ),
+        download_arguments,
+        fetch,
+        stopped=GOES_ON,
     ),
     "train": Command(
-        "networks taught: DiMOO-nano built from nothing, or a fine-tune", TRAIN_EXAMPLES, train_arguments, train
+        "networks taught: DiMOO-nano built from nothing, or a fine-tune",
+        TRAIN_EXAMPLES,
+        train_arguments,
+        train,
+        stopped=GOES_ON,
     ),
 }
 
@@ -591,7 +639,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{PROGRAM} {args.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"{PROGRAM} {args.command}: stopped, nothing was written.", file=sys.stderr)
+        print(f"{PROGRAM} {args.command}: stopped, {COMMANDS[args.command].stopped}.", file=sys.stderr)
         return 130
     return 0
 

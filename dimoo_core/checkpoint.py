@@ -237,7 +237,7 @@ def _walk(folder: Path, depth: int, seen: set[Path]) -> Iterator[Path]:
         if _is_llada(folder):
             yield folder
             return
-        inner = [child for child in folder.iterdir() if child.is_dir() and not child.name.startswith(".")]
+        inner = [child for child in folder.iterdir() if not child.name.startswith(".") and os.path.isdir(child)]
     except OSError:
         return
     if depth:

@@ -74,7 +74,7 @@ def generate(loaded, *, width: int = 96, height: int = 64, batch: int = 1, text:
 
 def test_the_loader_lists_nano_first_and_then_what_the_folders_hold(models: Path) -> None:
     options = NODES["DimooLoader"].define_schema().inputs[0].options
-    assert options == ["DiMOO-nano (built in)", "tiny"]
+    assert options == ["DiMOO-nano (built in)", "tiny", "download: Lumina-DiMOO (16 GB)"]
 
 
 def test_models_of_extra_paths_are_found_and_the_first_of_a_name_is_taken(tmp_path: Path, models: Path) -> None:
