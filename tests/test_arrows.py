@@ -20,7 +20,7 @@ NODES = ROOT / "nodes"
 ROWS = (
     ("checks",),
     ("tokens", "config", "schedule", "image", "noise", "choices"),
-    ("canvas", "prompt", "guidance", "cache"),
+    ("canvas", "prompt", "guidance", "cache", "text_policy"),
     ("transformer", "vq", "layout"),
     ("sampling", "text_sampling", "checkpoint"),
     ("jobs",),
