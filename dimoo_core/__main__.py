@@ -25,6 +25,7 @@ from .checkpoint import NANO, Defaults, Found, find, load_tokenizer, load_transf
 from .image import PAINTED, RECTANGLE, centred_rectangle, load_mask, load_picture, to_pil
 from .prompt import EDITS
 from .sampling import ImageSettings
+from .text_policy import SPEEDS
 from .text_sampling import TextSettings
 from .train import EXAMPLES as TRAIN_EXAMPLES
 from .train import train, train_arguments
@@ -197,6 +198,7 @@ def text_settings(args: argparse.Namespace, defaults: Defaults) -> TextSettings:
         temperature=args.temperature,
         cfg=args.cfg,
         seed=args.seed,
+        policy=SPEEDS[args.speed],
     )
 
 
@@ -378,6 +380,13 @@ def describe_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--temperature", type=float, metavar="X", default=0.0, help="0: the likeliest answer (0)")
     group.add_argument(
         "--cfg", type=float, metavar="X", default=0.0, help="above 0 weighs pictures and question more (0)"
+    )
+    group.add_argument(
+        "--speed",
+        choices=SPEEDS,
+        default="exact",
+        help="balanced and fast read the picture once or a few times, not at every step, and write several words a "
+        "step where they are sure; now and then another word (exact)",
     )
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="also write the answer to this text file")
     common_arguments(parser)

@@ -10,6 +10,7 @@ from ..dimoo_core import jobs
 from ..dimoo_core.image import fit, understanding_size
 from ..dimoo_core.noise import SEEDS
 from ..dimoo_core.prompt import DESCRIBE
+from ..dimoo_core.text_policy import SPEEDS
 from ..dimoo_core.text_sampling import TextSettings, TextStep
 from . import estimates, host, pixels, widgets
 from .sockets import LoadedModel, LoadedVQ, ModelSocket, VQSocket
@@ -31,6 +32,7 @@ def answering_bytes(model: LoadedModel, codes: Sequence[Tensor], question: str, 
         tokens=settings.max_tokens,
         branches=1 + (settings.cfg > 0),
         itemsize=model.itemsize,
+        keeps=settings.policy.keeps,
     )
 
 
@@ -80,12 +82,14 @@ class Describe(host.io.ComfyNode):
         cfg=0.0,
         seed=0,
         all_in_one_question=False,
+        speed="exact",
     ):
+        policy = widgets.chosen("speed", speed, SPEEDS)
         pictures = list(pixels.to_core(image).split(1))
         questions = [pictures] if all_in_one_question else [[picture] for picture in pictures]
         node = getattr(cls.hidden, "unique_id", None)
         settings = [
-            TextSettings(max_tokens, steps, block_length, temperature, cfg, (seed + item) % SEEDS)
+            TextSettings(max_tokens, steps, block_length, temperature, cfg, (seed + item) % SEEDS, policy)
             for item in range(len(questions))
         ]
         asked = [encode_for(model, vq, group) for group in questions]

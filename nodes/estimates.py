@@ -46,11 +46,15 @@ def image_bytes(
     return kept + int(_MARGIN * max(forward, 4 * 4 * logits)) + _NOISE
 
 
-def text_bytes(config: TransformerConfig, length: int, *, tokens: int, branches: int, itemsize: int) -> int:
-    """Sampling an answer of N `tokens` in a sequence of L: logits over the whole vocabulary, in the end in fp64."""
+def text_bytes(
+    config: TransformerConfig, length: int, *, tokens: int, branches: int, itemsize: int, keeps: bool = False
+) -> int:
+    """Sampling an answer of N `tokens` in a sequence of L: logits over the whole vocabulary, in the end in fp64; each
+    branch may keep keys and values of the whole sequence."""
     logits = tokens * config.vocab_size
     total = logits * (branches * itemsize + 4 + 3 * 8)
-    return int(_MARGIN * (total + forward_bytes(config, length, itemsize))) + _NOISE
+    kept = keeps * branches * itemsize * 2 * config.n_layers * config.n_kv_heads * config.head_dim * length
+    return kept + int(_MARGIN * (total + forward_bytes(config, length, itemsize))) + _NOISE
 
 
 def decode_bytes(config: VQConfig, pixels: int, itemsize: int) -> int:
