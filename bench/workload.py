@@ -7,10 +7,11 @@ twice; and so that no answer ends early, nothing leads to a special token.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dimoo_core.canvas import Canvas
 from dimoo_core.config import TransformerConfig
@@ -22,6 +23,7 @@ from dimoo_core.tokens import RELEASED, TokenTable
 from dimoo_core.transformer import Transformer
 
 SPECIALS = tuple(name for name in RELEASED.to_dict() if name not in ("code_offset", "codebook_size"))
+Finish = Callable[[str, nn.Module], None]
 _WIDER = {"transformer.ff_out.text": 6, "transformer.ff_out.codes": 6, "q_proj": 2, "k_proj": 2}
 
 
@@ -51,28 +53,38 @@ class Size:
             self.width, self.layers, self.heads, self.heads, self.hidden, self.vocabulary, 500_000.0, 1e-5
         )
 
-    def build(self, device: torch.device | str, dtype: torch.dtype, seed: int = 0) -> Transformer:
-        """A transformer of this size with random weights, made where it is to run."""
-        network = Transformer(self.config, code_offset=self.table.code_offset, device="meta", dtype=dtype)
-        network = network.eval().requires_grad_(False).to_empty(device=device)
-        if torch.device(device).type != "meta":
-            fill(network, self.table, seed)
+    def build(
+        self, device: torch.device | str, dtype: torch.dtype, *, ops=nn, finish: Finish | None = None
+    ) -> Transformer:
+        """A transformer of this size with random weights, made where it is to run, layer by layer; what `finish` does
+        to a layer (its name, itself) comes before the next is made. On "meta" there is no weight."""
+        offset = self.table.code_offset
+        network = Transformer(self.config, code_offset=offset, ops=ops, device="meta", dtype=dtype)
+        network = network.eval().requires_grad_(False)
+        if torch.device(device).type == "meta":
+            return network
+        chance = torch.Generator(device).manual_seed(0)
+        for name, layer in network.named_modules():
+            if not list(layer.parameters(recurse=False)):
+                continue
+            fill(name, layer.to_empty(device=device, recurse=False), chance)
+            if name.endswith("transformer.ff_out.text"):
+                layer.weight[list(self.table.specials)] = 0
+            if finish is not None:
+                finish(name, layer)
         return network
 
 
 RELEASED_SIZE = Size(4096, 32, 32, 12288, 134_548, 8192)
 
 
-def fill(network: Transformer, table: TokenTable, seed: int) -> None:
+def fill(name: str, layer: nn.Module, chance: torch.Generator) -> None:
     """Random weights in place: norms are ones, rows of a matrix have about length 1, or what `_WIDER` says."""
-    chance = torch.Generator(next(network.parameters()).device).manual_seed(seed)
-    for name, weight in network.named_parameters():
-        if weight.ndim == 1:
-            weight.fill_(1)
-            continue
-        wider = max((factor for end, factor in _WIDER.items() if name.endswith(f"{end}.weight")), default=1)
-        weight.normal_(std=1.0 if "wte" in name else wider * weight.shape[1] ** -0.5, generator=chance)
-    network.get_parameter("model.transformer.ff_out.text.weight")[list(table.specials)] = 0
+    if layer.weight.ndim == 1:
+        layer.weight.fill_(1)
+        return
+    wider = max((factor for end, factor in _WIDER.items() if name.endswith(end)), default=1)
+    layer.weight.normal_(std=1.0 if "wte" in name else wider * layer.weight.shape[1] ** -0.5, generator=chance)
 
 
 @dataclass(frozen=True)

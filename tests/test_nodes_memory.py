@@ -9,7 +9,7 @@ from . import nodepack
 from .live_bytes import LiveBytes
 from .tiny import AUTOENCODER, TABLE, TRANSFORMER, write_checkpoint
 
-cache, canvas, config, estimates, layout, loader, sampling, text_sampling, tokens, transformer, vq = (
+cache, canvas, config, estimates, layout, loader, sampling, text_policy, text_sampling, tokens, transformer, vq = (
     nodepack.part(name)
     for name in (
         "dimoo_core.cache",
@@ -19,6 +19,7 @@ cache, canvas, config, estimates, layout, loader, sampling, text_sampling, token
         "dimoo_core.layout",
         "nodes.loader",
         "dimoo_core.sampling",
+        "dimoo_core.text_policy",
         "dimoo_core.text_sampling",
         "dimoo_core.tokens",
         "dimoo_core.transformer",
@@ -60,14 +61,29 @@ def test_sampling_takes_what_was_estimated(width: int, codes: int, side: int, ba
     assert measured.peak <= estimate <= 2 * measured.peak + 200 * 2**20
 
 
-def test_an_answer_takes_what_was_estimated() -> None:
+@pytest.mark.parametrize("speed", text_policy.SPEEDS)
+def test_an_answer_takes_what_was_estimated(speed: str) -> None:
     net = network(64, 60_000, torch.bfloat16)
     table = tokens.TokenTable.from_dict({**TABLE.to_dict(), "codebook_size": 60_000})
-    settings = text_sampling.TextSettings(max_tokens=64, steps=1, block_length=64, cfg=1.0, temperature=1.0)
+    how = {"cfg": 1.0, "temperature": 1.0, "policy": text_policy.SPEEDS[speed]}
+    settings = text_sampling.TextSettings(max_tokens=64, steps=1, block_length=64, **how)
     with LiveBytes() as measured:
         text_sampling.sample_text(net, table, torch.zeros(1, PREFIX, dtype=torch.int64), settings=settings)
     estimate = estimates.text_bytes(net.config, PREFIX + 66, tokens=64, branches=2, itemsize=2)
     assert measured.peak <= estimate <= 2 * measured.peak + 200 * 2**20
+
+
+def test_what_an_answer_keeps_between_steps_is_estimated() -> None:
+    """A long prompt and few words, so that keys and values are most of it."""
+    net = network(64, 32, torch.float32)
+    plan = text_sampling.TextSettings(4, 4, 2, cfg=1.0, policy=text_policy.SPEEDS["balanced"])
+    prefix = torch.zeros(1, 3000, dtype=torch.int64)
+    with LiveBytes() as measured:
+        text_sampling.sample_text(net, TABLE, prefix, settings=plan)
+    whole = estimates.text_bytes(net.config, 3006, tokens=4, branches=2, itemsize=4, keeps=True)
+    without = estimates.text_bytes(net.config, 3006, tokens=4, branches=2, itemsize=4)
+    assert measured.peak <= whole - 200 * 2**20 <= 1.5 * measured.peak
+    assert without - 200 * 2**20 < measured.peak
 
 
 @pytest.mark.parametrize("settings", [AUTOENCODER, RELEASED_VQ], ids=["tiny", "released shape"])

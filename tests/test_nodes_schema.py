@@ -84,11 +84,12 @@ CARD = {
             "cfg": ("FLOAT", 0.0, 0.0, 20.0),
             "seed": SEED,
             "all_in_one_question": ("BOOLEAN", False),
+            "speed": ("COMBO", "exact"),
         },
         {"text": "STRING"},
     ),
 }
-OPTIONAL = {"reference_image", "mask", "cache", "all_in_one_question"}
+OPTIONAL = {"reference_image", "mask", "cache", "all_in_one_question", "speed"}
 STEPS = {("DimooEmptyCanvas", "width"): 16, ("DimooEmptyCanvas", "height"): 16, ("DimooImageEdit", "side"): 32}
 
 
@@ -137,6 +138,8 @@ def test_choices_are_those_of_the_core() -> None:
         == list(cache.PRESETS)
         == ["off", "quality", "balanced", "fast"]
     )
+    speeds = list(nodepack.part("dimoo_core.text_policy").SPEEDS)
+    assert inputs("DimooDescribe")["speed"][1]["options"] == speeds == ["exact", "balanced", "fast"]
     assert cache.PRESETS["balanced"] == cache.CachePolicy(0.9, 0.3, 5), "the published setting"
 
 
