@@ -58,7 +58,7 @@ class Describe(host.io.ComfyNode):
             search_aliases=["dimoo caption", "dimoo understand", "dimoo vqa", "image to text"],
             is_output_node=True,
             hidden=[host.io.Hidden.unique_id],
-            inputs=[*_what(), *_how()],
+            inputs=[*_what(), *_how(), *_more()],
             outputs=[
                 host.io.String.Output(
                     display_name="text",
@@ -147,6 +147,11 @@ def _how() -> list:
             step=0.1,
         ),
         widgets.seed("Matters where the temperature is above 0. Answer i of a batch has the seed + i."),
+    ]
+
+
+def _more() -> list:
+    return [
         host.io.Boolean.Input(
             "all_in_one_question",
             default=False,

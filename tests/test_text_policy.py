@@ -17,6 +17,7 @@ from dimoo_core.text_policy import EXACT, SPEEDS, Scope, TextPolicy
 from dimoo_core.text_sampling import TextSettings, sample_text
 from dimoo_core.transformer import Transformer
 
+from .test_sampling import Syncs
 from .tiny import TABLE, TRANSFORMER, random_weights
 
 PREFIX = torch.tensor([[256, 7, 257, 258, 65, 66, 259]])
@@ -205,6 +206,15 @@ def test_a_sampled_mask_id_leaves_its_hole_for_a_later_block(policy: TextPolicy)
 def test_policies_that_make_no_sense_are_refused(values: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TextPolicy(**values)
+
+
+@pytest.mark.parametrize("policy", [EXACT, TextPolicy(99, 99), STEADY["balanced"]], ids=str)
+@pytest.mark.parametrize("layers", [1, 6])
+def test_the_host_waits_twice_a_step_and_once_a_block_however_deep_the_model(policy: TextPolicy, layers: int) -> None:
+    transformer = network(layers)
+    with Syncs() as syncs:
+        answer(PREFIXES, transformer=transformer, policy=policy, cfg=1.0)
+    assert 16 < syncs.count <= 2 * 16 + 4
 
 
 @pytest.mark.parametrize("speed", [name for name in SPEEDS if name != "exact"])
