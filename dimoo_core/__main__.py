@@ -31,6 +31,7 @@ from .prompt import EDITS
 from .prompt_list import Job, Team, read_jobs, work_off
 from .sampling import ImageSettings
 from .strips import STRIP
+from .text_policy import SPEEDS
 from .text_sampling import TextSettings
 from .train import EXAMPLES as TRAIN_EXAMPLES
 from .train import train, train_arguments
@@ -266,6 +267,7 @@ def text_settings(args: argparse.Namespace, defaults: Defaults) -> TextSettings:
         temperature=args.temperature,
         cfg=args.cfg,
         seed=args.seed,
+        policy=SPEEDS[args.speed],
     )
 
 
@@ -509,6 +511,13 @@ def answer_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--temperature", type=float, metavar="X", default=0.0, help="0: the likeliest answer (0)")
     group.add_argument(
         "--cfg", type=float, metavar="X", default=0.0, help="above 0 weighs pictures and question more (0)"
+    )
+    group.add_argument(
+        "--speed",
+        choices=SPEEDS,
+        default="exact",
+        help="balanced and fast read the picture once or a few times, not at every step, and write several words a "
+        "step where they are sure; now and then another word (exact)",
     )
     common_arguments(parser)
 

@@ -58,16 +58,19 @@ def image_bytes(
     return int(_ROUNDING * (kept + waiting + max(replaced + forward, deciding))) + _KERNELS
 
 
-def text_bytes(config: TransformerConfig, length: int, *, rows: int, branches: int, itemsize: int) -> int:
+def text_bytes(
+    config: TransformerConfig, length: int, *, rows: int, branches: int, itemsize: int, keeps: bool = False
+) -> int:
     """Sampling an answer in a sequence of L, with logits over the whole vocabulary at so many `rows` at a time: they
-    are combined in fp32, then copied to fp64, where a softmax is taken."""
+    are combined in fp32, then copied to fp64, where a softmax is taken. Each branch may keep keys and values."""
     logits = rows * config.vocab_size
+    kept = keeps * branches * 2 * itemsize * config.n_layers * config.n_kv_heads * config.head_dim * length
     waiting = (branches - 1) * itemsize * logits
     replaced = _FP32 * logits
     choosing = _FP64 * logits + max(_FP64 * logits, (_DRAW + 2 * _FP64) * min(_DRAWS, logits))
     deciding = _FP32 * logits + max(waiting + _combining_bytes(logits, branches, itemsize), choosing)
     forward = forward_bytes(config, length, itemsize) + waiting
-    return int(_ROUNDING * max(replaced + forward, deciding)) + _KERNELS
+    return int(_ROUNDING * (kept + max(replaced + forward, deciding))) + _KERNELS
 
 
 def _combining_bytes(logits: int, branches: int, itemsize: int) -> int:

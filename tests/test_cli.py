@@ -10,8 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
+from dimoo_core import jobs
 from dimoo_core.__main__ import COMMANDS, main
 from dimoo_core.image import load_picture, to_pil
+from dimoo_core.text_policy import SPEEDS
 
 from .tiny import AUTOENCODER, TRANSFORMER, write_checkpoint
 
@@ -132,6 +134,15 @@ def test_describe_prints_the_answer(model: Path, here: Path, capsys: pytest.Capt
     answer = capsys.readouterr().out
     assert answer.endswith("\n") and Path("answers/a.txt").read_text(encoding="utf-8") == answer
     run(model, "describe", *pictures, "--question", "what?", "--cfg", 1, "--steps", 2, "--block-length", 8)
+
+
+@pytest.mark.parametrize("speed", SPEEDS)
+def test_describe_at_every_speed(model: Path, here: Path, monkeypatch: pytest.MonkeyPatch, speed: str) -> None:
+    asked = []
+    monkeypatch.setattr(jobs, "describe_pictures", lambda *_, settings, **__: [asked.append(settings.policy) or "x"])
+    run(model, "describe", noise_picture(here / "a.png", 64, 64), "--speed", speed)
+    run(model, "describe", here / "a.png")
+    assert asked == [SPEEDS[speed], SPEEDS["exact"]]
 
 
 MISTAKES = {

@@ -539,6 +539,19 @@ def test_answer_i_has_the_seed_plus_i(loaded, small) -> None:
     assert texts[1] == run("DimooDescribe", model=small, vq=loaded.vq, image=given[:1], seed=0, **ask)[0][0]
 
 
+@pytest.mark.parametrize("speed", ["exact", "balanced", "fast"])
+def test_the_speed_reaches_the_sampler_and_the_estimate(loaded, small, monkeypatch, speed: str) -> None:
+    describe, policies = nodepack.part("nodes.describe"), nodepack.part("dimoo_core.text_policy").SPEEDS
+    asked, room = [], []
+    sample, estimate = describe.jobs.describe, describe.estimates.text_bytes
+    monkeypatch.setattr(describe.jobs, "describe", lambda *a, **b: asked.append(b["settings"]) or sample(*a, **b))
+    monkeypatch.setattr(describe.estimates, "text_bytes", lambda *a, **b: room.append(b["keeps"]) or estimate(*a, **b))
+    ask = {**ASK, "cfg": 1.0, "speed": speed}
+    texts = run("DimooDescribe", model=small, vq=loaded.vq, image=picture(64, 64, batch=2), **ask)[0]
+    assert len(texts) == 2 and {one.policy for one in asked} == {policies[speed]}
+    assert set(room) == {speed != "exact"}
+
+
 def test_several_pictures_in_one_question(loaded, small) -> None:
     given = picture(64, 64, batch=3)
     texts = run("DimooDescribe", model=small, vq=loaded.vq, image=given, all_in_one_question=True, **ASK)[0]
@@ -562,6 +575,7 @@ def test_the_answer_forms_on_the_node_that_asked(loaded, small, monkeypatch) -> 
         ({"steps": 3}, "use 2 or 4 steps"),
         ({"block_length": 5}, "block_length 5 does not divide"),
         ({"cfg": float("nan")}, "cfg is nan"),
+        ({"speed": "warp"}, "no speed 'warp'; choose one of exact, balanced, fast"),
         ({"question": "x" * 50_000}, "50000 characters"),
     ],
 )

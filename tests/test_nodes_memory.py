@@ -9,7 +9,7 @@ from . import nodepack
 from .live_bytes import LiveBytes
 from .tiny import AUTOENCODER, write_checkpoint
 
-cache, canvas, config, estimates, layout, loader, sampling, text_sampling, tokens, transformer, vq = (
+cache, canvas, config, estimates, layout, loader, sampling, text_policy, text_sampling, tokens, transformer, vq = (
     nodepack.part(name)
     for name in (
         "dimoo_core.cache",
@@ -19,6 +19,7 @@ cache, canvas, config, estimates, layout, loader, sampling, text_sampling, token
         "dimoo_core.layout",
         "nodes.loader",
         "dimoo_core.sampling",
+        "dimoo_core.text_policy",
         "dimoo_core.text_sampling",
         "dimoo_core.tokens",
         "dimoo_core.transformer",
@@ -79,17 +80,16 @@ def test_sampling_takes_what_was_estimated(dtype, cells: tuple[int, int], prefix
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
 @pytest.mark.parametrize(("prefix", "block", "cfg"), [(4300, 32, 0.0), (1200, 256, 0.0), (1200, 256, 1.0)])
-def test_an_answer_takes_what_was_estimated(dtype, prefix: int, block: int, cfg: float) -> None:
-    net = network(dtype)
-    settings = text_sampling.TextSettings(max_tokens=block, steps=2, block_length=block, cfg=cfg, temperature=1.0)
+@pytest.mark.parametrize("speed", ["exact", "balanced"])
+def test_an_answer_takes_what_was_estimated(dtype, prefix: int, block: int, cfg: float, speed: str) -> None:
+    net, policy = network(dtype), text_policy.SPEEDS[speed]
+    how = {"cfg": cfg, "temperature": 1.0, "policy": policy}
+    settings = text_sampling.TextSettings(max_tokens=block, steps=2, block_length=block, **how)
     with LiveBytes(answer=block) as measured:
         ids = torch.zeros(1, prefix, dtype=torch.int64, device="meta")
         text_sampling.sample_text(net, tokens.RELEASED, ids, settings=settings)
-    branches = 1 + (cfg > 0)
-    estimate = estimates.text_bytes(
-        net.config, prefix + block + 2, rows=block, branches=branches, itemsize=dtype.itemsize
-    )
-    assert holds(estimate, measured.peak)
+    shape = {"rows": block, "branches": 1 + (cfg > 0), "itemsize": dtype.itemsize, "keeps": policy.keeps}
+    assert holds(estimates.text_bytes(net.config, prefix + block + 2, **shape), measured.peak)
 
 
 def vq_peaks(module, size: tuple[int, int], strip: int | None) -> tuple[int, int]:

@@ -85,6 +85,7 @@ CARD = {
             "cfg": ("FLOAT", 0.0, 0.0, 20.0),
             "seed": SEED,
             "all_in_one_question": ("BOOLEAN", False),
+            "speed": ("COMBO", "exact"),
         },
         {"text": "STRING"},
     ),
@@ -120,7 +121,7 @@ OPTIONAL = {
     "DimooImageEdit": {"reference_image"},
     "DimooMaskPaint": {"mask", "feather"},
     "DimooSampler": {"cache"},
-    "DimooDescribe": {"all_in_one_question"},
+    "DimooDescribe": {"all_in_one_question", "speed"},
     "DimooStitch": {"mask"},
 }
 STEPS = {("DimooEmptyCanvas", "width"): 16, ("DimooEmptyCanvas", "height"): 16, ("DimooImageEdit", "side"): 32}
@@ -172,6 +173,8 @@ def test_choices_are_those_of_the_core() -> None:
         == list(cache.PRESETS)
         == ["off", "quality", "balanced", "fast"]
     )
+    speeds = list(nodepack.part("dimoo_core.text_policy").SPEEDS)
+    assert inputs("DimooDescribe")["speed"][1]["options"] == speeds == ["exact", "balanced", "fast"]
     assert cache.PRESETS["balanced"] == cache.CachePolicy(0.9, 0.3, 5), "the published setting"
 
 
