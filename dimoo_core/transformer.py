@@ -70,6 +70,16 @@ def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     return x
 
 
+def rotate_all(x: Tensor, table: tuple[Tensor, Tensor], at_once: int | None) -> Tensor:
+    """`rotate`, of at most `at_once` of the B*n rows at a time where no gradient is wanted."""
+    if at_once is None or torch.is_grad_enabled():
+        return rotate(x, table)
+    size = max(at_once // len(x), 1)
+    for part, *angles in zip(*(one.split(size, dim=2) for one in (x, *table)), strict=True):
+        rotate(part, angles)
+    return x
+
+
 def add(x: Tensor, change: Tensor) -> Tensor:
     """x + change of one shape; where no gradient is wanted x itself becomes the sum."""
     return x + change if torch.is_grad_enabled() else x.add_(change)
@@ -170,23 +180,26 @@ class Block(nn.Module):
         store: Callable[[Tensor, Tensor], tuple],
         *,
         rows: Tensor | None = None,
-        feed_rows: int | None = None,
+        at_once: int | None = None,
     ) -> Tensor:
         """x [B,n,D] -> [B,n,D], or [B,r,D] where only `rows` [B,r] go on; `store` turns new keys and values to all.
 
         Where no gradient is wanted x is used up: what comes back may be x itself.
         """
+        return self._feed(self._attend(x, table, store, rows=rows, at_once=at_once), at_once)
+
+    def _attend(self, x: Tensor, table: tuple[Tensor, Tensor], store: Callable, *, rows, at_once) -> Tensor:
+        """x + attention(x), [B,n,D] or [B,r,D]; a method of its own so that keys and queries are gone when it is fed."""
         normed = self.attn_norm(x)
-        keys = rotate(self._heads(self.k_proj(normed)), table)
-        keys, values = store(keys, self._heads(self.v_proj(normed)))
+        keys, own = rotate_all(self._heads(self.k_proj(normed)), table, at_once), normed
+        if rows is not None:
+            x, own = take(x, rows), take(normed, rows)
+            table = tuple(take(part[:, 0].expand(len(rows), -1, -1), rows)[:, None] for part in table)
+        queries = rotate_all(self._heads(self.q_proj(own)), table, at_once)
+        keys, values = store(keys, self._heads(self.v_proj(normed)))  # values last: turning takes the most memory
         if self.groups > 1:
             keys, values = (part.repeat_interleave(self.groups, dim=1) for part in (keys, values))
-        if rows is not None:
-            x, normed = take(x, rows), take(normed, rows)
-            table = tuple(take(part[:, 0].expand(len(rows), -1, -1), rows)[:, None] for part in table)
-        queries = rotate(self._heads(self.q_proj(normed)), table)
-        x = add(x, self.attn_out(rearrange(self.attention(queries, keys, values), "b h n d -> b n (h d)")))
-        return self._feed(x, feed_rows)
+        return add(x, self.attn_out(rearrange(self.attention(queries, keys, values), "b h n d -> b n (h d)")))
 
     def _feed(self, x: Tensor, rows: int | None) -> Tensor:
         """x + feed-forward(x), x [B,n,D]; at most `rows` of the B*n at once. One row's result knows of no other."""
@@ -234,14 +247,15 @@ class Transformer(nn.Module):
         cache: KeyValueStore | None = None,
         rows: Tensor | None = None,
         vocab: slice | None = None,
-        feed_rows: int | None = None,
+        at_once: int | None = None,
     ) -> Tensor:
         """Logits [B,r,V] in the compute dtype for ids [B,n] int64.
 
         positions [B,n]: where the ids stand in the sequence (None: 0..n-1, the whole sequence). With a `cache` their
         keys and values are stored, and attention sees all that is stored. rows [B,r]: indices into the n given ids
-        whose logits are wanted (None: all). vocab: the vocabulary rows wanted (None: all). feed_rows: how many of the
-        B*n rows go through the feed-forward at once (None: all), whose hidden layer is what takes most memory.
+        whose logits are wanted (None: all). vocab: the vocabulary rows wanted (None: all). at_once: how many of the
+        B*n rows are turned and fed forward at once (None: all), which is what takes memory; no bit depends on it as
+        long as it is not tiny.
         """
         layers = self.model["transformer"]
         where = torch.arange(ids.shape[1], device=ids.device)[None] if positions is None else positions
@@ -253,7 +267,7 @@ class Transformer(nn.Module):
             def store(keys: Tensor, values: Tensor, layer: int = index) -> tuple[Tensor, Tensor]:
                 return (keys, values) if cache is None else cache.update(layer, positions, keys, values)
 
-            x = block(x, table, store, rows=rows if index == last else None, feed_rows=feed_rows)
+            x = block(x, table, store, rows=rows if index == last else None, at_once=at_once)
         return layers["ff_out"](layers["ln_f"](x), vocab)
 
 
