@@ -189,7 +189,7 @@ class Block(nn.Module):
         return self._feed(self._attend(x, table, store, rows=rows, at_once=at_once), at_once)
 
     def _attend(self, x: Tensor, table: tuple[Tensor, Tensor], store: Callable, *, rows, at_once) -> Tensor:
-        """x + attention(x), [B,n,D] or [B,r,D]; a method of its own so that keys and queries are gone when it is fed."""
+        """x + attention(x), [B,n,D] or [B,r,D]; a method of its own: keys and queries must be gone when it is fed."""
         normed = self.attn_norm(x)
         keys, own = rotate_all(self._heads(self.k_proj(normed)), table, at_once), normed
         if rows is not None:

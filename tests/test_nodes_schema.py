@@ -51,6 +51,8 @@ CARD = {
             "cache_ratio": ("FLOAT", 0.9, 0.01, 0.99),
             "warmup_ratio": ("FLOAT", 0.3, 0.0, 0.99),
             "refresh_interval": ("INT", 5, 2, 1024),
+            "candidates": ("COMBO", "all"),
+            "prefix_interval": ("INT", 1, 1, 1024),
         },
         {"cache": "DIMOO_CACHE"},
     ),
@@ -66,6 +68,7 @@ CARD = {
             "temperature": ("FLOAT", 1.0, 0.0, 4.0),
             "ml_cache": ("COMBO", "off"),
             "cache": "DIMOO_CACHE",
+            "guidance_start": ("FLOAT", 0.0, 0.0, 0.95),
         },
         {"canvas": CANVAS},
     ),
@@ -89,6 +92,7 @@ CARD = {
     ),
 }
 OPTIONAL = {"reference_image", "mask", "cache", "all_in_one_question"}
+OPTIONAL |= {"candidates", "prefix_interval", "guidance_start"}
 STEPS = {("DimooEmptyCanvas", "width"): 16, ("DimooEmptyCanvas", "height"): 16, ("DimooImageEdit", "side"): 32}
 
 
