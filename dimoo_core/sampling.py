@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -65,8 +66,11 @@ def sample_image(
     *,
     settings: ImageSettings,
     on_step: ImageStep | None = None,
+    at_once: int | None = None,
 ) -> Canvas:
     """The canvas with its holes filled; known cells stay as they are. Runs on the device of `prefix` [1 or B,P].
+
+    `at_once` saves memory: how many rows the transformer works on at a time (see there; None: all).
 
     `on_step(done, total, canvas)` is called after every step; what it raises (cancel) passes through. A step may be
     the last before `total` is reached. Raises ValueError where no item of the batch has a hole.
@@ -77,7 +81,8 @@ def sample_image(
     total = max(map(len, plans))
     noise = Noise(settings.seed, len(plans), prefix.device)
     asked = [Branch(prefix, 0.0), *(branch for branch in branches if branch.scale > 0)]
-    readers = [_Reader(transformer, table, branch.prefix, canvas, settings) for branch in asked]
+    ask = partial(transformer, vocab=table.codes, at_once=at_once)
+    readers = [_Reader(ask, table.mask, branch.prefix, canvas, settings) for branch in asked]
     for step in range(total):
         holes = hole_index(canvas.unknown.flatten(1))
         if not holes.shape[1]:
@@ -96,11 +101,10 @@ def sample_image(
 class _Reader:
     """Code logits of one branch at the holes, by full passes or through ML-Cache; the cache dies with the reader."""
 
-    def __init__(
-        self, transformer: Transformer, table: TokenTable, prefix: Tensor, canvas: Canvas, settings: ImageSettings
-    ):
+    def __init__(self, ask: Callable[..., Tensor], mask: int, prefix: Tensor, canvas: Canvas, settings: ImageSettings):
+        """ask: the transformer, for logits of codes; mask: the id of a hole; prefix [1 or B,P]."""
         batch, height, width = canvas.codes.shape
-        self.transformer, self.table, self.settings = transformer, table, settings
+        self.ask, self.mask, self.settings = ask, mask, settings
         self.prefix = prefix.expand(batch, -1)
         self.places = prefix.shape[1] + cell_places(height, width, prefix.device)
         length = prefix.shape[1] + answer_length(height, width)
@@ -123,9 +127,9 @@ class _Reader:
         if self.settings.cache.candidates == "all":
             recomputed = self.cache.least_certain(self.counts[0])
         else:
-            recomputed = self.cache.decided_and_least_certain(ids, self.counts, self.table.mask)
+            recomputed = self.cache.decided_and_least_certain(ids, self.counts, self.mask)
         chosen = ids.gather(1, recomputed)
-        fresh = self._ask(chosen, positions=recomputed, cache=self.cache.key_values)
+        fresh = self.ask(chosen, positions=recomputed, cache=self.cache.key_values)
         self.cache.store(recomputed, chosen, fresh)
         return self.cache.read(positions)
 
@@ -136,18 +140,15 @@ class _Reader:
         if not start:
             self.prefix_step = step
             if self._is_full(step + 1) and not self._keeps_prefix(step + 1):
-                return self._ask(ids, rows=positions)
+                return self.ask(ids, rows=positions)
         where = self.everywhere[:, start:]
         ranked = where if self.settings.cache.candidates == "all" else positions
         given = {"positions": where} if start else {}
         rows = None if ranked is where else ranked - start
-        logits = self._ask(ids[:, start:], cache=key_values, rows=rows, **given)
+        logits = self.ask(ids[:, start:], cache=key_values, rows=rows, **given)
         self.cache = Cache(key_values, ids, positions)
         self.cache.store(ranked, ids.gather(1, ranked), logits)
         return self.cache.read(positions)
-
-    def _ask(self, ids: Tensor, **wanted) -> Tensor:
-        return self.transformer(ids, vocab=self.table.codes, **wanted)
 
     def _is_full(self, step: int) -> bool:
         policy, steps = self.settings.cache, self.settings.steps

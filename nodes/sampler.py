@@ -124,7 +124,7 @@ class Sampler(host.io.ComfyNode):
                 "outpaint alike. Shows the picture while it forms."
             ),
             search_aliases=["dimoo ksampler", "dimoo generate"],
-            inputs=[*_what(), *_how()],
+            inputs=[*_what(), *_how(), *_optional()],
             outputs=[CanvasSocket.Output(display_name="canvas", tooltip="The filled canvas, for VQ Decode.")],
         )
 
@@ -194,13 +194,18 @@ def _how() -> list:
             "Reuses work of earlier steps. off is exact; quality, balanced (the published setting) and fast save ever "
             "more time and change the picture ever more. Needs memory: 4.4 GB for 1024x1024 px with the 8B model.",
         ),
+    ]
+
+
+def _optional() -> list:
+    return [
         CacheSocket.Input("cache", optional=True, tooltip="ML-Cache settings of your own; they win over ml_cache."),
         widgets.number(
             "guidance_start",
             0.0,
             (0, 0.95),
             "Share of the steps, at the beginning, that go without guidance and so take half the time or less (in "
-            "edits a third). 0 guides from the start. GUIDANCE",
+            "edits a third). 0 guides from the start.",
             step=0.05,
             optional=True,
         ),

@@ -239,6 +239,19 @@ def test_guidance_from_the_start_is_the_plain_run_and_a_late_one_is_another(cach
     assert not torch.equal(plain.codes, late.codes)
 
 
+@pytest.mark.parametrize("cache", [None, HOLES])
+def test_working_in_parts_gives_the_same_picture(cache: CachePolicy | None) -> None:
+    canvas, asked = half_painted(2, 8, 8), []
+
+    def call(ids, at_once=None, **wanted):
+        asked.append(at_once)
+        return TINY(ids, at_once=at_once, **wanted)
+
+    plan = ImageSettings(steps=6, cache=cache)
+    parts = sample_image(call, TABLE, canvas, PREFIX, [Branch(BLIND, 2.0)], settings=plan, at_once=64)
+    assert set(asked) == {64} and torch.equal(parts.codes, image(canvas, cache=cache).codes)
+
+
 def test_logits_of_a_step_take_no_more_than_they_are() -> None:
     """Two branches of 1024 holes and 4096 codes: 17 MB each in bf16, beside them only parts of them in fp32."""
     table = replace(TABLE, codebook_size=4096)
