@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import jobs, provenance
-from .cache import PRESETS, CachePolicy
+from .cache import CANDIDATES, PRESETS, CachePolicy
 from .checkpoint import CELL, NANO, Defaults, Found, find, load_tokenizer, load_transformer, load_vq
 from .download import REPO, download
 from .folder import caption_file, pictures_below, write_whole
@@ -255,7 +255,7 @@ def image_settings(args: argparse.Namespace, defaults: Defaults) -> ImageSetting
     if args.batch < 1:
         raise ValueError(f"--batch is {args.batch}; a whole number from 1 is needed.")
     steps, temperature = chosen(args.steps, defaults.steps), chosen(args.temperature, defaults.temperature)
-    return ImageSettings(steps=steps, temperature=temperature, seed=args.seed, cache=args.ml_cache)
+    return ImageSettings(steps, temperature, args.seed, args.ml_cache, args.guidance_start)
 
 
 def text_settings(args: argparse.Namespace, defaults: Defaults) -> TextSettings:
@@ -382,16 +382,18 @@ def size(text: str) -> tuple[int, int]:
 
 
 def cache(text: str) -> CachePolicy | None:
-    """A preset of ML-Cache, or its three numbers."""
+    """A preset of ML-Cache, or its numbers: three as published, then perhaps the candidates and the prefix interval."""
     if text in PRESETS:
         return PRESETS[text]
     try:
-        ratio, warmup, refresh = text.split(",")
-        return CachePolicy(float(ratio), float(warmup), int(refresh))
+        ratio, warmup, refresh, *ours = text.split(",")
+        candidates, prefix = [*ours, *("all", "1")[len(ours) :]]
+        return CachePolicy(float(ratio), float(warmup), int(refresh), candidates, int(prefix))
     except ValueError as error:
         names = ", ".join(PRESETS)
         raise argparse.ArgumentTypeError(
-            f"{text!r} came; one of {names} is wanted, or RATIO,WARMUP,REFRESH such as 0.9,0.3,5 ({error})"
+            f"{text!r} came; one of {names} is wanted, or RATIO,WARMUP,REFRESH[,CANDIDATES[,PREFIX]] such as 0.9,0.3,5 "
+            f"or 0.9,0.3,5,holes,10 ({error})"
         ) from None
 
 
@@ -431,7 +433,16 @@ def picture_arguments(parser: argparse.ArgumentParser) -> None:
         "--ml-cache",
         type=cache,
         metavar="CACHE",
-        help=f"{', '.join(PRESETS)}, or RATIO,WARMUP,REFRESH such as 0.9,0.3,5: faster, a little worse (off)",
+        help=f"{', '.join(PRESETS)}, or RATIO,WARMUP,REFRESH[,CANDIDATES[,PREFIX]] such as 0.9,0.3,5 or "
+        f"0.9,0.3,5,holes,10: faster, a little worse. CANDIDATES: {' or '.join(CANDIDATES)} (all); PREFIX: in how many "
+        "steps prompt and input pictures are computed once (1) (off)",
+    )
+    group.add_argument(
+        "--guidance-start",
+        type=float,
+        metavar="SHARE",
+        default=0.0,
+        help="share of the steps, at the beginning, that go without guidance: faster (0)",
     )
     parser.add_argument(
         "-o", "--output", type=Path, metavar="PATH", help="a picture file or a folder (here, as COMMAND-SEED.png)"

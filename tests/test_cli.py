@@ -67,9 +67,22 @@ def test_names_of_our_own_never_overwrite(model: Path, here: Path, capsys: pytes
     assert capsys.readouterr().out.split() == ["here-0.png", "here-1.png"]
 
 
-@pytest.mark.parametrize("cache", ["off", "fast", "0.5,0,2"])
+@pytest.mark.parametrize("cache", ["off", "fast", "0.5,0,2", "0.5,0,2,holes,3"])
 def test_every_sampling_setting_reaches_the_sampler(model: Path, here: Path, cache: str) -> None:
-    settings = ["--steps", 6, "--cfg", 1.5, "--temperature", 0.5, "--negative", "blue", "--dtype", "bf16"]
+    settings = [
+        "--steps",
+        6,
+        "--cfg",
+        1.5,
+        "--guidance-start",
+        0.5,
+        "--temperature",
+        0.5,
+        "--negative",
+        "blue",
+        "--dtype",
+        "bf16",
+    ]
     run(model, "generate", "a red circle", "--size", "32x80", *settings, "--ml-cache", cache, "-o", "a.png")
     assert Image.open("a.png").size == (32, 80)
 
@@ -194,6 +207,8 @@ def test_a_mistake_is_one_sentence_and_status_2(
         ("generate x --size 12", "WIDTHxHEIGHT"),
         ("generate x --ml-cache turbo", "off, quality"),
         ("generate x --ml-cache 2,0,5", "cache_ratio"),
+        ("generate x --ml-cache 0.5,0,5,some", "candidates"),
+        ("generate x --ml-cache 0.5,0,5,holes,2,2", "CANDIDATES"),
         ("edit a.png --type dance", "invalid choice: 'dance'"),
         ("generate", "the following arguments are required: prompt"),
         ("", "required: COMMAND"),

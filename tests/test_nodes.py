@@ -212,10 +212,25 @@ def test_ml_cache_presets_and_own_settings(loaded) -> None:
         cache_ratio=preset.ratio,
         warmup_ratio=preset.warmup,
         refresh_interval=preset.refresh_interval,
+        candidates=preset.candidates,
+        prefix_interval=preset.prefix_interval,
     )[0]
+    assert own == preset
     assert torch.equal(generate(loaded, **settings, ml_cache="quality", cache=own).codes, fast.codes), (
         "own settings win"
     )
+
+
+def test_cache_settings_are_the_published_ones_where_nothing_else_is_said() -> None:
+    published = run("DimooCacheSettings", cache_ratio=0.9, warmup_ratio=0.3, refresh_interval=5)[0]
+    assert published == nodepack.part("dimoo_core.cache").CachePolicy(candidates="all", prefix_interval=1)
+
+
+def test_guidance_may_start_late(loaded) -> None:
+    always, late = (generate(loaded, steps=8, cfg=6.0, guidance_start=start).codes for start in (0.0, 0.5))
+    assert torch.equal(generate(loaded, steps=8, cfg=6.0).codes, always) and not torch.equal(late, always)
+    with pytest.raises(ValueError, match="guidance_start is 1"):
+        generate(loaded, guidance_start=1)
 
 
 def test_every_step_shows_the_forming_picture(loaded, steps) -> None:

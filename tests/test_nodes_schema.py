@@ -52,6 +52,8 @@ CARD = {
             "cache_ratio": ("FLOAT", 0.9, 0.01, 0.99),
             "warmup_ratio": ("FLOAT", 0.3, 0.0, 0.99),
             "refresh_interval": ("INT", 5, 2, 1024),
+            "candidates": ("COMBO", "all"),
+            "prefix_interval": ("INT", 1, 1, 1024),
         },
         {"cache": "DIMOO_CACHE"},
     ),
@@ -67,6 +69,7 @@ CARD = {
             "temperature": ("FLOAT", 1.0, 0.0, 4.0),
             "ml_cache": ("COMBO", "off"),
             "cache": "DIMOO_CACHE",
+            "guidance_start": ("FLOAT", 0.0, 0.0, 0.95),
         },
         {"canvas": CANVAS},
     ),
@@ -120,7 +123,8 @@ CARD = {
 OPTIONAL = {
     "DimooImageEdit": {"reference_image"},
     "DimooMaskPaint": {"mask", "feather"},
-    "DimooSampler": {"cache"},
+    "DimooCacheSettings": {"candidates", "prefix_interval"},
+    "DimooSampler": {"cache", "guidance_start"},
     "DimooDescribe": {"all_in_one_question", "speed"},
     "DimooStitch": {"mask"},
 }
