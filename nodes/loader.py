@@ -47,7 +47,7 @@ def load_model(found: Found, wanted: torch.dtype | None, palette: Palette) -> Lo
         dtype=weight,
         attention=host.attention,
     )
-    host.log("DiMOO: %s, %.1f M weights in %s, computing in %s", found.folder, parameters / 1e6, weight, compute)
+    host.log("DiMOO: %s, %.1f M weights in %s, computing in %s", found.path, parameters / 1e6, weight, compute)
     core = jobs.Model(transformer, tokenizer, found.table, found.defaults.sides)
     return LoadedModel(core, host.managed(transformer, devices), compute.itemsize, palette)
 

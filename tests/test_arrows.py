@@ -19,11 +19,11 @@ NODES = ROOT / "nodes"
 # files of one folder may import each other.
 ROWS = (
     ("checks",),
-    ("tokens", "config", "schedule", "image", "noise", "choices"),
-    ("canvas", "prompt", "guidance", "cache"),
-    ("transformer", "vq", "layout"),
+    ("tokens", "config", "schedule", "image", "noise", "choices", "quantised"),
+    ("canvas", "prompt", "guidance", "cache", "weight_files"),
+    ("transformer", "vq", "layout", "single_file"),
     ("sampling", "text_sampling", "checkpoint"),
-    ("jobs",),
+    ("jobs", "convert"),
     ("training",),
     ("nano",),
     ("replay", "train"),

@@ -50,7 +50,7 @@ def test_single_file_arrives_whole(folder: Path) -> None:
     assert all(torch.equal(loaded[name], wanted[name]) for name in wanted)
     vq, file = load_vq(found).state_dict(), load_file(folder / VQ_FILE)
     assert vq.keys() == file.keys() and all(torch.equal(vq[name], file[name]) for name in file)
-    assert found.table == TABLE and found.folder == folder
+    assert found.table == TABLE and found.path == folder
     assert load_tokenizer(found).encode("</user>") == [259]
 
 
