@@ -25,8 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _INT_MM = ("cpu", "cuda", "meta")  # devices on which torch multiplies int8 matrices
-_INT_MM_ROWS = 17  # CUDA wants more than 16 rows,
-_INT_MM_STEP = 8  # and multiples of 8 for both other sides
+_INT_MM_ROWS, _INT_MM_STEP = 17, 8  # CUDA wants more than 16 tokens, and multiples of 8 for the other sides
 _PRODUCT = 64 << 20  # bytes of int32 that one part of a product may take
 
 
@@ -62,8 +61,8 @@ class Quantised:
         """Raises ValueError for a format or a setting that is not above: it would make other numbers."""
         known = {"format", "full_precision_matrix_mult"}
         unknown = sorted(set(fields) - known)
-        if unknown or fields.get("format") not in FORMATS:
-            said = f"with {', '.join(unknown)}" if unknown else f"as {fields.get('format')!r:.80}"
+        if unknown or fields.get("format") not in list(FORMATS):  # a list asks what is unhashable, too
+            said = f"with {', '.join(unknown):.80}" if unknown else f"as {fields.get('format')!r:.80}"
             raise ValueError(f"quantised {said}; {', '.join(FORMATS)} are known, and {', '.join(sorted(known))}")
         return cls(FORMATS[fields["format"]], bool(fields.get("full_precision_matrix_mult", False)))
 
@@ -125,13 +124,18 @@ def _int8_linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
 
 
 def _int_mm(x: Tensor, weight: Tensor) -> Tensor:
-    """x [M,K] times weight [N,K] turned -> [M,N] int32; widened by zeros to sides that CUDA can multiply."""
+    """x [M,K] times weight [N,K] turned -> [M,N] int32."""
     tokens, rows = len(x), len(weight)
     if x.device.type == "cuda":
-        more = -x.shape[1] % _INT_MM_STEP
-        x = F.pad(x, (0, more, 0, max(_INT_MM_ROWS - tokens, 0)))
-        weight = F.pad(weight, (0, more, 0, -rows % _INT_MM_STEP))
+        x, weight = _widened(x, weight)
     return torch._int_mm(x, weight.t())[:tokens, :rows]
+
+
+def _widened(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The same with zeros to the right and below, up to sides that CUDA multiplies; no copy where they are."""
+    more = -x.shape[1] % _INT_MM_STEP
+    x = F.pad(x, (0, more, 0, max(_INT_MM_ROWS - len(x), 0)))
+    return x, F.pad(weight, (0, more, 0, -len(weight) % _INT_MM_STEP))
 
 
 class Linear(nn.Linear):
