@@ -31,7 +31,7 @@ from .config import TransformerConfig, VQConfig
 from .quantised import LAYERS, Format, dequantise
 from .single_file import SUFFIX, is_single_file, read_single_file
 from .tokens import RELEASED, TextTokenizer, TokenTable
-from .transformer import Transformer, hub_to_module, module_to_hub
+from .transformer import Transformer, hub_shapes, hub_to_module
 from .vq import VQ
 from .weight_files import FLOATS, Entry, Weights, read_headers, read_json, refuse_pickle, some
 
@@ -226,7 +226,7 @@ def load_transformer(
 
 
 def load_vq(
-    found: Found, *, ops=nn, device: torch.device | str = "cpu", dtype: torch.dtype | str | None = torch.float32
+    found: Found, *, ops=LAYERS, device: torch.device | str = "cpu", dtype: torch.dtype | str | None = torch.float32
 ) -> VQ:
     """The VQ, in eval mode and without gradients; fp32, as it was trained, unless told otherwise ("auto": stored).
 
@@ -240,7 +240,7 @@ def check_weights(found: Found) -> None:
     dtype = _dtype(found.weights, None), _dtype(found.vq_weights, None)
     _check_transformer(found.config, found.weights, code_offset=found.table.code_offset, dtype=dtype[0])
     _check_extent(found.vq_config, found.vq_weights)
-    _check_names(found.vq_weights, _shapes(VQ(found.vq_config, device="meta", dtype=dtype[1]).state_dict()))
+    _check_names(found.vq_weights, _shapes(VQ(found.vq_config, ops=LAYERS, device="meta", dtype=dtype[1])))
 
 
 def load_tokenizer(found: Found) -> TextTokenizer:
@@ -390,11 +390,11 @@ def _transformer(
     return _fill(module, sources, device=device, dtype=dtype, dequantised=dequantised)
 
 
-def _vq(config: VQConfig, weights: Weights, *, ops=nn, device="cpu", dtype=None) -> VQ:
+def _vq(config: VQConfig, weights: Weights, *, ops=LAYERS, device="cpu", dtype=None) -> VQ:
     _check_extent(config, weights)
     dtype = _dtype(weights, dtype)
     module = VQ(config, ops=ops, device="meta", dtype=dtype)
-    _check_names(weights, _shapes(module.state_dict()))
+    _check_names(weights, _shapes(module))
     return _fill(module, {name: (entry, None) for name, entry in weights.items()}, device=device, dtype=dtype)
 
 
@@ -450,8 +450,8 @@ def _check_transformer(config: TransformerConfig, weights: Weights, *, code_offs
     """Checks names and shapes by a module of torch's layers on meta: the layers of others may have no weights before
     they are loaded. Only a matrix that is one layer can be quantised; embedding and head are two each."""
     _check_extent(config, weights)
-    plain = Transformer(config, code_offset=code_offset, device="meta", dtype=dtype)
-    _check_names(weights, _shapes(module_to_hub(plain.state_dict())))
+    plain = Transformer(config, code_offset=code_offset, ops=LAYERS, device="meta", dtype=dtype)
+    _check_names(weights, hub_shapes(plain))
     for name, entry in weights.items():
         if entry.layer is not None and not isinstance(plain.get_submodule(name.rpartition(".")[0]), nn.Linear):
             raise ValueError(
@@ -460,8 +460,8 @@ def _check_transformer(config: TransformerConfig, weights: Weights, *, code_offs
             )
 
 
-def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
 
 def _fill(

@@ -169,6 +169,13 @@ def take_quantised(module: nn.Module, state: dict[str, Tensor], prefix: str) -> 
     return True
 
 
+def _without_start(layer: type[nn.Module]) -> type[nn.Module]:
+    return type(layer.__name__, (layer,), {"reset_parameters": lambda self: None})
+
+
+# torch's layers for a model whose weights come from files: without random weights to start with, which take time, and
+# on meta some seconds only to import what torch draws them with
 LAYERS = SimpleNamespace(
-    **{name: getattr(nn, name) for name in ("Embedding", "RMSNorm", "Conv2d", "GroupNorm")}, Linear=Linear
+    **{name: _without_start(getattr(nn, name)) for name in ("Embedding", "RMSNorm", "Conv2d", "GroupNorm")},
+    Linear=_without_start(Linear),
 )
