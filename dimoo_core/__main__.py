@@ -403,7 +403,7 @@ def convert_arguments(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         choices=KINDS,
         default="bf16",
-        help="of the matrices: fp8 and int8 take about 0.65 and 0.55 of the memory and are a little less exact (bf16)",
+        help="of the blocks' matrices: of 16.2 GB fp8 leaves 10.8 and int8 9.2, both a little less exact (bf16)",
     )
 
 

@@ -100,6 +100,11 @@ class Found:
     settings_files: tuple[Path, ...]
 
     @property
+    def folder(self) -> Path:
+        """The folder; of a single file the one that it lies in."""
+        return self.path if self.path.is_dir() else self.path.parent
+
+    @property
     def files(self) -> tuple[Path, ...]:
         """Every file that is read, so that a caller can notice a change by size and time."""
         stored = {entry.file for part in (self.weights, self.vq_weights) for entry in part.values()}
