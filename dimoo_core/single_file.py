@@ -62,14 +62,15 @@ def read_single_file(path: Path) -> SingleFile:
             f"{path} says {MARK} = {metadata.get(MARK)!r:.80}; {VERSION!r} is known, made by `python -m dimoo_core "
             "convert`: update this pack, or convert the published checkpoint again."
         )
-    entries = _with_layers(path, entries, metadata.get(QUANTISATION))
+    if QUANTISATION in metadata:
+        entries = _with_layers(path, entries, _object(path, metadata, QUANTISATION))
     tokenizer = entries.pop(TOKENIZER, None)
     if tokenizer is None or tokenizer.dtype != "U8" or len(tokenizer.shape) != 1:
         raise ValueError(f"{path} has no {TOKENIZER} in it; convert the published checkpoint again.")
     return SingleFile(
         path,
-        json_object(metadata.get(CONFIG, ""), f"{CONFIG} in {path}"),
-        json_object(metadata.get(VQ_CONFIG, ""), f"{VQ_CONFIG} in {path}"),
+        _object(path, metadata, CONFIG),
+        _object(path, metadata, VQ_CONFIG),
         {name: entry for name, entry in entries.items() if not name.startswith(VQ_PREFIX)},
         {name.removeprefix(VQ_PREFIX): entry for name, entry in entries.items() if name.startswith(VQ_PREFIX)},
         tokenizer,
@@ -81,12 +82,18 @@ def quantisation_metadata(layers: Mapping[str, Quantised]) -> str:
     return json.dumps({"format_version": "1.0", "layers": {name: layer.to_dict() for name, layer in layers.items()}})
 
 
-def _with_layers(path: Path, entries: dict[str, Entry], text: str | None) -> dict[str, Entry]:
+def _object(path: Path, metadata: Mapping[str, str], name: str) -> dict[str, Any]:
+    """A JSON object of the metadata; too large a text is not meant."""
+    text = metadata.get(name, "")
+    if len(text) > MAX_JSON:
+        raise ValueError(f"{name} in {path} has more than {MAX_JSON} bytes; fetch the file again.")
+    return json_object(text, f"{name} in {path}")
+
+
+def _with_layers(path: Path, entries: dict[str, Entry], said: Mapping[str, Any]) -> dict[str, Entry]:
     """The entries, each quantised weight with its format and its scale, which is no entry of its own any more."""
-    if text is None:
-        return entries
     left = dict(entries)
-    for name, layer in _layers(path, text):
+    for name, layer in _layers(path, said):
         weight, scale = left.get(f"{name}.weight"), left.pop(f"{name}.weight_scale", None)
         if weight is None or scale is None:
             raise ValueError(
@@ -106,8 +113,8 @@ def _with_layers(path: Path, entries: dict[str, Entry], text: str | None) -> dic
     return left
 
 
-def _layers(path: Path, text: str) -> Iterator[tuple[str, Quantised]]:
-    layers = json_object(text, f"{QUANTISATION} in {path}").get("layers")
+def _layers(path: Path, said: Mapping[str, Any]) -> Iterator[tuple[str, Quantised]]:
+    layers = said.get("layers")
     if not isinstance(layers, dict):
         raise ValueError(f"{QUANTISATION} in {path} names no layers; fetch the file again.")
     for name, fields in layers.items():

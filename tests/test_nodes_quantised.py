@@ -123,11 +123,15 @@ def test_auto_keeps_what_is_stored_and_a_dtype_undoes_it(models: Path, kind: str
 
 @pytest.mark.parametrize("kind", ["fp8", "int8"])
 def test_the_numbers_are_the_cores(models: Path, kind: str) -> None:
-    """fp8 equals to the bit. int8 may be ComfyUI's own kernel, which rounds products in another order."""
-    came, wanted = logits(load(kind).net), core_logits(models, kind, dtype=torch.float32)
-    if kind == "fp8":
-        assert torch.equal(came, wanted)
-    torch.testing.assert_close(came, wanted, rtol=0.02, atol=0.02)
+    """fp8 to the bit. ComfyUI's own int8 product may round its last bit otherwise, and a later layer by a step."""
+    net, core = load(kind).net, checkpoint.load_transformer(checkpoint.find(models / f"tiny-{kind}.safetensors"))
+    came, wanted = logits(net), core_logits(models, kind, dtype=torch.float32)
+    assert torch.equal(came, wanted) or (kind == "int8" and (came - wanted).std() < 0.1 * wanted.std())
+    x = torch.randn(2, 9, 32, generator=torch.Generator().manual_seed(0))
+    for name in ("q_proj", "up_proj"):
+        ours, theirs = (one.model["transformer"]["blocks"][0].get_submodule(name) for one in (core, net))
+        with torch.inference_mode():
+            torch.testing.assert_close(theirs(x), ours(x), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -158,6 +162,15 @@ def test_a_comfyui_that_does_not_know_the_format_gets_ours(models: Path, kind: s
     layer = loaded.net.model["transformer"]["blocks"][0].q_proj
     assert layer.weight.dtype is (torch.float8_e4m3fn if kind == "fp8" else torch.int8)
     assert torch.equal(logits(loaded.net), core_logits(models, kind, dtype=torch.float32))
+
+
+def test_where_a_card_computes_in_fp8_the_numbers_stay_close(models: Path, monkeypatch) -> None:
+    """0.3.75 multiplies in full precision all the same, newer ones round the activations to fp8."""
+    import comfy.model_management
+
+    monkeypatch.setattr(comfy.model_management, "supports_fp8_compute", lambda _=None: True)
+    came, wanted = logits(load("fp8").net), core_logits(models, "fp8", dtype=torch.float32)
+    assert (came - wanted).pow(2).mean().sqrt() < 0.25 * wanted.std()
 
 
 def test_a_layer_of_comfyui_that_is_not_quantised_keeps_its_dtype(models: Path) -> None:

@@ -230,6 +230,14 @@ BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "another model": (settings("config.json", model_type="llama"), "model_type = 'llama'"),
     "a config of the moon": (settings("config.json", n_layers=10**9), "n_layers = 1000000000"),
+    "a config without end": (
+        rewritten(lambda _, about: about.update({"config.json": "[" * (2 << 20)})),
+        "config.json in .* has more than 1048576 bytes|is no whole checkpoint",  # if the mark comes behind it
+    ),
+    "a config of a deep nest": (
+        rewritten(lambda _, about: about.update({"vqvae/config.json": "[" * 10**5})),
+        "vqvae/config.json in .* is not usable JSON",
+    ),
     "no config": (rewritten(lambda _, about: about.pop("config.json")), "config.json in .* is not usable JSON"),
     "a config that is a list": (rewritten(lambda _, about: about.update({"config.json": "[]"})), "an object is wanted"),
     "ids of the released model": (settings("config.json", dimoo_token_ids=None), "dimoo_token_ids = None"),
