@@ -21,6 +21,7 @@ from dimoo_core.nano.judge import open_patterns
 from dimoo_core.nano.rates import BATCH, CASES, Bench, Row, Setup, evenness, lines, load, main, rows
 from dimoo_core.nano.scenes import FORMATS, Scene, caption, draw, draw_edges, every_scene, held_out, parse_caption
 from dimoo_core.prompt import prompt_strings
+from dimoo_core.text_policy import EXACT, SPEEDS
 from tests.tiny import write_checkpoint
 
 USUAL = Setup()
@@ -61,7 +62,7 @@ class Painter(Bench):
         return picture
 
     def flops(self, cases: Sequence[Case], setup: Setup) -> float:
-        return 1e9 if setup.cache is None else 4e8
+        return 1e9 if setup == setup.exact else 4e8
 
     def answer(self, cases: Sequence[Case], setup: Setup) -> list[str]:
         return [caption(self.slip(parse_caption(case.asked))) for case in cases]
@@ -130,6 +131,10 @@ def test_a_preset_is_measured_and_its_cost_told() -> None:
                 measured, settings = row(f"{task}, cache {name}").run(Painter(), 5)
                 assert measured.remarks == ("0.40 GFLOP a case counted, 40% of exact sampling's 1.00",)
                 assert all(f"{getattr(policy, field.name)}" in settings for field in fields(policy))
+    for name, policy in SPEEDS.items():
+        if policy != EXACT:
+            measured, settings = row(f"describe, {name}").run(Painter(), 5)
+            assert "40% of exact sampling's" in measured.remarks[0] and str(policy.threshold) in settings
 
 
 def test_operations_are_counted_attention_too(tmp_path: Path) -> None:

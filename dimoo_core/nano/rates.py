@@ -31,6 +31,7 @@ from ..guidance import Branch
 from ..image import cells_to_mask, composite
 from ..jobs import Model, decode, describe, encode, guided
 from ..sampling import ImageSettings, sample_image
+from ..text_policy import EXACT, SPEEDS, TextPolicy
 from ..text_sampling import TextSettings
 from ..vq import VQ
 from .cases import Case, Examiner
@@ -75,7 +76,8 @@ class Setup:
         if case.canvas is None:
             text = self.text
             blocks = f"{text.max_tokens} tokens in blocks of {text.block_length}"
-            return f"{size}, {blocks}, {text.steps} steps, temperature {text.temperature:g}, guidance {text.cfg:g}"
+            words = f"{size}, {blocks}, {text.steps} steps, temperature {text.temperature:g}, guidance {text.cfg:g}"
+            return words if text.policy == EXACT else f"{words}, {_policy_words(text.policy)}"
         guidance = f"{self.cfg:g} text {self.image_cfg:g} image" if case.prompt.images else f"{self.cfg:g}"
         words = (
             f"{size}, {self.steps} step{'s' * (self.steps > 1)}, temperature {self.temperature:g}, guidance {guidance}"
@@ -85,10 +87,10 @@ class Setup:
     @property
     def exact(self) -> Setup:
         """The same without shortcuts."""
-        return replace(self, cache=None)
+        return replace(self, cache=None, text=replace(self.text, policy=EXACT))
 
 
-def _policy_words(policy: CachePolicy) -> str:
+def _policy_words(policy: CachePolicy | TextPolicy) -> str:
     """Every setting of a policy by name."""
     values = {one.name.replace("_", " "): getattr(policy, one.name) for one in fields(policy)}
     return ", ".join(
@@ -353,7 +355,7 @@ def _variants(usual: Setup, free: Setup) -> list[Row]:
 
 
 def _presets(usual: Setup, free: Setup) -> list[Row]:
-    """What each preset of ML-Cache costs and saves, where decisions are made one after the other."""
+    """What each preset of ML-Cache costs and saves, where decisions are made one after the other, and of answers."""
     made = []
     for name, policy in PRESETS.items():
         if policy is not None:
@@ -362,6 +364,10 @@ def _presets(usual: Setup, free: Setup) -> list[Row]:
                 Row(f"generate open, cache {name}", Examiner.open, cached[0], least=0.5, measure=priced),
                 Row(f"edit, cache {name}", Examiner.edit, cached[1], least=0.5, measure=priced),
             ]
+    for name, policy in SPEEDS.items():
+        if policy != EXACT:
+            quick = replace(usual, text=replace(usual.text, policy=policy))
+            made += [Row(f"describe, {name}", Examiner.describe, quick, least=0.95, measure=priced)]
     return made
 
 
