@@ -84,7 +84,7 @@ def _check_folders(args: argparse.Namespace, *others: Path) -> None:
 
 def _nano(args: argparse.Namespace) -> None:
     start = None if args.start is None else find(args.start)
-    _check_folders(args, *([] if start is None else [start.folder, start.vq_folder]))
+    _check_folders(args, *(() if start is None else {path.parent for path in start.files}))
     training = TRAINING if start is None else FURTHER
     training = training if args.steps is None else training.with_steps(args.steps)
     build(args.run_folder, args.output, report=reporter(), training=training, start=args.start)

@@ -111,7 +111,7 @@ def build(
     lessons = Lessons(TextTokenizer(tokenizer), table, codes)
     transformer = new_transformer(table)
     if given is not None:
-        transformer.load_state_dict(load_transformer(given, dtype=torch.float32).state_dict())
+        transformer.load_state_dict(load_transformer(given, dtype=torch.float32, dequantised=True).state_dict())
     trainer = Trainer(transformer, lessons.draw, training, mask_id=table.mask, folder=run / "transformer")
     trainer.run(lambda done, steps, loss: report(f"transformer {done}/{steps} loss {loss:.4f}"))
     export_transformer(output, transformer, fields=transformer_fields(table), tokenizer=tokenizer.to_str(pretty=True))
