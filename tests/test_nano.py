@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dimoo_core.config import TransformerConfig, VQConfig
 from dimoo_core.nano.build import transformer_fields
-from dimoo_core.nano.lessons import SIZES_LEFT_OPEN, Lessons, edges_only, shape_unseen
+from dimoo_core.nano.lessons import Lessons, edges_only, shape_unseen
 from dimoo_core.nano.recipe import centres, edge_scenes, labels_of, vq_batches, vq_fields
 from dimoo_core.nano.scenes import (
     BACKGROUNDS,
@@ -233,20 +233,6 @@ def test_lessons_are_sequences_of_known_tokens() -> None:
         assert batch.maskable is None or bool(batch.maskable.any(dim=1).all())
         sizes.append(len(ids))
     assert max(sizes) <= transformer_fields(TABLE)["max_sequence_length"]
-
-
-def test_a_size_left_open_is_more_often_large_and_a_said_one_as_it_is_said() -> None:
-    shown = Counter()
-    for _, ids in sequences(60):
-        task, words = asked(ids)
-        (*_, (scene, *_)) = keys_of(ids)
-        if task is GENERATE and words and scene.shape and parse_caption(words) is None:
-            said = [size for size in SIZES if size in words.split()]
-            assert not said or said == [scene.size]
-            shown[scene.size if not said else "said"] += 1
-    share = shown["large"] / (shown["large"] + shown["small"])
-    assert abs(share - SIZES_LEFT_OPEN["large"]) < 0.06, shown
-    assert shown["said"] > 300
 
 
 @pytest.mark.parametrize("form", FORMATS)

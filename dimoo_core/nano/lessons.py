@@ -25,9 +25,6 @@ from .words import QUESTIONS
 UNCONDITIONAL = 0.1  # share of batches that learn without the prompt, for guidance
 _ANSWER_LENGTHS = {16: 0.4, 32: 0.4, 64: 0.12, 128: 0.08}
 _EDIT_KINDS = {"remove": 0.1, "recolour": 0.2, "replace": 0.2, "background": 0.2, "add": 0.3}
-# Of captions that leave the size open. Sampling decides first what is surest, plain background, which leaves less and
-# less room for a large shape; were both sizes taught alike, nine of ten such pictures would have a small one.
-SIZES_LEFT_OPEN = {"small": 0.3, "large": 0.7}
 
 # (choose, scene, H, W) -> the cells bool [H,W] that may be hidden, and whether all of them are or a share
 Hide = Callable[[random.Random, Scene, int, int], tuple[Tensor, bool]]
@@ -39,11 +36,6 @@ Codes = Mapping[tuple[Scene, bool, int, int], Tensor]
 def taught_scenes() -> tuple[Scene, ...]:
     """All scenes with a shape that are not held out."""
     return tuple(scene for scene in every_scene() if scene.shape and not held_out(scene))
-
-
-@cache
-def _taught_of_size(size: str) -> tuple[Scene, ...]:
-    return tuple(scene for scene in taught_scenes() if scene.size == size)
 
 
 @cache
@@ -77,7 +69,7 @@ class Lessons:
     def pictures(self, choose: random.Random, size: int, leave_open: tuple[str, ...]) -> Batch:
         """Text to image, with a part of the words left out."""
         blank = not leave_open and choose.random() < 0.08
-        scenes = [self._empty(choose) if blank else self._scene(choose, leave_open) for _ in range(size)]
+        scenes = [self._empty(choose) if blank else choose.choice(taught_scenes()) for _ in range(size)]
         prompts = [Prompt(GENERATE, caption(scene, leave_open)) for scene in scenes]
         targets = [(scene, False) for scene in scenes]
         return self._images(choose, prompts, targets, decided=not leave_open, hide=shape_unseen if leave_open else None)
@@ -85,7 +77,7 @@ class Lessons:
     def holes(self, choose: random.Random, size: int) -> Batch:
         """Inpainting: a rectangle of a picture is to be filled and the rest is known, or the other way round."""
         leave_open = choose.choice(((), self._pattern(choose)))
-        scenes = [self._scene(choose, leave_open) for _ in range(size)]
+        scenes = [choose.choice(taught_scenes()) for _ in range(size)]
         prompts = [Prompt(GENERATE, caption(scene, leave_open)) for scene in scenes]
         targets = [(scene, False) for scene in scenes]
         return self._images(choose, prompts, targets, decided=not leave_open, hide=hole)
@@ -142,14 +134,6 @@ class Lessons:
     @staticmethod
     def _empty(choose: random.Random) -> Scene:
         return choose.choice([scene for scene in every_scene() if not scene.shape])
-
-    @staticmethod
-    def _scene(choose: random.Random, leave_open: tuple[str, ...]) -> Scene:
-        """A taught scene; its size is as SIZES_LEFT_OPEN says where the words leave it open."""
-        if "size" not in leave_open:
-            return choose.choice(taught_scenes())
-        size = choose.choices(list(SIZES_LEFT_OPEN), list(SIZES_LEFT_OPEN.values()))[0]
-        return choose.choice(_taught_of_size(size))
 
     @staticmethod
     def _format(choose: random.Random) -> tuple[int, int]:
