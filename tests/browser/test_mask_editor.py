@@ -35,6 +35,14 @@ REWIRE = """name => {
     app.canvas.selectNode(load);
 }"""
 LOADED = "app.graph.nodes.find(node => node.type === 'LoadImage').imgs?.[0]?.naturalWidth"
+# The editor is open when its canvas has the picture's size and has stood still for a while: it comes with a movement.
+STILL = """() => {
+    const canvas = document.querySelector('#maskEditorCanvasContainer canvas');
+    const place = canvas?.width === 128 && JSON.stringify(canvas.getBoundingClientRect());
+    window.still = place && place === window.place ? window.still + 1 : 0;
+    window.place = place;
+    return window.still > 20;
+}"""
 CHOSEN = "app.graph.nodes.find(node => node.type === 'LoadImage').widgets[0].value"
 
 
@@ -49,6 +57,13 @@ def paint(page: Any, left: int, top: int, right: int, bottom: int) -> None:
         page.mouse.up()
 
 
+def painted(page: Any, client: Client) -> np.ndarray:
+    """The mask [128,128] that the editor saved, in the transparency of the picture that Load Image has now."""
+    folder, _, file = page.evaluate(CHOSEN).removesuffix(" [input]").rpartition("/")
+    saved = client.picture({"filename": file, "subfolder": folder, "type": "input"})
+    return np.asarray(saved.convert("RGBA"))[..., 3] < 128
+
+
 def test_mask_painted_in_the_page_says_what_changes_and_all_else_stays(page: Any, client: Client) -> None:
     drawn = (draw(parse_caption(BEFORE), 8, 8) * 255).round().byte().movedim(0, -1).numpy()
     name = client.upload("a-circle.png", Image.fromarray(drawn))
@@ -56,24 +71,16 @@ def test_mask_painted_in_the_page_says_what_changes_and_all_else_stays(page: Any
     page.evaluate(REWIRE, name)
     page.wait_for_function(f"{LOADED} === 128")
     page.evaluate("app.extensionManager.command.execute('Comfy.MaskEditor.OpenMaskEditor')")
-    save = page.get_by_role("button", name="Save", exact=True)
-    save.wait_for()
-    page.locator("#maskEditorCanvasContainer canvas").last.wait_for()
-    page.wait_for_function("document.querySelector('#maskEditorCanvasContainer canvas').width === 128")
+    page.wait_for_function(STILL)
     paint(page, 6, 38, 58, 90)
-    save.click()
+    page.get_by_role("button", name="Save", exact=True).click()
     page.wait_for_function(f"{CHOSEN} !== '{name}' && {LOADED} === 128")
     press_run(page)
     assert wait_for_end(page) == "execution_success"
 
     after = shown(page, client).pixels("After")
-    chosen = page.evaluate(CHOSEN).removesuffix(" [input]")
-    folder, _, file = chosen.rpartition("/")
-    mask = (
-        np.asarray(client.picture({"filename": file, "subfolder": folder, "type": "input"}).convert("RGBA"))[..., 3]
-        < 128
-    )
-    assert 1000 < mask.sum() < 4096 + 1500, "the strokes cover about the left middle quarter"
+    mask = painted(page, client)
+    assert mask[42:86, 10:54].all() and not mask[:, 80:].any(), "the mask is not where the mouse was"
     cells = mask.reshape(8, CELL, 8, CELL).any(axis=(1, 3)).repeat(CELL, 0).repeat(CELL, 1)
     assert (after == drawn)[~cells].all()
     verdict = judge(torch.from_numpy(after.copy()).movedim(-1, 0) / 255)
