@@ -120,3 +120,20 @@ def bench(session: nox.Session) -> None:
     """Process time and memory on the CPU against a baseline written the released way; the last lines are ratios."""
     environment(session)
     python(session, "-m", "bench", *session.posargs)
+
+
+@nox.session
+def soak(session: nox.Session) -> None:
+    """200 mixed prompts through one real server: memory stays, nothing fails, equal seeds give equal pictures."""
+    environment(session)
+    python(session, "-m", "tests.comfyhost.soak", *session.posargs)
+
+
+@nox.session
+def registry(session: nox.Session) -> None:
+    """What the Comfy Registry's own tool says of the pack; it has an environment of its own."""
+    tool = HOME / ".nox" / "registry"
+    session.run(sys.executable, "-m", "venv", str(tool), external=True)
+    program = tool / ("Scripts" if os.name == "nt" else "bin") / "comfy"
+    session.run(str(program.parent / "python"), "-m", "pip", "install", "--quiet", "comfy-cli", external=True)
+    session.run(str(program), "--skip-prompt", "--no-enable-telemetry", "node", "validate", external=True)
