@@ -179,7 +179,7 @@ def test_choices_are_those_of_the_core() -> None:
     )
     speeds = list(nodepack.part("dimoo_core.text_policy").SPEEDS)
     assert inputs("DimooDescribe")["speed"][1]["options"] == speeds == ["exact", "balanced", "fast"]
-    assert cache.PRESETS["balanced"] == cache.CachePolicy(0.9, 0.3, 5), "the published setting"
+    assert inputs("DimooCacheSettings")["candidates"][1]["options"] == list(cache.CANDIDATES)
 
 
 def test_nodes_with_words_to_show_end_a_graph_and_give_lists() -> None:
