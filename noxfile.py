@@ -100,3 +100,10 @@ def judge(session: nox.Session) -> None:
     """The judge's table: how often DiMOO-nano's pictures and words are exactly right."""
     environment(session)
     python(session, "-m", "dimoo_core.nano.rates", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Process time and memory on the CPU against a baseline written the released way; the last lines are ratios."""
+    environment(session)
+    python(session, "-m", "bench", *session.posargs)

@@ -1,4 +1,4 @@
-"""The command line: ``python -m dimoo_core generate | edit | inpaint | describe``. It needs no ComfyUI.
+"""The command line: ``python -m dimoo_core generate | edit | inpaint | describe | ...``. It needs no ComfyUI.
 
 A command is a row of `COMMANDS`: what it is for, examples, a function that adds its arguments and one that runs it.
 What a user got wrong comes as a ValueError or OSError of one sentence and ends the program with status 2.
@@ -10,8 +10,9 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,19 +20,26 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from . import jobs
-from .cache import PRESETS, CachePolicy
-from .checkpoint import NANO, Defaults, Found, find, load_tokenizer, load_transformer, load_vq
+from . import jobs, provenance
+from .cache import CANDIDATES, PRESETS, CachePolicy
+from .checkpoint import CELL, NANO, Defaults, Found, find, load_tokenizer, load_transformer, load_vq
 from .convert import KINDS, convert
+from .download import REPO, download
+from .folder import caption_file, pictures_below, write_whole
 from .image import PAINTED, RECTANGLE, centred_rectangle, load_mask, load_picture, to_pil
+from .noise import SEEDS
 from .prompt import EDITS
+from .prompt_list import Job, Team, read_jobs, work_off
 from .sampling import ImageSettings
+from .strips import STRIP
+from .text_policy import SPEEDS
 from .text_sampling import TextSettings
 from .train import EXAMPLES as TRAIN_EXAMPLES
 from .train import train, train_arguments
 from .vq import VQ
 
 PROGRAM = "python -m dimoo_core"
+GOES_ON = "what is done is kept, the same command goes on from there"
 DTYPES = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -43,6 +51,7 @@ class Command:
     examples: tuple[str, ...]
     arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], None]
+    stopped: str = "nothing was written"
 
 
 # What the commands do -----------------------------------------------------------------------------------------------
@@ -52,6 +61,7 @@ def generate(args: argparse.Namespace) -> None:
     """Pictures from words."""
     found = find(args.checkpoint)
     settings, files = image_settings(args, found.defaults), picture_files(args)
+    made = facts(args, found)
     model, vq = load(found, args)
     with progress("generate") as on_step:
         pictures = jobs.generate(
@@ -64,7 +74,7 @@ def generate(args: argparse.Namespace) -> None:
             batch=args.batch,
             on_step=on_step,
         )
-    save(pictures, files)
+    save(pictures, files, made)
 
 
 def edit(args: argparse.Namespace) -> None:
@@ -73,6 +83,7 @@ def edit(args: argparse.Namespace) -> None:
     settings, files = image_settings(args, found.defaults), picture_files(args)
     picture = load_picture(args.image)
     reference = None if args.reference is None else load_picture(args.reference)
+    made = facts(args, found)
     model, vq = load(found, args)
     request = jobs.Edit(args.type, args.prompt, args.negative, reference, side=chosen(args.side, found.defaults.side))
     with progress("edit") as on_step:
@@ -86,7 +97,7 @@ def edit(args: argparse.Namespace) -> None:
             image_cfg=chosen(args.image_cfg, found.defaults.image_cfg),
             on_step=on_step,
         )
-    save(pictures, files)
+    save(pictures, files, made)
 
 
 def inpaint(args: argparse.Namespace) -> None:
@@ -95,6 +106,7 @@ def inpaint(args: argparse.Namespace) -> None:
     settings, files = image_settings(args, found.defaults), picture_files(args)
     picture = load_picture(args.image)
     mask, coverage = wanted_mask(args, picture)
+    made = facts(args, found)
     model, vq = load(found, args)
     height, width = picture.shape[2:]
     picture, mask = padded(picture, vq.scale, "replicate"), padded(mask[:, None], vq.scale, "constant")[:, 0]
@@ -110,7 +122,7 @@ def inpaint(args: argparse.Namespace) -> None:
             cfg=chosen(args.cfg, found.defaults.cfg),
             on_step=on_step,
         )
-    save(pictures[:, :, :height, :width], files)
+    save(pictures[:, :, :height, :width], files, made)
 
 
 def describe(args: argparse.Namespace) -> None:
@@ -135,6 +147,63 @@ def convert_checkpoint(args: argparse.Namespace) -> None:
     print(f"{args.output}: {size / 1e9:.2f} GB; ComfyUI finds it in its folder models/dimoo.")
 
 
+def caption(args: argparse.Namespace) -> None:
+    """A text file beside every picture of a folder."""
+    found = find(args.checkpoint)
+    settings = text_settings(args, found.defaults)
+    every = pictures_below(args.folder)
+    wanted = [path for path in every if args.again or not caption_file(path).exists()]
+    print(f"{len(every)} pictures, {len(every) - len(wanted)} of them have a caption already", file=sys.stderr)
+    if not wanted:
+        return
+    model, vq = load(found, args)
+    for path in tqdm(wanted, desc="caption", unit="picture", file=sys.stderr):
+        (words,) = jobs.describe_pictures(model, vq, [load_picture(path)], args.question, settings=settings)
+        write_whole(caption_file(path), words + "\n")
+        tqdm.write(f"{path}: {words}", file=sys.stdout)
+
+
+def prompt_list(args: argparse.Namespace) -> None:
+    """A picture for every prompt of a list; several processes of torchrun share the work."""
+    found = find(args.checkpoint)
+    usual = image_settings(args, found.defaults)
+    size = args.size or found.defaults.size
+    cfg = chosen(args.cfg, found.defaults.cfg)
+    job = Job("", args.negative, size, usual.seed, usual.steps, cfg, usual.temperature)
+    listed = read_jobs(args.list, job, CELL)
+    team = Team.from_environment()
+    if args.device == "auto":
+        args.device = team.device
+    model, vq = load(found, args)
+
+    shared = facts(args, found)
+
+    def said(one: Job) -> dict[str, Any]:
+        return {**shared, **one.to_dict()}
+
+    def make(one: Job, path: Path) -> None:
+        settings = replace(usual, steps=one.steps, temperature=one.temperature, seed=one.seed)
+        prompt = jobs.text_prompt(one.prompt, one.negative)
+        (picture,) = jobs.generate(model, vq, prompt, one.size, settings=settings, cfg=one.cfg)
+        provenance.save(to_pil(picture), path, said(one))
+
+    own = len(listed[team.rank :: team.size])
+    with reproducible(args.device), tqdm(total=own, desc="list", unit="picture", file=sys.stderr) as bar:
+        results = work_off(listed, args.output, make, facts=said, team=team, on_done=lambda *_: bar.update())
+    team.leave()
+    if team.rank == 0:
+        print(results)
+
+
+def fetch(args: argparse.Namespace) -> None:
+    """A checkpoint from the hub."""
+    folder = args.folder or model_folder()
+    print(f"Downloading {args.repo} into {folder} ...", file=sys.stderr)
+    place = download(args.repo, folder, revision=args.revision, endpoint=args.endpoint)
+    find(place)
+    print(place)
+
+
 # Their parts --------------------------------------------------------------------------------------------------------
 
 
@@ -144,7 +213,7 @@ def load(found: Found, args: argparse.Namespace) -> tuple[jobs.Model, OnDevice]:
     wanted = DTYPES[args.dtype]
     transformer = load_transformer(found, device=where, dtype=wanted, dequantised=wanted is not None)
     model = jobs.Model(transformer, load_tokenizer(found), found.table, found.defaults.sides)
-    return model, OnDevice(load_vq(found, device=where), where)
+    return model, OnDevice(load_vq(found, device=where), where, STRIP if args.vq_strips else None)
 
 
 def device(name: str) -> torch.device:
@@ -169,6 +238,7 @@ class OnDevice:
 
     vq: VQ
     device: torch.device
+    strip: int | None = None
 
     @property
     def scale(self) -> int:
@@ -177,11 +247,11 @@ class OnDevice:
 
     def encode(self, pixels: Tensor) -> Tensor:
         """pixels [B,3,h,w] -> codes [B,H,W]"""
-        return torch.cat([self.vq.encode(one.to(self.device)).cpu() for one in pixels.split(1)])
+        return torch.cat([self.vq.encode(one.to(self.device), strip=self.strip).cpu() for one in pixels.split(1)])
 
     def decode(self, codes: Tensor) -> Tensor:
         """codes [B,H,W] -> pixels [B,3,h,w]"""
-        return torch.cat([self.vq.decode(one.to(self.device)).cpu() for one in codes.split(1)])
+        return torch.cat([self.vq.decode(one.to(self.device), strip=self.strip).cpu() for one in codes.split(1)])
 
 
 def chosen(value: float | None, default: float) -> float:
@@ -194,7 +264,7 @@ def image_settings(args: argparse.Namespace, defaults: Defaults) -> ImageSetting
     if args.batch < 1:
         raise ValueError(f"--batch is {args.batch}; a whole number from 1 is needed.")
     steps, temperature = chosen(args.steps, defaults.steps), chosen(args.temperature, defaults.temperature)
-    return ImageSettings(steps=steps, temperature=temperature, seed=args.seed, cache=args.ml_cache)
+    return ImageSettings(steps, temperature, args.seed, args.ml_cache, args.guidance_start)
 
 
 def text_settings(args: argparse.Namespace, defaults: Defaults) -> TextSettings:
@@ -206,6 +276,7 @@ def text_settings(args: argparse.Namespace, defaults: Defaults) -> TextSettings:
         temperature=args.temperature,
         cfg=args.cfg,
         seed=args.seed,
+        policy=SPEEDS[args.speed],
     )
 
 
@@ -224,6 +295,24 @@ def padded(pixels: Tensor, scale: int, mode: str) -> Tensor:
     """[B,C,h,w] continued to the right and below up to the next multiples of `scale` px."""
     height, width = pixels.shape[2:]
     return F.pad(pixels, (0, -width % scale, 0, -height % scale), mode=mode)
+
+
+def model_folder() -> Path:
+    """`models/dimoo` of the ComfyUI that this pack is installed in, else `models` here."""
+    home = Path(__file__).absolute().parents[2]
+    return home.parent / "models" / "dimoo" if home.name == "custom_nodes" else Path("models")
+
+
+@contextmanager
+def reproducible(name: str) -> Iterator[None]:
+    """On a CPU one thread computes: the last bits of a sum depend on how many share it, and torchrun gives each of
+    its processes another number of them than a process has that is alone."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if device(name).type == "cpu" else threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @contextmanager
@@ -267,10 +356,30 @@ def unused(folder: Path, stem: str) -> Path:
     return path
 
 
-def save(pictures: Tensor, files: Sequence[Path]) -> None:
-    """Writes pictures [B,3,h,w] and says where they are."""
-    for picture, path in zip(pictures, files, strict=True):
-        to_pil(picture).save(path)
+def facts(args: argparse.Namespace, found: Found) -> dict[str, Any]:
+    """How a picture is made, to be written into its file: all that was said on the command line, defaults filled in.
+
+    Files are told by name and fingerprint, never by where they lie.
+    """
+    name = "DiMOO-nano" if args.checkpoint == NANO else args.checkpoint.resolve().name
+    said = {
+        key: value for key, value in vars(args).items() if key not in ("run", "checkpoint", "batch", "output", "list")
+    }
+    for key, value in said.items():
+        if value is None:
+            said[key] = getattr(found.defaults, key, None)
+        elif isinstance(value, Path):
+            said[key] = provenance.identified(value.name, [value])
+        elif is_dataclass(value):
+            said[key] = asdict(value)
+    checkpoint = provenance.identified(name, found.files)
+    return {**provenance.versions(), "checkpoint": checkpoint, **said, "device": device(args.device).type}
+
+
+def save(pictures: Tensor, files: Sequence[Path], made: dict[str, Any]) -> None:
+    """Writes pictures [B,3,h,w] with what `facts` says of the first of them, and says where they are."""
+    for item, (picture, path) in enumerate(zip(pictures, files, strict=True)):
+        provenance.save(to_pil(picture), path, {**made, "seed": (made["seed"] + item) % SEEDS})
         print(path)
 
 
@@ -286,16 +395,18 @@ def size(text: str) -> tuple[int, int]:
 
 
 def cache(text: str) -> CachePolicy | None:
-    """A preset of ML-Cache, or its three numbers."""
+    """A preset of ML-Cache, or its numbers: three as published, then perhaps the candidates and the prefix interval."""
     if text in PRESETS:
         return PRESETS[text]
     try:
-        ratio, warmup, refresh = text.split(",")
-        return CachePolicy(float(ratio), float(warmup), int(refresh))
+        ratio, warmup, refresh, *ours = text.split(",")
+        candidates, prefix = [*ours, *("all", "1")[len(ours) :]]
+        return CachePolicy(float(ratio), float(warmup), int(refresh), candidates, int(prefix))
     except ValueError as error:
         names = ", ".join(PRESETS)
         raise argparse.ArgumentTypeError(
-            f"{text!r} came; one of {names} is wanted, or RATIO,WARMUP,REFRESH such as 0.9,0.3,5 ({error})"
+            f"{text!r} came; one of {names} is wanted, or RATIO,WARMUP,REFRESH[,CANDIDATES[,PREFIX]] such as 0.9,0.3,5 "
+            f"or 0.9,0.3,5,holes,10 ({error})"
         ) from None
 
 
@@ -310,6 +421,11 @@ def common_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps ... (auto)")
     group.add_argument("--dtype", choices=DTYPES, default="auto", help="of the transformer; auto: as stored (auto)")
+    group.add_argument(
+        "--vq-strips",
+        action="store_true",
+        help="turn pictures into codes and back in strips: a third of the memory and less, twice the time",
+    )
     group.add_argument(
         "--seed", type=int, metavar="N", default=0, help="0 to 2^64-1; picture i of a batch has seed + i (0)"
     )
@@ -334,7 +450,16 @@ def picture_arguments(parser: argparse.ArgumentParser) -> None:
         "--ml-cache",
         type=cache,
         metavar="CACHE",
-        help=f"{', '.join(PRESETS)}, or RATIO,WARMUP,REFRESH such as 0.9,0.3,5: faster, a little worse (off)",
+        help=f"{', '.join(PRESETS)}, or RATIO,WARMUP,REFRESH[,CANDIDATES[,PREFIX]] such as 0.9,0.3,5 or "
+        f"0.9,0.3,5,holes,10: faster, a little worse. CANDIDATES: {' or '.join(CANDIDATES)} (all); PREFIX: in how many "
+        "steps prompt and input pictures are computed once (1) (off)",
+    )
+    group.add_argument(
+        "--guidance-start",
+        type=float,
+        metavar="SHARE",
+        default=0.0,
+        help="share of the steps, at the beginning, that go without guidance: faster (0)",
     )
     parser.add_argument(
         "-o", "--output", type=Path, metavar="PATH", help="a picture file or a folder (here, as COMMAND-SEED.png)"
@@ -382,6 +507,25 @@ def inpaint_arguments(parser: argparse.ArgumentParser) -> None:
 
 def describe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", type=Path, nargs="+", metavar="image", help="one picture, or several to ask about")
+    answer_arguments(parser)
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="also write the answer to this text file")
+
+
+def caption_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, help="where the pictures are, folders in it included")
+    parser.add_argument("--again", action="store_true", help="also those that have a caption already")
+    answer_arguments(parser)
+
+
+def list_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("list", type=Path, help="a .txt (a prompt per line), .json or .jsonl file")
+    parser.add_argument(
+        "--size", type=size, metavar="WxH", help="px, in steps of 16 (the checkpoint's, else 1024x1024)"
+    )
+    picture_arguments(parser)
+
+
+def answer_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--question", default="Describe the image.", help="what to ask (Describe the image.)")
     group = parser.add_argument_group("sampling")
     ours = "the checkpoint's own, else"
@@ -396,7 +540,13 @@ def describe_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--cfg", type=float, metavar="X", default=0.0, help="above 0 weighs pictures and question more (0)"
     )
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="also write the answer to this text file")
+    group.add_argument(
+        "--speed",
+        choices=SPEEDS,
+        default="exact",
+        help="balanced and fast read the picture once or a few times, not at every step, and write several words a "
+        "step where they are sure; now and then another word (exact)",
+    )
     common_arguments(parser)
 
 
@@ -408,6 +558,20 @@ def convert_arguments(parser: argparse.ArgumentParser) -> None:
         choices=KINDS,
         default="bf16",
         help="of the blocks' matrices: of 16.2 GB fp8 leaves 10.8 and int8 9.2, both a little less exact (bf16)",
+    )
+
+
+def download_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("repo", nargs="?", default=REPO, help=f"OWNER/NAME on the hub ({REPO})")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        metavar="DIR",
+        help="where the folder NAME is made (models/dimoo of the ComfyUI that has this pack, else models)",
+    )
+    parser.add_argument("--revision", default="main", metavar="REV", help="a branch, tag or commit (main)")
+    parser.add_argument(
+        "--endpoint", metavar="URL", help="a mirror of the hub (the environment's HF_ENDPOINT, else the hub)"
     )
 
 
@@ -455,8 +619,39 @@ COMMANDS: dict[str, Command] = {
         convert_arguments,
         convert_checkpoint,
     ),
+    "caption": Command(
+        "a text file beside every picture of a folder",
+        ("caption pictures/", 'caption pictures/ --question "What is in the foreground?" --again'),
+        caption_arguments,
+        caption,
+        stopped=GOES_ON,
+    ),
+    "list": Command(
+        "a picture for every prompt of a list, with resume",
+        (
+            "list prompts.txt -o pictures/",
+            "list prompts.jsonl -o pictures/ --checkpoint models/Lumina-DiMOO --ml-cache balanced",
+        ),
+        list_arguments,
+        prompt_list,
+        stopped=GOES_ON,
+    ),
+    "download": Command(
+        "the 8B model from the Hugging Face Hub; goes on where it was cut",
+        (
+            "download --folder ComfyUI/models/dimoo",
+            "download Alpha-VLLM/Lumina-DiMOO --revision main --endpoint https://mirror.example",
+        ),
+        download_arguments,
+        fetch,
+        stopped=GOES_ON,
+    ),
     "train": Command(
-        "networks taught: DiMOO-nano built from nothing, or a fine-tune", TRAIN_EXAMPLES, train_arguments, train
+        "networks taught: DiMOO-nano built from nothing, or a fine-tune",
+        TRAIN_EXAMPLES,
+        train_arguments,
+        train,
+        stopped=GOES_ON,
     ),
 }
 
@@ -501,7 +696,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{PROGRAM} {args.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"{PROGRAM} {args.command}: stopped, nothing was written.", file=sys.stderr)
+        print(f"{PROGRAM} {args.command}: stopped, {COMMANDS[args.command].stopped}.", file=sys.stderr)
         return 130
     return 0
 

@@ -17,6 +17,7 @@ ValueError of one sentence.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from math import prod
@@ -281,8 +282,8 @@ def read_vq(folder: str | Path, **options: Any) -> VQ:
 
 def _place(path: Path) -> Path:
     """The folder or the single file that a path stands for."""
-    if not path.exists():
-        raise ValueError(f"{path} does not exist; give the folder of a checkpoint.")
+    if not os.path.exists(path):  # unlike Path.exists it is False, too, for a name that no file system could have
+        raise ValueError(f"{str(path)[:200]!r} does not exist; give the folder of a checkpoint.")
     if path.is_file():
         refuse_pickle(path)
         if is_single_file(path):
@@ -315,7 +316,7 @@ def _walk(folder: Path, depth: int, seen: set[Path]) -> Iterator[Path]:
             yield folder
             return
         inside = [child for child in sorted(folder.iterdir()) if not child.name.startswith(".")]
-        inner = [child for child in inside if child.is_dir()]
+        inner = [child for child in inside if os.path.isdir(child)]
     except OSError:
         return
     yield from (child for child in inside if child.suffix == SUFFIX and is_single_file(child))

@@ -190,8 +190,9 @@ def cells_to_mask(cells: Tensor, scale: int = 16) -> Tensor:
 
 
 def composite(original: Tensor, painted: Tensor, mask: Tensor) -> Tensor:
-    """`painted` where mask [B,h,w] is 1, `original` elsewhere, bit for bit; pictures [B,3,h,w]."""
-    return torch.where(mask[:, None] > 0.5, painted, original)
+    """`painted` where mask [B,h,w] is 1, `original` where it is 0, both bit for bit, and a blend in between; pictures
+    [B,3,h,w]."""
+    return torch.lerp(original, painted, mask[:, None].to(original))
 
 
 def mosaic(codes: Tensor, unknown: Tensor, colours: Tensor) -> Tensor:

@@ -70,17 +70,18 @@ def sample(
     image_cfg: float = 4.0,
     on_step: ImageStep | None = None,
     device: torch.device | str | None = None,
+    at_once: int | None = None,
 ) -> Canvas:
-    """Fill the holes of a canvas: text-to-image, edit and inpaint alike. See `sample_image` for `on_step`.
+    """Fill the holes of a canvas: text-to-image, edit and inpaint alike. See `sample_image` for `on_step` and
+    `at_once`.
 
     `device` is where to compute (None: where the weights are); the result comes back to where the canvas was.
     """
     prefix, branches = guided(model, prompt, cfg=cfg, image_cfg=image_cfg)
     device = _device(model, device)
     branches = [Branch(branch.prefix.to(device), branch.scale) for branch in branches]
-    return sample_image(
-        model.transformer, model.table, canvas, prefix.to(device), branches, settings=settings, on_step=on_step
-    )
+    prefix, options = prefix.to(device), {"settings": settings, "on_step": on_step, "at_once": at_once}
+    return sample_image(model.transformer, model.table, canvas, prefix, branches, **options)
 
 
 def describe(

@@ -59,9 +59,7 @@ class Noise:
         # Every cell walks its own arithmetic progression over the tokens; mixing makes random words of it.
         steps, offsets = self._keys(_TOKEN_STREAM, step, cells)
         numbers = torch.arange(tokens, device=self._device)
-        size = max(1, _DRAWS_AT_ONCE // (tokens * len(cells)))
-        for start in range(0, cells.shape[1], size):
-            part = slice(start, min(start + size, cells.shape[1]))
+        for part in parts(len(cells), cells.shape[1], tokens):
             yield part, _mix((numbers * steps[:, part, None]).add_(offsets[:, part, None]).bitwise_and_(_WORD))
 
     def _keys(self, stream: int, step: int, cells: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,6 +68,13 @@ class Noise:
         keys = (torch.tensor(words, device=self._device) & _WORD)[:, :, None]  # [B,4,1]
         steps = _mix(_mix(cells ^ keys[:, 0]) ^ keys[:, 1]) | 1
         return steps, _mix(_mix(cells ^ keys[:, 2]) ^ keys[:, 3])
+
+
+def parts(batch: int, cells: int, tokens: int) -> Iterator[slice]:
+    """The m `cells` of each item in parts, so that no tensor [B,part,K] has more than about four million values."""
+    size = max(1, _DRAWS_AT_ONCE // (tokens * batch))
+    for start in range(0, cells, size):
+        yield slice(start, min(start + size, cells))
 
 
 def widest_float(device: torch.device) -> torch.dtype:

@@ -9,8 +9,9 @@ Shapes: B batch, P prefix, L sequence, H W cells, N = H*W, m holes, K codes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,10 +19,10 @@ from torch import Tensor
 from .cache import Cache, CachePolicy, KeyValues
 from .canvas import Canvas
 from .checks import number_in, whole_number
-from .choices import MAX_TEMPERATURE, hole_index, probability, sampled_tokens, stays_masked
+from .choices import MAX_TEMPERATURE, gumbel_argmax, hole_index, probability, stays_masked
 from .guidance import Branch, combine
 from .layout import answer_length, cell_places, image_answer
-from .noise import Noise
+from .noise import Noise, parts
 from .schedule import holes_left
 from .tokens import TokenTable
 from .transformer import Transformer
@@ -34,17 +35,25 @@ ImageStep = Callable[[int, int, Canvas], None]
 @dataclass(frozen=True)
 class ImageSettings:
     """How an image is sampled. steps 1..10000, temperature 0 (deterministic) to 10, seed 0..2^64-1 (item i of a batch
-    uses seed + i), cache None: every step is exact."""
+    uses seed + i), cache None: every step is exact. guidance_start in [0,1): share of the steps, at the start, that
+    go without the guiding branches; 0: none."""
 
     steps: int = 64
     temperature: float = 1.0
     seed: int = 0
     cache: CachePolicy | None = None
+    guidance_start: float = 0.0
 
     def __post_init__(self) -> None:
         whole_number("steps", self.steps, 1, 10_000)
         number_in("temperature", self.temperature, 0, MAX_TEMPERATURE)
         whole_number("seed", self.seed, 0, 2**64 - 1)
+        if not number_in("guidance_start", self.guidance_start, 0, 1) < 1:
+            raise ValueError(f"guidance_start is {self.guidance_start!r}; a number from 0 to below 1 is needed.")
+
+    def guides(self, step: int) -> bool:
+        """Whether the guiding branches are asked at step `step` (from 0)."""
+        return step >= int(self.guidance_start * self.steps)
 
 
 @torch.no_grad()
@@ -57,8 +66,11 @@ def sample_image(
     *,
     settings: ImageSettings,
     on_step: ImageStep | None = None,
+    at_once: int | None = None,
 ) -> Canvas:
     """The canvas with its holes filled; known cells stay as they are. Runs on the device of `prefix` [1 or B,P].
+
+    `at_once` saves memory: how many rows the transformer works on at a time (see there; None: all).
 
     `on_step(done, total, canvas)` is called after every step; what it raises (cancel) passes through. A step may be
     the last before `total` is reached. Raises ValueError where no item of the batch has a hole.
@@ -69,17 +81,18 @@ def sample_image(
     total = max(map(len, plans))
     noise = Noise(settings.seed, len(plans), prefix.device)
     asked = [Branch(prefix, 0.0), *(branch for branch in branches if branch.scale > 0)]
-    readers = [_Reader(transformer, table, branch.prefix, canvas, settings) for branch in asked]
+    ask = partial(transformer, vocab=table.codes, at_once=at_once)
+    readers = [_Reader(ask, table.mask, branch.prefix, canvas, settings) for branch in asked]
     for step in range(total):
         holes = hole_index(canvas.unknown.flatten(1))
         if not holes.shape[1]:
             break  # ties in certainty have decided more cells than planned
         answer = image_answer(canvas, table)
-        logits, *others = (reader.logits(answer, holes, step) for reader in readers)
-        scales = (branch.scale for branch in asked[1:])
-        logits = combine(logits, list(zip(others, scales, strict=True)))
+        used = len(asked) if settings.guides(step) else 1
+        logits = [reader.logits(answer, holes, step) for reader in readers[:used]]
+        guided = list(zip(logits, (branch.scale for branch in asked[:used]), strict=True))
         keep = torch.tensor([plan[step] if step < len(plan) else 0 for plan in plans], device=prefix.device)
-        canvas = _decide(canvas, holes, logits, keep, (noise, step, settings.temperature))
+        canvas = _decide(canvas, holes, guided, keep, (noise, step, settings.temperature))
         if on_step is not None:
             on_step(step + 1, total, canvas)
     return canvas.to(home)
@@ -88,54 +101,78 @@ def sample_image(
 class _Reader:
     """Code logits of one branch at the holes, by full passes or through ML-Cache; the cache dies with the reader."""
 
-    def __init__(
-        self, transformer: Transformer, table: TokenTable, prefix: Tensor, canvas: Canvas, settings: ImageSettings
-    ):
+    def __init__(self, ask: Callable[..., Tensor], mask: int, prefix: Tensor, canvas: Canvas, settings: ImageSettings):
+        """ask: the transformer, for logits of codes; mask: the id of a hole; prefix [1 or B,P]."""
         batch, height, width = canvas.codes.shape
-        self.transformer, self.codes, self.settings = transformer, table.codes, settings
+        self.ask, self.mask, self.settings = ask, mask, settings
         self.prefix = prefix.expand(batch, -1)
         self.places = prefix.shape[1] + cell_places(height, width, prefix.device)
         length = prefix.shape[1] + answer_length(height, width)
-        self.share = settings.cache.rows(length) if settings.cache else length  # positions computed at a cached step
+        self.everywhere = torch.arange(length, device=prefix.device).expand(batch, -1)
+        if settings.cache:
+            holes = canvas.holes.tolist()
+            self.counts = [settings.cache.budget(length, count, settings.steps) for count in holes]
         self.cache: Cache | None = None
+        self.prefix_step: int | None = None  # when the prefix was computed
 
     def logits(self, answer: Tensor, holes: Tensor, step: int) -> Tensor:
         """Logits [B,m,K] at cells `holes` [B,m] of the image answer [B,A], at step `step`."""
         ids = torch.cat((self.prefix, answer), dim=1)
         positions = self.places[holes]
-        if not self._is_full(step):
+        if self.cache is not None and not self._is_full(step):
             return self._cached(ids, positions)
-        self.cache = None  # first, so that old and new never stand side by side
-        if self._is_full(step + 1):
-            return self.transformer(ids, rows=positions, vocab=self.codes)
-        key_values = KeyValues()
-        everywhere = self.transformer(ids, cache=key_values, vocab=self.codes)
-        self.cache = Cache(key_values, everywhere, positions)
-        return self.cache.read(positions)
+        return self._full(ids, positions, step)
 
     def _cached(self, ids: Tensor, positions: Tensor) -> Tensor:
-        recomputed = self.cache.least_certain(self.share)
-        fresh = self.transformer(
-            ids.gather(1, recomputed), positions=recomputed, cache=self.cache.key_values, vocab=self.codes
-        )
-        self.cache.store(recomputed, fresh)
+        if self.settings.cache.candidates == "all":
+            recomputed = self.cache.least_certain(self.counts[0])
+        else:
+            recomputed = self.cache.decided_and_least_certain(ids, self.counts, self.mask)
+        chosen = ids.gather(1, recomputed)
+        fresh = self.ask(chosen, positions=recomputed, cache=self.cache.key_values)
+        self.cache.store(recomputed, chosen, fresh)
+        return self.cache.read(positions)
+
+    def _full(self, ids: Tensor, positions: Tensor, step: int) -> Tensor:
+        start = self.prefix.shape[1] if self._has_prefix(step) else 0
+        key_values = self.cache.key_values if start else KeyValues()
+        self.cache = None  # first, so that old and new never stand side by side
+        if not start:
+            self.prefix_step = step
+            if self._is_full(step + 1) and not self._keeps_prefix(step + 1):
+                return self.ask(ids, rows=positions)
+        where = self.everywhere[:, start:]
+        ranked = where if self.settings.cache.candidates == "all" else positions
+        given = {"positions": where} if start else {}
+        rows = None if ranked is where else ranked - start
+        logits = self.ask(ids[:, start:], cache=key_values, rows=rows, **given)
+        self.cache = Cache(key_values, ids, positions)
+        self.cache.store(ranked, ids.gather(1, ranked), logits)
         return self.cache.read(positions)
 
     def _is_full(self, step: int) -> bool:
         policy, steps = self.settings.cache, self.settings.steps
         return policy is None or step >= steps or policy.is_full(step, steps)
 
+    def _keeps_prefix(self, step: int) -> bool:
+        """Whether a full pass at `step` would leave the prefix as it was computed last."""
+        policy = self.settings.cache
+        return policy is not None and step - self.prefix_step < policy.prefix_interval
 
-def _decide(canvas: Canvas, holes: Tensor, logits: Tensor, keep: Tensor, draw: tuple[Noise, int, float]) -> Canvas:
-    """A new canvas: codes sampled at the holes [B,m] from logits [B,m,K], the keep [B] least certain masked again."""
+    def _has_prefix(self, step: int) -> bool:
+        return self.cache is not None and self._keeps_prefix(step)
+
+
+Guided = Sequence[tuple[Tensor, float]]  # logits [B,m,K] of the prompt's branch, then of the others with their scales
+
+
+def _decide(canvas: Canvas, holes: Tensor, guided: Guided, keep: Tensor, draw: tuple[Noise, int, float]) -> Canvas:
+    """A new canvas: codes sampled at the holes [B,m], the keep [B] least certain masked again."""
     noise, step, temperature = draw
     codes, unknown = canvas.codes.flatten(1), canvas.unknown.flatten(1).gather(1, holes)
-    if temperature > 0:
-        sampled = sampled_tokens(logits, noise.for_tokens(step, holes, logits.shape[2]), temperature)
-        doubt = noise.for_remask(step, holes)
-    else:
-        sampled, doubt = logits.argmax(dim=-1), torch.zeros_like(holes, dtype=torch.float32)
-    confidence = probability(logits, sampled).clamp(min=_LEAST_CONFIDENCE).log()
+    sampled, certain = (torch.cat(made, dim=1) for made in zip(*_sample(guided, holes, draw), strict=True))
+    doubt = noise.for_remask(step, holes) if temperature > 0 else torch.zeros_like(certain)
+    confidence = certain.clamp(min=_LEAST_CONFIDENCE).log()
     confidence = confidence.masked_fill(~unknown, torch.inf)  # what is known is never masked
     keep = torch.minimum(keep, unknown.sum(dim=1) - 1).clamp(min=0)
     masked = stays_masked(confidence, keep, doubt, temperature)
@@ -145,6 +182,19 @@ def _decide(canvas: Canvas, holes: Tensor, logits: Tensor, keep: Tensor, draw: t
         codes.scatter(1, holes, decided).view(shape),
         canvas.unknown.flatten(1).scatter(1, holes, masked).view(shape),
     )
+
+
+def _sample(guided: Guided, holes: Tensor, draw: tuple[Noise, int, float]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Code and its probability per hole, [B,part] each, a part of the m holes at a time: in fp32, and with the noise,
+    logits would take several times what they take as they come."""
+    (conditional, _), *others = guided
+    noise, step, temperature = draw
+    silent = ((part, None) for part in parts(*conditional.shape))
+    drawing = noise.for_tokens(step, holes, conditional.shape[2]) if temperature > 0 else silent
+    for part, drawn in drawing:
+        logits = combine(conditional[:, part], [(logits[:, part], scale) for logits, scale in others])
+        sampled = logits.argmax(dim=-1) if drawn is None else gumbel_argmax(logits, drawn, temperature)
+        yield sampled, probability(logits, sampled)
 
 
 def _check_canvas(canvas: Canvas, prefix: Tensor, branches: Sequence[Branch], table: TokenTable) -> None:

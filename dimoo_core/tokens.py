@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 # Added tokens that the published tokenizer names; where a tokenizer knows the string, its id must be the table's.
 _NAMED = {"uncondition": "<uncondition>", "mask": "<|mdm_mask|>", "end_of_text": "<|endoftext|>"}
@@ -125,7 +125,7 @@ class TextTokenizer:
 
     def encode(self, prompt: str) -> list[int]:
         """Ids of a whole prompt string, tokenised at once as the released code does; nothing is added around it."""
-        return self._tokenizer.encode(prompt, add_special_tokens=False).ids
+        return self._encoding(prompt).ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids; special tokens and ids that the tokenizer does not know leave nothing."""
@@ -135,13 +135,24 @@ class TextTokenizer:
         """User's text in which nothing is control: every string that the tokenizer would take for an added token
         (`</user>`, a mask, ...) gets a space after its first character, until none is left."""
         while True:
-            encoding = self._tokenizer.encode(text, add_special_tokens=False)
+            encoding = self._encoding(text)
             spans = [span for number, span in zip(encoding.ids, encoding.offsets, strict=True) if number in self._added]
             cuts = [self._first_visible(text, *span) + 1 for span in spans]
             if not cuts:
                 return text
             for cut in reversed(cuts):
                 text = f"{text[:cut]} {text[cut:]}"
+
+    def _encoding(self, text: str) -> Encoding:
+        try:
+            return self._tokenizer.encode(text, add_special_tokens=False)
+        except BaseException as error:  # a panic of the Rust side is no Exception and would end a server's thread
+            if type(error).__name__ != "PanicException":
+                raise
+            raise ValueError(
+                "The tokenizer.json of this checkpoint cannot be applied to this text (its patterns are broken or too "
+                "slow): fetch the one that belongs to the checkpoint."
+            ) from None
 
     @staticmethod
     def _first_visible(text: str, start: int, stop: int) -> int:

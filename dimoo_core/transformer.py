@@ -8,13 +8,16 @@ The formulas are those of the released `modeling_llada.py`; what is computed is 
 * with a key/value store only the given positions are computed; they attend to the whole stored sequence. Keys are
   stored after rotation, so nothing is rotated twice;
 * embedding and head are each two leaf layers, text rows and code rows, because an image job needs 8192 of 134548 head
-  rows, and because ComfyUI moves memory layer by leaf layer.
+  rows, and because ComfyUI moves memory layer by leaf layer;
+* where no gradient is wanted, what lies between the matrix products is done in as few passes over memory as plain torch
+  allows: fp32 is computed on the fly from what is stored narrower, sums and products go where an operand was.
 
 Shapes: B batch, L sequence, n the positions given, r the rows wanted, D width, h heads, d head width, V vocabulary.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
@@ -26,6 +29,7 @@ from torch import Tensor, nn
 from .config import TransformerConfig
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+_FUSED_NORM = hasattr(torch.ops.aten, "_fused_rms_norm")  # on GPUs, since torch 2.9
 
 
 class KeyValueStore(Protocol):
@@ -50,17 +54,60 @@ def rope_table(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, 
 
 
 def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotary positions in fp32, first half paired with second half; x [B,h,n,d] -> same shape and dtype."""
+    """Rotary positions in fp32, first half paired with second half; x [B,h,n,d] -> same shape, dtype and strides.
+
+    The products are fp32 whatever x is, by promotion. Where no gradient is wanted x is overwritten. Not by addcmul,
+    which would save a pass: it may fuse product and sum and then rounds otherwise.
+    """
     cos, sin = table
-    first, second = x.float().chunk(2, dim=-1)
-    half = cos.shape[-1] // 2
-    cos, sin = cos[..., :half], sin[..., :half]
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+    half = x.shape[-1] // 2
+    straight, crossed = x * cos, x * sin
+    if torch.is_grad_enabled():
+        first, second = straight[..., :half] - crossed[..., half:], straight[..., half:] + crossed[..., :half]
+        return torch.cat((first, second), dim=-1).to(x.dtype)
+    torch.sub(straight[..., :half], crossed[..., half:], out=x[..., :half])
+    torch.add(straight[..., half:], crossed[..., :half], out=x[..., half:])
+    return x
+
+
+def rotate_all(x: Tensor, table: tuple[Tensor, Tensor], at_once: int | None) -> Tensor:
+    """`rotate`, of at most `at_once` of the B*n rows at a time where no gradient is wanted."""
+    if at_once is None or torch.is_grad_enabled():
+        return rotate(x, table)
+    size = max(at_once // len(x), 1)
+    for part, *angles in zip(*(one.split(size, dim=2) for one in (x, *table)), strict=True):
+        rotate(part, angles)
+    return x
+
+
+def add(x: Tensor, change: Tensor) -> Tensor:
+    """x + change of one shape; where no gradient is wanted x itself becomes the sum."""
+    return x + change if torch.is_grad_enabled() else x.add_(change)
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up of one shape; where no gradient is wanted `gate` is overwritten."""
+    return F.silu(gate) * up if torch.is_grad_enabled() else F.silu(gate, inplace=True).mul_(up)
 
 
 def take(x: Tensor, index: Tensor | None) -> Tensor:
     """Rows of x [B,n,D] at index [B,r] -> [B,r,D]; None hands back x."""
     return x if index is None else x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
+
+
+class RMSNorm(nn.RMSNorm):
+    """torch's, in three passes over a wide input instead of eight where torch has no fused kernel.
+
+    bf16 is rounded before the weights come in, as in the released code.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [...,D] -> the same shape and dtype"""
+        if torch.is_grad_enabled() or (x.is_cuda and _FUSED_NORM):
+            return super().forward(x)
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        scale = norm.square_().div_(x.shape[-1]).add_(self.eps).rsqrt_()
+        return torch.mul(x, scale, out=torch.empty_like(x)).mul_(self.weight)
 
 
 class SplitEmbedding(nn.Module):
@@ -99,6 +146,11 @@ class SplitHead(nn.Module):
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
 
+def layer_norm(ops) -> type[nn.Module]:
+    """The norm of a namespace of layers; of torch's own, the leaner one above."""
+    return RMSNorm if ops is nn else ops.RMSNorm
+
+
 class Block(nn.Module):
     """One layer; the parameter names are those of the published checkpoint."""
 
@@ -107,12 +159,13 @@ class Block(nn.Module):
         width, hidden = config.d_model, config.mlp_hidden_size
         kv_width = config.n_kv_heads * config.head_dim
         self.head_dim, self.groups, self.attention = config.head_dim, config.n_heads // config.n_kv_heads, attention
-        self.attn_norm = ops.RMSNorm(width, eps=config.rms_norm_eps, **where)
+        norm = layer_norm(ops)
+        self.attn_norm = norm(width, eps=config.rms_norm_eps, **where)
         self.q_proj = ops.Linear(width, width, bias=False, **where)
         self.k_proj = ops.Linear(width, kv_width, bias=False, **where)
         self.v_proj = ops.Linear(width, kv_width, bias=False, **where)
         self.attn_out = ops.Linear(width, width, bias=False, **where)
-        self.ff_norm = ops.RMSNorm(width, eps=config.rms_norm_eps, **where)
+        self.ff_norm = norm(width, eps=config.rms_norm_eps, **where)
         self.ff_proj = ops.Linear(width, hidden, bias=False, **where)
         self.up_proj = ops.Linear(width, hidden, bias=False, **where)
         self.ff_out = ops.Linear(hidden, width, bias=False, **where)
@@ -121,21 +174,44 @@ class Block(nn.Module):
         return rearrange(x, "b n (h d) -> b h n d", d=self.head_dim)
 
     def forward(
-        self, x: Tensor, table: tuple[Tensor, Tensor], rows: Tensor | None, store: Callable[[Tensor, Tensor], tuple]
+        self,
+        x: Tensor,
+        table: tuple[Tensor, Tensor],
+        store: Callable[[Tensor, Tensor], tuple],
+        *,
+        rows: Tensor | None = None,
+        at_once: int | None = None,
     ) -> Tensor:
-        """x [B,n,D] -> [B,n,D], or [B,r,D] where only `rows` [B,r] go on; `store` turns new keys and values to all."""
+        """x [B,n,D] -> [B,n,D], or [B,r,D] where only `rows` [B,r] go on; `store` turns new keys and values to all.
+
+        Where no gradient is wanted x is used up: what comes back may be x itself.
+        """
+        return self._feed(self._attend(x, table, store, rows=rows, at_once=at_once), at_once)
+
+    def _attend(self, x: Tensor, table: tuple[Tensor, Tensor], store: Callable, *, rows, at_once) -> Tensor:
+        """x + attention(x), [B,n,D] or [B,r,D]; a method of its own: keys and queries must be gone when it is fed."""
         normed = self.attn_norm(x)
-        keys = rotate(self._heads(self.k_proj(normed)), table)
-        keys, values = store(keys, self._heads(self.v_proj(normed)))
+        keys, own = rotate_all(self._heads(self.k_proj(normed)), table, at_once), normed
+        if rows is not None:
+            x, own = take(x, rows), take(normed, rows)
+            table = tuple(take(part[:, 0].expand(len(rows), -1, -1), rows)[:, None] for part in table)
+        queries = rotate_all(self._heads(self.q_proj(own)), table, at_once)
+        keys, values = store(keys, self._heads(self.v_proj(normed)))  # values last: turning takes the most memory
         if self.groups > 1:
             keys, values = (part.repeat_interleave(self.groups, dim=1) for part in (keys, values))
-        if rows is not None:
-            x, normed = take(x, rows), take(normed, rows)
-            table = tuple(take(part[:, 0].expand(len(rows), -1, -1), rows)[:, None] for part in table)
-        queries = rotate(self._heads(self.q_proj(normed)), table)
-        x = x + self.attn_out(rearrange(self.attention(queries, keys, values), "b h n d -> b n (h d)"))
+        return add(x, self.attn_out(rearrange(self.attention(queries, keys, values), "b h n d -> b n (h d)")))
+
+    def _feed(self, x: Tensor, rows: int | None) -> Tensor:
+        """x + feed-forward(x), x [B,n,D]; at most `rows` of the B*n at once. One row's result knows of no other."""
+        flat = x.reshape(1, -1, x.shape[-1])
+        # Parts of one size: a product of very few rows may go through another kernel, and round otherwise.
+        parts = flat.chunk(1 if rows is None else math.ceil(flat.shape[1] / rows) or 1, dim=1)
+        done = [add(part, self._feed_forward(part)) for part in parts]
+        return (torch.cat(done, dim=1) if torch.is_grad_enabled() else flat).view(x.shape)
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
         normed = self.ff_norm(x)
-        return x + self.ff_out(F.silu(self.ff_proj(normed)) * self.up_proj(normed))
+        return self.ff_out(swiglu(self.ff_proj(normed), self.up_proj(normed)))
 
 
 class Transformer(nn.Module):
@@ -158,7 +234,7 @@ class Transformer(nn.Module):
         layers = {
             "wte": SplitEmbedding(config.vocab_size, config.d_model, code_offset, ops, **where),
             "blocks": nn.ModuleList(blocks),
-            "ln_f": ops.RMSNorm(config.d_model, eps=config.rms_norm_eps, **where),
+            "ln_f": layer_norm(ops)(config.d_model, eps=config.rms_norm_eps, **where),
             "ff_out": SplitHead(config.d_model, config.vocab_size, code_offset, ops, **where),
         }
         self.model = nn.ModuleDict({"transformer": nn.ModuleDict(layers)})
@@ -171,12 +247,15 @@ class Transformer(nn.Module):
         cache: KeyValueStore | None = None,
         rows: Tensor | None = None,
         vocab: slice | None = None,
+        at_once: int | None = None,
     ) -> Tensor:
         """Logits [B,r,V] in the compute dtype for ids [B,n] int64.
 
         positions [B,n]: where the ids stand in the sequence (None: 0..n-1, the whole sequence). With a `cache` their
         keys and values are stored, and attention sees all that is stored. rows [B,r]: indices into the n given ids
-        whose logits are wanted (None: all). vocab: the vocabulary rows wanted (None: all).
+        whose logits are wanted (None: all). vocab: the vocabulary rows wanted (None: all). at_once: how many of the
+        B*n rows are turned and fed forward at once (None: all), which is what takes memory; no bit depends on it as
+        long as it is not tiny.
         """
         layers = self.model["transformer"]
         where = torch.arange(ids.shape[1], device=ids.device)[None] if positions is None else positions
@@ -188,7 +267,7 @@ class Transformer(nn.Module):
             def store(keys: Tensor, values: Tensor, layer: int = index) -> tuple[Tensor, Tensor]:
                 return (keys, values) if cache is None else cache.update(layer, positions, keys, values)
 
-            x = block(x, table, rows if index == last else None, store)
+            x = block(x, table, store, rows=rows if index == last else None, at_once=at_once)
         return layers["ff_out"](layers["ln_f"](x), vocab)
 
 

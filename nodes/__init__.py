@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from . import host
+from .best import BestOf
 from .canvas import EmptyCanvas, VQDecode, VQEncode
+from .captions import CaptionFolder, SaveText
+from .crop import CropAroundMask, Stitch
 from .describe import Describe
 from .edit import ImageEdit
 from .loader import Loader
 from .paint import MaskPaint
 from .prompt import TextEncode
+from .provenance import add_note
 from .sampler import CacheSettings, Sampler
 
 NODES = [
@@ -22,12 +26,18 @@ NODES = [
     VQEncode,
     VQDecode,
     Describe,
+    CropAroundMask,
+    Stitch,
+    BestOf,
+    CaptionFolder,
+    SaveText,
 ]
 
 
 class DimooExtension(host.ComfyExtension):
     async def get_node_list(self) -> list[type]:
         host.register_folder()
+        host.on_prompt(add_note)
         return list(NODES)
 
 

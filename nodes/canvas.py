@@ -7,7 +7,7 @@ from ..dimoo_core.canvas import Canvas
 from ..dimoo_core.checkpoint import CELL
 from ..dimoo_core.image import check_size
 from . import host, pixels, widgets
-from .sockets import CanvasSocket, VQSocket
+from .sockets import CanvasSocket, VQSocket, check_sockets
 
 
 def _side(name: str) -> host.io.Int.Input:
@@ -50,7 +50,7 @@ class VQEncode(host.io.ComfyNode):
             display_name="DiMOO VQ Encode",
             category="DiMOO",
             description="Turns a picture into the codes that the model thinks in. No cell of the canvas is unknown.",
-            search_aliases=["dimoo vae encode"],
+            search_aliases=["dimoo vae encode", "dimoo image to codes"],
             inputs=[
                 VQSocket.Input("vq", tooltip="The VQ of the checkpoint."),
                 host.io.Image.Input(
@@ -66,6 +66,7 @@ class VQEncode(host.io.ComfyNode):
 
     @classmethod
     def execute(cls, vq, image):
+        check_sockets(vq=vq)
         picture = pixels.crop_to_cells(pixels.to_core(image), vq.scale)
         return host.io.NodeOutput(Canvas.from_codes(jobs.encode(vq, picture)))
 
@@ -78,7 +79,7 @@ class VQDecode(host.io.ComfyNode):
             display_name="DiMOO VQ Decode",
             category="DiMOO",
             description="Turns a canvas into a picture. Cells that are still unknown are grey.",
-            search_aliases=["dimoo vae decode"],
+            search_aliases=["dimoo vae decode", "dimoo codes to image"],
             inputs=[
                 VQSocket.Input("vq", tooltip="The VQ of the checkpoint that the canvas comes from."),
                 CanvasSocket.Input("canvas", tooltip="The canvas, finished or not."),
@@ -88,5 +89,6 @@ class VQDecode(host.io.ComfyNode):
 
     @classmethod
     def execute(cls, vq, canvas):
+        check_sockets(vq=vq, canvas=canvas)
         canvas.check(vq.vq.config.codebook_size)
         return host.io.NodeOutput(pixels.to_comfy(jobs.decode(vq, canvas)))

@@ -6,7 +6,7 @@ from ..dimoo_core.image import PATCH
 from ..dimoo_core.jobs import Edit
 from ..dimoo_core.prompt import EDITS
 from . import host, pixels, widgets
-from .sockets import CanvasSocket, PromptSocket, VQSocket
+from .sockets import CanvasSocket, PromptSocket, VQSocket, check_sockets
 
 
 class ImageEdit(host.io.ComfyNode):
@@ -31,6 +31,7 @@ class ImageEdit(host.io.ComfyNode):
 
     @classmethod
     def execute(cls, vq, image, edit_type, text="", side=512, reference_image=None):
+        check_sockets(vq=vq)
         reference = None if reference_image is None else pixels.to_core(reference_image, "reference image")
         request = Edit(edit_type, text, reference=reference, side=side)
         prompt, canvas, fitted = request.prepare(vq, pixels.to_core(image))

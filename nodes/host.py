@@ -5,6 +5,7 @@ Whatever differs between ComfyUI 0.3.75 and newer ones is told apart here and no
 
 from __future__ import annotations
 
+import glob
 import inspect
 import logging
 import sys
@@ -212,6 +213,23 @@ def ready(patcher, scratch: int) -> torch.device:
     return patcher.load_device
 
 
+def free_bytes(device: torch.device) -> int:
+    """Bytes of memory that are free on a device, as ComfyUI counts."""
+    return memory.get_free_memory(device)
+
+
+def within_memory(first: Callable[[], Tensor], instead: Callable[[], Tensor]) -> Tensor:
+    """What `first` gives or, where the memory does not suffice, what `instead` gives. All other exceptions pass."""
+    try:
+        return first()
+    except memory.InterruptProcessingException:  # where torch has no error for want of memory, ComfyUI takes any
+        raise
+    except memory.OOM_EXCEPTION as error:
+        log("The VQ works in strips: the picture at once does not fit into memory (%s).", str(error).split("\n")[0])
+    memory.soft_empty_cache()  # out here, where the exception no longer holds what had been made
+    return instead()
+
+
 def output_device() -> torch.device:
     """Where results lie between nodes."""
     return memory.intermediate_device()
@@ -233,6 +251,11 @@ def progress() -> Callable[[int, int, Image.Image | None], None]:
         bar.update_absolute(done, total, shown)
 
     return step
+
+
+def check_cancel() -> None:
+    """Where a cancel arrives, as ComfyUI's own exception, in work that shows no progress of its own."""
+    memory.throw_exception_if_processing_interrupted()
 
 
 def preview_size() -> int:
@@ -267,6 +290,31 @@ def show_text(text: str, node: str | None) -> None:
     page = getattr(server, "client_id", None)
     if node is not None and page is not None and hasattr(server, "send_progress_text"):
         server.send_progress_text(text or " ", node, page)  # the page takes an empty text for none and keeps the old
+
+
+def on_prompt(change: Callable[[dict], dict]) -> None:
+    """Show each request that queues a prompt to `change`, which hands back what is queued; without a server nothing
+    happens. ComfyUI logs what `change` raises and queues the prompt as it was."""
+    server = _server()
+    if server is not None:
+        server.add_on_prompt_handler(change)
+
+
+# Files of the user --------------------------------------------------------------------------------------------------
+
+
+def input_folder() -> Path:
+    """Where ComfyUI keeps what users give it."""
+    return Path(folder_paths.get_input_directory())
+
+
+def next_text_file(prefix: str) -> Path:
+    """The file in ComfyUI's output folder that the next text called `prefix` goes to: as SaveImage names pictures, but
+    counted by themselves, so that the texts of a batch have its pictures' numbers. ComfyUI refuses other places."""
+    folder, name, *_ = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
+    taken = [path.stem.rsplit("_", 2)[-2] for path in Path(folder).glob(f"{glob.escape(name)}_*_.txt")]
+    number = max((int(part) for part in taken if part.isdecimal()), default=0) + 1
+    return Path(folder) / f"{name}_{number:05}_.txt"
 
 
 def _server():

@@ -9,10 +9,12 @@ import torch
 
 from ..dimoo_core import jobs
 from ..dimoo_core.checkpoint import NANO, Found, candidates, find, load_tokenizer, load_transformer, load_vq
+from ..dimoo_core.download import REPO, download
 from . import host, widgets
 from .sockets import LoadedModel, LoadedVQ, ModelSocket, Palette, VQSocket
 
 BUILT_IN = "DiMOO-nano (built in)"
+DOWNLOAD = "download: Lumina-DiMOO (16 GB)"
 WEIGHT_DTYPES = {"auto": None, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -32,6 +34,31 @@ def resolve(name: str) -> Found:
     if name not in known:
         raise ValueError(f"There is no checkpoint {name!r} any more; refresh the page and choose one of the list.")
     return find(known[name])
+
+
+def published() -> Found | None:
+    """The published checkpoint where a model folder has all of it under its own name, else None."""
+    for root in host.model_folders():
+        try:
+            return find(root / REPO.split("/")[1])
+        except (ValueError, OSError):  # not there, broken, or on a drive that is away
+            continue
+    return None
+
+
+def downloaded() -> Found:
+    """The published checkpoint, downloaded into the first model folder unless one has it; errors as `download`."""
+    there = published()
+    if there is not None:
+        return there
+    folder, step = host.model_folders()[0], host.progress()
+    host.log("DiMOO: downloading %s into %s", REPO, folder)
+    return find(download(REPO, folder, on_progress=lambda done, total: step(done, total, None)))
+
+
+def chosen(name: str) -> Found | None:
+    """The checkpoint of a name of the list; None for one that is still to be downloaded."""
+    return published() if name == DOWNLOAD else resolve(name)
 
 
 def load_model(found: Found, wanted: torch.dtype | None, palette: Palette) -> LoadedModel:
@@ -73,14 +100,16 @@ class Loader(host.io.ComfyNode):
                 "Loads a Lumina-DiMOO checkpoint: the transformer with its tokenizer, and the VQ that turns pictures "
                 "into codes and back. Put checkpoints into models/dimoo; DiMOO-nano comes with the pack."
             ),
-            search_aliases=["lumina dimoo", "load dimoo", "llada"],
+            search_aliases=["lumina dimoo", "load dimoo", "llada", "dimoo checkpoint"],
             inputs=[
                 widgets.choice(
                     "checkpoint",
-                    checkpoints(),
+                    [*checkpoints(), DOWNLOAD],
                     "Below models/dimoo, or below a dimoo folder of extra_model_paths.yaml: a folder that holds "
                     "config.json, tokenizer.json, *.safetensors and vqvae/, or a file that "
-                    "`python -m dimoo_core convert` made of one. DiMOO-nano is a tiny model to try things.",
+                    "`python -m dimoo_core convert` made of one. DiMOO-nano is a tiny model to try "
+                    "things. The entry that says download fetches the 8B model into models/dimoo when it runs, unless "
+                    "it is there; cancel keeps what came, HF_ENDPOINT names a mirror.",
                 ),
                 widgets.choice(
                     "weight_dtype",
@@ -99,12 +128,13 @@ class Loader(host.io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, checkpoint, **_):
         """Size and time of the files, so that a replaced checkpoint is loaded anew."""
-        stats = [(path.name, path.stat()) for path in resolve(checkpoint).files]
+        found = chosen(checkpoint)
+        stats = [] if found is None else [(path.name, path.stat()) for path in found.files]
         return str([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
 
     @classmethod
     def execute(cls, checkpoint, weight_dtype="auto"):
         wanted = widgets.chosen("weight_dtype", weight_dtype, WEIGHT_DTYPES)
-        found = resolve(checkpoint)
+        found = downloaded() if checkpoint == DOWNLOAD else resolve(checkpoint)
         vq = load_autoencoder(found)
         return host.io.NodeOutput(load_model(found, wanted, Palette(vq)), vq)

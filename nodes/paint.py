@@ -5,9 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..dimoo_core import jobs
+from ..dimoo_core.crop import feathered
 from ..dimoo_core.image import PAINTED, RECTANGLE, cells_to_mask, centred_rectangle
 from . import host, pixels, widgets
-from .sockets import CanvasSocket, LoadedVQ, VQSocket
+from .sockets import CanvasSocket, LoadedVQ, VQSocket, check_sockets
 
 MODES = {"inpaint": False, "outpaint": True}  # whether a centred rectangle is what stays
 
@@ -48,7 +49,8 @@ class MaskPaint(host.io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, vq, image, mode, mask_h_ratio=1.0, mask_w_ratio=0.2, grow=0, mask=None):
+    def execute(cls, vq, image, mode, mask_h_ratio=1.0, mask_w_ratio=0.2, grow=0, mask=None, feather=0):
+        check_sockets(vq=vq)
         picture, stays = pixels.to_core(image), widgets.chosen("mode", mode, MODES)
         if mask is None:
             drawn = centred_rectangle(*picture.shape[:1:-1], width_ratio=mask_w_ratio, height_ratio=mask_h_ratio)
@@ -61,7 +63,7 @@ class MaskPaint(host.io.ComfyNode):
         canvas = jobs.paint(vq, picture, cells)
         snapped = cells_to_mask(canvas.unknown, vq.scale)
         shown = pixels.to_comfy(pixels.grey_where(picture, snapped))
-        return host.io.NodeOutput(canvas, snapped, shown, ui=host.ui.PreviewImage(shown, cls=cls))
+        return host.io.NodeOutput(canvas, feathered(snapped, feather), shown, ui=host.ui.PreviewImage(shown, cls=cls))
 
 
 def _inputs() -> list:
@@ -87,5 +89,13 @@ def _inputs() -> list:
                 "White is made anew, every cell that it touches, as the mask editor and Pad Image for Outpainting give "
                 "it. As large as the image. Without one a centred rectangle is taken."
             ),
+        ),
+        widgets.whole(
+            "feather",
+            0,
+            (0, 256),
+            "Over how many px, inside the edge of the snapped mask, the painted part fades in when it is composited. 0 "
+            "is a hard edge; outside the mask nothing changes either way.",
+            optional=True,
         ),
     ]

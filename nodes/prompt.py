@@ -15,7 +15,7 @@ class TextEncode(host.io.ComfyNode):
             display_name="DiMOO Text Encode",
             category="DiMOO",
             description="What a picture should show. Serves text-to-image, inpainting and outpainting.",
-            search_aliases=["dimoo prompt", "dimoo text to image"],
+            search_aliases=["dimoo prompt", "dimoo text to image", "dimoo negative prompt"],
             inputs=[
                 widgets.words(
                     "text",

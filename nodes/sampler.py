@@ -5,13 +5,13 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..dimoo_core import jobs
-from ..dimoo_core.cache import PRESETS, CachePolicy
+from ..dimoo_core.cache import CANDIDATES, PRESETS, CachePolicy
 from ..dimoo_core.canvas import Canvas
 from ..dimoo_core.guidance import Branch
 from ..dimoo_core.layout import image_answer
 from ..dimoo_core.sampling import ImageSettings, ImageStep
 from . import estimates, host, pixels, widgets
-from .sockets import CacheSocket, CanvasSocket, LoadedModel, ModelSocket, PromptSocket
+from .sockets import CacheSocket, CanvasSocket, LoadedModel, ModelSocket, PromptSocket, check_sockets
 
 PUBLISHED = CachePolicy()
 
@@ -25,37 +25,62 @@ class CacheSettings(host.io.ComfyNode):
             category="DiMOO",
             description=(
                 "Settings of ML-Cache, which in most steps computes only the least certain positions and reuses the "
-                "rest: faster, approximate, and it needs memory for keys and values. Wins over the sampler's ml_cache."
+                "rest: faster, approximate, and it needs memory for keys and values. Wins over the sampler's ml_cache. "
+                "As they come these are the published settings."
             ),
             search_aliases=["ml-cache", "dimoo speed"],
-            inputs=[
-                widgets.number(
-                    "cache_ratio",
-                    PUBLISHED.ratio,
-                    (0.01, 0.99),
-                    "Share of the positions that a cached step reuses. Higher is faster and less exact.",
-                    step=0.01,
-                ),
-                widgets.number(
-                    "warmup_ratio",
-                    PUBLISHED.warmup,
-                    (0, 0.99),
-                    "Share of the steps, at the beginning, that compute everything; early steps decide most.",
-                    step=0.01,
-                ),
-                widgets.whole(
-                    "refresh_interval",
-                    PUBLISHED.refresh_interval,
-                    (2, 1024),
-                    "After so many steps everything is computed anew. Lower is slower and more exact.",
-                ),
-            ],
+            inputs=[*_published(), *_ours()],
             outputs=[CacheSocket.Output(display_name="cache", tooltip="The settings, for the sampler.")],
         )
 
     @classmethod
-    def execute(cls, cache_ratio, warmup_ratio, refresh_interval):
-        return host.io.NodeOutput(CachePolicy(cache_ratio, warmup_ratio, refresh_interval))
+    def execute(cls, cache_ratio, warmup_ratio, refresh_interval, candidates="all", prefix_interval=1):
+        return host.io.NodeOutput(CachePolicy(cache_ratio, warmup_ratio, refresh_interval, candidates, prefix_interval))
+
+
+def _published() -> list:
+    return [
+        widgets.number(
+            "cache_ratio",
+            PUBLISHED.ratio,
+            (0.01, 0.99),
+            "Share of the positions that a cached step reuses. Higher is faster and less exact.",
+            step=0.01,
+        ),
+        widgets.number(
+            "warmup_ratio",
+            PUBLISHED.warmup,
+            (0, 0.99),
+            "Share of the steps, at the beginning, that compute everything; early steps decide most.",
+            step=0.01,
+        ),
+        widgets.whole(
+            "refresh_interval",
+            PUBLISHED.refresh_interval,
+            (2, 1024),
+            "After so many steps everything is computed anew. Lower is slower and more exact.",
+        ),
+    ]
+
+
+def _ours() -> list:
+    return [
+        widgets.choice(
+            "candidates",
+            CANDIDATES,
+            "What a cached step chooses from. all: every position, as published. holes: the unknown cells alone, and "
+            "always what the last step decided; better for the same time.",
+            optional=True,
+        ),
+        widgets.whole(
+            "prefix_interval",
+            PUBLISHED.prefix_interval,
+            (1, 1024),
+            "In how many steps prompt and input pictures are computed once; between, even a full step leaves them as "
+            "they were. 1: at every full step, as published. Higher saves most in edits.",
+            optional=True,
+        ),
+    ]
 
 
 def sampling_bytes(
@@ -98,8 +123,8 @@ class Sampler(host.io.ComfyNode):
                 "Fills the unknown cells of a canvas step by step, the surest first: text-to-image, edit, inpaint and "
                 "outpaint alike. Shows the picture while it forms."
             ),
-            search_aliases=["dimoo ksampler", "dimoo generate"],
-            inputs=[*_what(), *_how()],
+            search_aliases=["dimoo ksampler", "dimoo generate", "maskgit"],
+            inputs=[*_what(), *_how(), *_optional()],
             outputs=[CanvasSocket.Output(display_name="canvas", tooltip="The filled canvas, for VQ Decode.")],
         )
 
@@ -116,9 +141,11 @@ class Sampler(host.io.ComfyNode):
         temperature=1.0,
         ml_cache="off",
         cache=None,
+        guidance_start=0.0,
     ):
+        check_sockets(model=model, prompt=prompt, canvas=canvas, **({} if cache is None else {"cache": cache}))
         policy = widgets.chosen("ml_cache", ml_cache, PRESETS) if cache is None else cache
-        settings = ImageSettings(steps, temperature, seed, policy)
+        settings = ImageSettings(steps, temperature, seed, policy, guidance_start)
         scales = {"cfg": cfg, "image_cfg": image_cfg}
         scratch = sampling_bytes(model, *jobs.guided(model.core, prompt, **scales), canvas, settings.cache)
         on_step = follow(model)
@@ -168,5 +195,19 @@ def _how() -> list:
             "Reuses work of earlier steps. off is exact; quality, balanced (the published setting) and fast save ever "
             "more time and change the picture ever more. Needs memory: 4.4 GB for 1024x1024 px with the 8B model.",
         ),
+    ]
+
+
+def _optional() -> list:
+    return [
         CacheSocket.Input("cache", optional=True, tooltip="ML-Cache settings of your own; they win over ml_cache."),
+        widgets.number(
+            "guidance_start",
+            0.0,
+            (0, 0.95),
+            "Share of the steps, at the beginning, that go without guidance and so take half the time or less (in "
+            "edits a third). 0 guides from the start.",
+            step=0.05,
+            optional=True,
+        ),
     ]

@@ -8,12 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..dimoo_core import jobs
+from ..dimoo_core.cache import CachePolicy
+from ..dimoo_core.canvas import Canvas
+from ..dimoo_core.prompt import Prompt
+from ..dimoo_core.strips import STRIP
 from ..dimoo_core.vq import VQ
 from . import estimates, host
 
@@ -40,13 +45,12 @@ class LoadedVQ:
 
     def encode(self, pixels: Tensor) -> Tensor:
         """pixels [B,3,H*s,W*s] in 0..1 -> codes [B,H,W]"""
-        scratch = estimates.encode_bytes(self.vq.config, pixels[0, 0].numel(), self.itemsize)
-        return self._each(self.vq.encode, pixels, scratch)
+        return self._each(self.vq.encode, pixels, estimates.encode_bytes, tuple(pixels.shape[2:]))
 
     def decode(self, codes: Tensor) -> Tensor:
         """codes [B,H,W] -> pixels [B,3,H*s,W*s] in 0..1"""
-        scratch = estimates.decode_bytes(self.vq.config, codes[0].numel() * self.scale**2, self.itemsize)
-        return self._each(self.vq.decode, codes, scratch)
+        height, width = (cells * self.scale for cells in codes.shape[1:])
+        return self._each(self.vq.decode, codes, estimates.decode_bytes, (height, width))
 
     def mean_colours(self) -> Tensor:
         """One colour [K,3] in 0..1 per code."""
@@ -57,9 +61,22 @@ class LoadedVQ:
         """Bytes; asked for by ComfyUI when it has to choose which results to forget."""
         return self.patcher.model_size()
 
-    def _each(self, work: Callable[[Tensor], Tensor], batch: Tensor, scratch: int) -> Tensor:
-        device = host.ready(self.patcher, scratch)
-        return torch.cat([work(item.to(device)).to(host.output_device()) for item in batch.split(1)])
+    def _each(
+        self, work: Callable[..., Tensor], batch: Tensor, scratch: Callable[..., int], size: tuple[int, int]
+    ) -> Tensor:
+        """`work` on each of a batch of pictures of `size` (h, w) px: at once where the memory for that is free and
+        turns out to be enough, else in strips."""
+        whole, in_strips = (scratch(self.vq.config, size, self.itemsize, strip=strip) for strip in (None, STRIP))
+        device = host.ready(self.patcher, whole)
+        fits = host.free_bytes(device) >= whole
+        if not fits:
+            host.ready(self.patcher, in_strips)  # leaves more room to the weights
+        done = []
+        for item in batch.split(1):
+            little = partial(work, item.to(device), strip=STRIP)
+            result = host.within_memory(partial(work, item.to(device)), little) if fits else little()
+            done.append(result.to(host.output_device()))
+        return torch.cat(done)
 
 
 @dataclass(eq=False)
@@ -88,3 +105,22 @@ class LoadedModel:
     def get_ram_usage(self) -> int:
         """Bytes; asked for by ComfyUI when it has to choose which results to forget."""
         return self.patcher.model_size()
+
+
+# what travels on our sockets, by the name of the input, and which node gives it
+_KINDS = {
+    "model": (LoadedModel, "DiMOO Loader"),
+    "vq": (LoadedVQ, "DiMOO Loader"),
+    "prompt": (Prompt, "DiMOO Text Encode or DiMOO Image Edit"),
+    "canvas": (Canvas, "DiMOO Empty Canvas, Image Edit, Mask Paint or VQ Encode"),
+    "cache": (CachePolicy, "DiMOO Cache Settings"),
+}
+
+
+def check_sockets(**values: Any) -> None:
+    """Raises ValueError unless what came on our sockets is ours: ComfyUI tells sockets apart by their name alone, so
+    that a node of another pack may have the same."""
+    for name, value in values.items():
+        kind, giver = _KINDS[name]
+        if not isinstance(value, kind):
+            raise ValueError(f"The {name} is of another pack ({type(value).__name__} came): connect {giver}.")

@@ -10,21 +10,28 @@ from .host import io
 Meaning = TypeVar("Meaning")
 
 
-def whole(name: str, default: int, bounds: tuple[int, int], tooltip: str, *, step: int = 1) -> io.Int.Input:
-    """A whole number within `bounds`, both included."""
-    return io.Int.Input(name, default=default, min=bounds[0], max=bounds[1], step=step, tooltip=tooltip)
+def whole(
+    name: str, default: int, bounds: tuple[int, int], tooltip: str, *, step: int = 1, optional: bool = False
+) -> io.Int.Input:
+    """A whole number within `bounds`, both included. Inputs that came later are `optional`, for older workflows."""
+    least, most = bounds
+    return io.Int.Input(name, default=default, min=least, max=most, step=step, tooltip=tooltip, optional=optional)
 
 
-def number(name: str, default: float, bounds: tuple[float, float], tooltip: str, *, step: float) -> io.Float.Input:
+def number(
+    name: str, default: float, bounds: tuple[float, float], tooltip: str, *, step: float, optional: bool = False
+) -> io.Float.Input:
     """A number within `bounds`, both included; `step` is what an arrow key does, finer values can be typed."""
     least, most = map(float, bounds)
-    return io.Float.Input(name, default=default, min=least, max=most, step=step, round=0.001, tooltip=tooltip)
+    return io.Float.Input(
+        name, default=default, min=least, max=most, step=step, round=0.001, optional=optional, tooltip=tooltip
+    )
 
 
-def choice(name: str, options: Iterable[str], tooltip: str) -> io.Combo.Input:
+def choice(name: str, options: Iterable[str], tooltip: str, *, optional: bool = False) -> io.Combo.Input:
     """One of `options`, the first by default."""
     options = list(options)
-    return io.Combo.Input(name, options=options, default=options[0], tooltip=tooltip)
+    return io.Combo.Input(name, options=options, default=options[0], optional=optional, tooltip=tooltip)
 
 
 def chosen(name: str, value: str, meanings: Mapping[str, Meaning]) -> Meaning:

@@ -8,15 +8,25 @@ from typing import Any
 
 import pytest
 
+from .comfyhost.boot import declare_missing_operators
 from .comfyhost.client import Client
-from .comfyhost.server import Server, comfyui_folder
+from .comfyhost.server import HERE, Server, comfyui_folder
+from .hub import Hub
 from .tiny import write_checkpoint
 
+LIBRARY = declare_missing_operators()  # for ComfyUI and diffusers alike; kept: it ends with its last reference
 TINY = "tiny"  # a checkpoint of random weights in the server's model folder, where it matters how and not what
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def served_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    """The stand-in for the hub that the server downloads from; it has a tiny checkpoint, other than the server's."""
+    with Hub(write_checkpoint(tmp_path_factory.mktemp("hub"), shards=2, seed=5)) as hub:
+        yield hub
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory, served_hub: Hub) -> Iterator[Server]:
     """The running server. Without a ComfyUI the test is skipped, unless nox runs us, which has installed one."""
     try:
         comfyui_folder()
@@ -24,7 +34,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         if "NOX_CURRENT_SESSION" in os.environ:
             raise
         pytest.skip(str(missing))
-    server = Server(tmp_path_factory.mktemp("comfyui"), probe=True)
+    server = Server(tmp_path_factory.mktemp("comfyui"), probe=True, environment={"HF_ENDPOINT": served_hub.url})
+    server.add_pack(HERE / "neighbour", "a-neighbour")  # every test of the server is one beside another pack, too
     write_checkpoint(server.folder / "models" / "dimoo" / TINY)
     with server:
         yield server

@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 import torch
 
-from .comfyhost.boot import declare_missing_operators
 from .comfyhost.server import PACK, comfyui_folder
 
 try:
@@ -42,7 +41,6 @@ def _load() -> ModuleType:
     return pack
 
 
-LIBRARY = declare_missing_operators()  # kept: it ends with its last reference
 ENTRYPOINT = _load().comfy_entrypoint
 
 

@@ -45,6 +45,9 @@ def test_rows_are_those_at_or_below_the_quantile(ratio: float, length: int) -> N
         {"refresh_interval": 1},
         {"refresh_interval": 2.5},
         {"refresh_interval": float("nan")},
+        {"prefix_interval": 0},
+        {"prefix_interval": 1.5},
+        {"candidates": "some"},
     ],
 )
 def test_settings_out_of_range_are_refused(values: dict) -> None:
@@ -70,10 +73,44 @@ def test_key_values_keep_what_is_not_written() -> None:
             assert (whole[item, :, place] == (7 if place in positions[item] else 0)).all()
 
 
+def test_a_cached_step_has_a_budget_of_positions() -> None:
+    assert CachePolicy(0.9).budget(length=131, holes=64, steps=16) == 14, "a share of all, as published"
+    holes = CachePolicy(0.9, candidates="holes")
+    most = 6  # that one of 16 steps decides of 64 holes
+    assert holes.budget(length=131, holes=64, steps=16) == 7 + most
+    assert holes.budget(length=131, holes=0, steps=16) == 1
+    assert holes.budget(length=131, holes=64, steps=1) == 7 + 64
+
+
+LOGITS = torch.tensor([[[5.0, 1.0], [2.0, 3.0], [0.0, 1.0], [9.0, 0.0]]])
+EVERYWHERE = torch.arange(4)[None]
+MASK = 7
+
+
 def test_a_cache_ranks_all_positions_and_answers_for_the_holes() -> None:
-    logits = torch.tensor([[[5.0, 1.0], [2.0, 3.0], [0.0, 1.0], [9.0, 0.0]]])
-    cache = Cache(KeyValues(), logits, torch.tensor([[1, 3]]))
+    ids = torch.tensor([[1, MASK, 2, MASK]])
+    cache = Cache(KeyValues(), ids, torch.tensor([[1, 3]]))
+    cache.store(EVERYWHERE, ids, LOGITS)
     assert cache.least_certain(2).tolist() == [[1, 2]]
-    cache.store(torch.tensor([[1, 2]]), torch.tensor([[[8.0, 0.0], [7.0, 0.0]]]))
+    cache.store(torch.tensor([[1, 2]]), ids[:, 1:3], torch.tensor([[[8.0, 0.0], [7.0, 0.0]]]))
     assert cache.least_certain(2).tolist() == [[0, 2]]
     assert cache.read(torch.tensor([[3, 1]])).tolist() == [[[9.0, 0.0], [8.0, 0.0]]]
+
+
+def test_what_was_decided_comes_first_and_then_the_least_certain_holes() -> None:
+    ids = torch.tensor([[1, MASK, MASK, MASK]])
+    cache = Cache(KeyValues(), ids, torch.tensor([[1, 2, 3]]))
+    cache.store(EVERYWHERE[:, 1:], ids[:, 1:], LOGITS[:, 1:])
+    assert cache.decided_and_least_certain(ids, [2], MASK).tolist() == [[2, 1]], "the prompt is no candidate"
+    decided = torch.tensor([[1, MASK, MASK, 5]])
+    assert cache.decided_and_least_certain(decided, [2], MASK).tolist() == [[3, 2]]
+    cache.store(torch.tensor([[3, 2]]), decided[:, [3, 2]], LOGITS[:, [3, 3]])
+    assert cache.decided_and_least_certain(decided, [2], MASK).tolist() == [[1, 2]], "once is enough"
+
+
+def test_an_item_with_a_smaller_budget_or_fewer_candidates_repeats_its_first() -> None:
+    ids = torch.tensor([[MASK, MASK, MASK, MASK], [1, MASK, MASK, MASK], [1, MASK, 1, 1]])
+    cache = Cache(KeyValues(), ids, EVERYWHERE.expand(3, -1))
+    cache.store(EVERYWHERE.expand(3, -1), ids, LOGITS.expand(3, -1, -1))
+    chosen = cache.decided_and_least_certain(ids, [3, 1, 3], MASK)
+    assert chosen.tolist() == [[2, 1, 0], [2, 2, 2], [1, 1, 1]]

@@ -10,8 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
+from dimoo_core import jobs
 from dimoo_core.__main__ import COMMANDS, main
 from dimoo_core.image import load_picture, to_pil
+from dimoo_core.text_policy import SPEEDS
 
 from .tiny import AUTOENCODER, TRANSFORMER, write_checkpoint
 
@@ -65,9 +67,22 @@ def test_names_of_our_own_never_overwrite(model: Path, here: Path, capsys: pytes
     assert capsys.readouterr().out.split() == ["here-0.png", "here-1.png"]
 
 
-@pytest.mark.parametrize("cache", ["off", "fast", "0.5,0,2"])
+@pytest.mark.parametrize("cache", ["off", "fast", "0.5,0,2", "0.5,0,2,holes,3"])
 def test_every_sampling_setting_reaches_the_sampler(model: Path, here: Path, cache: str) -> None:
-    settings = ["--steps", 6, "--cfg", 1.5, "--temperature", 0.5, "--negative", "blue", "--dtype", "bf16"]
+    settings = [
+        "--steps",
+        6,
+        "--cfg",
+        1.5,
+        "--guidance-start",
+        0.5,
+        "--temperature",
+        0.5,
+        "--negative",
+        "blue",
+        "--dtype",
+        "bf16",
+    ]
     run(model, "generate", "a red circle", "--size", "32x80", *settings, "--ml-cache", cache, "-o", "a.png")
     assert Image.open("a.png").size == (32, 80)
 
@@ -75,7 +90,7 @@ def test_every_sampling_setting_reaches_the_sampler(model: Path, here: Path, cac
 def test_temperature_zero_gives_one_picture_for_every_seed(model: Path, here: Path) -> None:
     for seed in (1, 2):
         run(model, "generate", "x", "--temperature", 0, "--seed", seed, "-o", f"{seed}.png")
-    assert Path("1.png").read_bytes() == Path("2.png").read_bytes()
+    assert torch.equal(load_picture("1.png"), load_picture("2.png"))
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P"])
@@ -134,6 +149,15 @@ def test_describe_prints_the_answer(model: Path, here: Path, capsys: pytest.Capt
     run(model, "describe", *pictures, "--question", "what?", "--cfg", 1, "--steps", 2, "--block-length", 8)
 
 
+@pytest.mark.parametrize("speed", SPEEDS)
+def test_describe_at_every_speed(model: Path, here: Path, monkeypatch: pytest.MonkeyPatch, speed: str) -> None:
+    asked = []
+    monkeypatch.setattr(jobs, "describe_pictures", lambda *_, settings, **__: [asked.append(settings.policy) or "x"])
+    run(model, "describe", noise_picture(here / "a.png", 64, 64), "--speed", speed)
+    run(model, "describe", here / "a.png")
+    assert asked == [SPEEDS[speed], SPEEDS["exact"]]
+
+
 MISTAKES = {
     "no such checkpoint": ("generate x --checkpoint nowhere", "nowhere does not exist"),
     "a file as checkpoint": ("generate x --checkpoint in.png", "no config.json of model_type 'llada' beside it"),
@@ -183,6 +207,8 @@ def test_a_mistake_is_one_sentence_and_status_2(
         ("generate x --size 12", "WIDTHxHEIGHT"),
         ("generate x --ml-cache turbo", "off, quality"),
         ("generate x --ml-cache 2,0,5", "cache_ratio"),
+        ("generate x --ml-cache 0.5,0,5,some", "candidates"),
+        ("generate x --ml-cache 0.5,0,5,holes,2,2", "CANDIDATES"),
         ("edit a.png --type dance", "invalid choice: 'dance'"),
         ("generate", "the following arguments are required: prompt"),
         ("", "required: COMMAND"),

@@ -74,7 +74,7 @@ def generate(loaded, *, width: int = 96, height: int = 64, batch: int = 1, text:
 
 def test_the_loader_lists_nano_first_and_then_what_the_folders_hold(models: Path) -> None:
     options = NODES["DimooLoader"].define_schema().inputs[0].options
-    assert options == ["DiMOO-nano (built in)", "tiny"]
+    assert options == ["DiMOO-nano (built in)", "tiny", "download: Lumina-DiMOO (16 GB)"]
 
 
 def test_models_of_extra_paths_are_found_and_the_first_of_a_name_is_taken(tmp_path: Path, models: Path) -> None:
@@ -212,10 +212,25 @@ def test_ml_cache_presets_and_own_settings(loaded) -> None:
         cache_ratio=preset.ratio,
         warmup_ratio=preset.warmup,
         refresh_interval=preset.refresh_interval,
+        candidates=preset.candidates,
+        prefix_interval=preset.prefix_interval,
     )[0]
+    assert own == preset
     assert torch.equal(generate(loaded, **settings, ml_cache="quality", cache=own).codes, fast.codes), (
         "own settings win"
     )
+
+
+def test_cache_settings_are_the_published_ones_where_nothing_else_is_said() -> None:
+    published = run("DimooCacheSettings", cache_ratio=0.9, warmup_ratio=0.3, refresh_interval=5)[0]
+    assert published == nodepack.part("dimoo_core.cache").CachePolicy(candidates="all", prefix_interval=1)
+
+
+def test_guidance_may_start_late(loaded) -> None:
+    always, late = (generate(loaded, steps=8, cfg=6.0, guidance_start=start).codes for start in (0.0, 0.5))
+    assert torch.equal(generate(loaded, steps=8, cfg=6.0).codes, always) and not torch.equal(late, always)
+    with pytest.raises(ValueError, match="guidance_start is 1"):
+        generate(loaded, guidance_start=1)
 
 
 def test_every_step_shows_the_forming_picture(loaded, steps) -> None:
@@ -539,6 +554,19 @@ def test_answer_i_has_the_seed_plus_i(loaded, small) -> None:
     assert texts[1] == run("DimooDescribe", model=small, vq=loaded.vq, image=given[:1], seed=0, **ask)[0][0]
 
 
+@pytest.mark.parametrize("speed", ["exact", "balanced", "fast"])
+def test_the_speed_reaches_the_sampler_and_the_estimate(loaded, small, monkeypatch, speed: str) -> None:
+    describe, policies = nodepack.part("nodes.describe"), nodepack.part("dimoo_core.text_policy").SPEEDS
+    asked, room = [], []
+    sample, estimate = describe.jobs.describe, describe.estimates.text_bytes
+    monkeypatch.setattr(describe.jobs, "describe", lambda *a, **b: asked.append(b["settings"]) or sample(*a, **b))
+    monkeypatch.setattr(describe.estimates, "text_bytes", lambda *a, **b: room.append(b["keeps"]) or estimate(*a, **b))
+    ask = {**ASK, "cfg": 1.0, "speed": speed}
+    texts = run("DimooDescribe", model=small, vq=loaded.vq, image=picture(64, 64, batch=2), **ask)[0]
+    assert len(texts) == 2 and {one.policy for one in asked} == {policies[speed]}
+    assert set(room) == {speed != "exact"}
+
+
 def test_several_pictures_in_one_question(loaded, small) -> None:
     given = picture(64, 64, batch=3)
     texts = run("DimooDescribe", model=small, vq=loaded.vq, image=given, all_in_one_question=True, **ASK)[0]
@@ -562,6 +590,7 @@ def test_the_answer_forms_on_the_node_that_asked(loaded, small, monkeypatch) -> 
         ({"steps": 3}, "use 2 or 4 steps"),
         ({"block_length": 5}, "block_length 5 does not divide"),
         ({"cfg": float("nan")}, "cfg is nan"),
+        ({"speed": "warp"}, "no speed 'warp'; choose one of exact, balanced, fast"),
         ({"question": "x" * 50_000}, "50000 characters"),
     ],
 )

@@ -154,8 +154,8 @@ def test_a_tune_goes_on_where_it_stopped(here: Path, monkeypatch: pytest.MonkeyP
 TUNE = "train tune codes.safetensors --checkpoint model --run run --output tuned"
 ENCODE = "train encode pictures --checkpoint model --output out.safetensors"
 MISTAKES = {
-    "a folder without pictures": (ENCODE.replace("pictures", "empty"), "empty holds no picture with a .txt"),
-    "no such folder": (ENCODE.replace("pictures", "nowhere"), "nowhere holds no picture with a .txt"),
+    "a folder without pictures": (ENCODE.replace("pictures", "empty"), "empty holds no pictures"),
+    "no such folder": (ENCODE.replace("pictures", "nowhere"), "nowhere is no folder"),
     "a picture that is none": (ENCODE.replace("pictures", "junk"), "x.png is no readable picture"),
     "a side too small": (f"{ENCODE} --side 8", "side is 8; a whole number from 32 to 4096 is needed."),
     "encode without a checkpoint": (ENCODE.replace("model", "nowhere"), "nowhere does not exist"),

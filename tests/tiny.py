@@ -115,8 +115,10 @@ def write_checkpoint(
     """Writes the whole checkpoint into `folder` (made if absent) and hands the folder back."""
     (folder / "vqvae").mkdir(parents=True, exist_ok=True)
     offset = transformer.get("dimoo_token_ids", {}).get("code_offset", TABLE.code_offset)
-    network = Transformer(TransformerConfig.from_dict(transformer), code_offset=offset)
-    autoencoder = VQ(VQConfig.from_dict(vq))
+    with torch.random.fork_rng():  # biases keep what the layers begin with
+        torch.manual_seed(seed)
+        network = Transformer(TransformerConfig.from_dict(transformer), code_offset=offset)
+        autoencoder = VQ(VQConfig.from_dict(vq))
     random_weights(network, seed)
     random_weights(autoencoder, seed + 1)
     (folder / "config.json").write_text(json.dumps(dict(transformer), indent=1))

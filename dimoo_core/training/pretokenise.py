@@ -17,10 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..folder import caption_file, pictures_below
 from ..image import fit, fit_size, load_picture
 from ..vq import VQ
-
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
 def pictures_in(folder: str | Path, side: int) -> Iterator[tuple[str, Tensor, str]]:
@@ -28,14 +27,13 @@ def pictures_in(folder: str | Path, side: int) -> Iterator[tuple[str, Tensor, st
 
     The name is the path below the folder. Raises ValueError where the folder holds none, or one cannot be read.
     """
-    files = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in _SUFFIXES)
-    files = [path for path in files if path.with_suffix(".txt").is_file()]
+    files = [path for path in pictures_below(folder) if caption_file(path).is_file()]
     if not files:
         raise ValueError(f"{folder} holds no picture with a .txt of the same name beside it; put captions there.")
     for path in files:
         pixels = load_picture(path)
         pixels = fit(pixels, *fit_size(pixels.shape[3], pixels.shape[2], side))
-        words = path.with_suffix(".txt").read_text(encoding="utf-8").strip()
+        words = caption_file(path).read_text(encoding="utf-8").strip()
         yield path.relative_to(folder).as_posix(), pixels[0], words
 
 

@@ -1,0 +1,194 @@
+"""Process time and peak memory on the CPU: `nox -s bench`. The last lines read `ratio NAME VALUE`.
+
+One thread; process time, because neighbours slow down wall time; the ways of a job take turns, in the other order
+every other time; medians. Ours must give the very tokens of the baseline wherever it is exact, or the bench fails.
+
+What a CPU can show: the model of most jobs keeps the published one's proportions (head to body 8 %, attention to body
+16 % at 522 positions), so that its ratios are about those of the arithmetic. What a GPU gains by fewer bytes and
+launches it hides. The picture of 1024x1024 px has all its positions, 4352 with the question and 128 tokens of answer,
+but the model that reads it is smaller than in proportion, so that attention weighs more than it should; positions
+computed fall by the same factor for both. There the threshold is off, because how sure a model of random weights is
+means nothing: every token takes a step of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from dimoo_core.cache import PRESETS, CachePolicy
+from dimoo_core.sampling import ImageSettings
+from dimoo_core.text_policy import SPEEDS
+from dimoo_core.text_sampling import TextSettings
+from tests.live_bytes import LiveBytes
+
+from . import baseline
+from .workload import ImageJob, Size, TextJob
+
+RELEASED_CACHE = CachePolicy(ratio=0.9, warmup=0.3, refresh_interval=5)
+PROPORTIONED = Size(512, 8, 4, 1536, 4224, 256)
+READER = Size(256, 3, 2, 768, 800, 96)
+TINY = Size(32, 2, 2, 96, 320, 64)
+
+Run = Callable[[bool], list[int]]  # its tokens; True: in as few steps as show every kind of step
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A job in several ways; those in `exact` must give the tokens of the first. ratios: (name, slower, faster)."""
+
+    name: str
+    ways: dict[str, Run]
+    exact: Sequence[str]
+    ratios: Sequence[tuple[str, str, str]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Median seconds and peak bytes of each way, and the ways whose tokens are not what they must be."""
+
+    seconds: dict[str, float]
+    peaks: dict[str, int]
+    wrong: list[str] = field(default_factory=list)
+
+
+def measure(trial: Trial, repeats: int) -> Outcome:
+    """Run every way `repeats` times, and once more, in few steps, for its memory."""
+    peaks, times, tokens = {}, {name: [] for name in trial.ways}, {}
+    for name, run in trial.ways.items():  # also warms up
+        with LiveBytes() as live:
+            run(True)
+        peaks[name] = live.peak
+    order = list(trial.ways)
+    for _ in range(repeats):
+        for name in order:
+            start = time.process_time()
+            tokens[name] = trial.ways[name](False)
+            times[name].append(time.process_time() - start)
+        order.reverse()
+    first = tokens[next(iter(trial.ways))]
+    wrong = [name for name in trial.exact if tokens[name] != first]
+    return Outcome({name: statistics.median(took) for name, took in times.items()}, peaks, wrong)
+
+
+# ------------------------------------------------------------------------------------------------------------ trials
+
+
+def image_trial(kind: str, size: Size, job: ImageJob, steps: int) -> Trial:
+    """An image job as released, exact and with ML-Cache: the published policy and every preset."""
+    network, table = size.build("cpu", torch.float32), size.table
+    released = baseline.Released(network)
+    sequences, scales = job.sequences(table)
+
+    def slow(short: bool) -> list[int]:
+        how = {"steps": 2 if short else steps, "temperature": 1.0, "seed": 0}
+        return baseline.sample_image(released, table, sequences, scales, **how).tolist()
+
+    def ours(cache: CachePolicy | None) -> Run:
+        return lambda short: job.run(network, table, ImageSettings(4 if short else steps, 1.0, 0, cache))
+
+    ways = {"baseline": slow, "exact": ours(None)}
+    if RELEASED_CACHE not in PRESETS.values():
+        ways["ML-Cache as published"] = ours(RELEASED_CACHE)
+    ways |= {f"ML-Cache {name}": ours(cache) for name, cache in PRESETS.items() if cache is not None}
+    ratios = [(f"{kind}_exact", "baseline", "exact"), (f"{kind}_ml_cache", "baseline", "ML-Cache balanced")]
+    return Trial(f"{kind}, {_positions(sequences)} positions, {steps} steps", ways, ["exact"], ratios)
+
+
+def answer_trial(size: Size, job: TextJob, tokens: int, block: int) -> Trial:
+    """A question as released and exact."""
+    network, table = size.build("cpu", torch.float32), size.table
+    released, sequence = baseline.Released(network), job.sequence(table, tokens)
+
+    def slow(short: bool) -> list[int]:
+        return baseline.sample_text(
+            released, table, sequence, steps=tokens // block if short else tokens, block_length=block
+        )
+
+    def ours(short: bool) -> list[int]:
+        return job.run(network, table, TextSettings(tokens, tokens // block if short else tokens, block))
+
+    name = f"understanding, {_positions([sequence])} positions, {tokens} tokens in as many steps, blocks of {block}"
+    return Trial(name, {"baseline": slow, "exact": ours}, ["exact"], [("understanding_exact", "baseline", "exact")])
+
+
+def reading_trial(size: Size, job: TextJob, tokens: int, block: int) -> Trial:
+    """A question about a large picture, exact and with what is kept between steps."""
+    network, table = size.build("cpu", torch.float32), size.table
+    steady = {name: replace(policy, threshold=None) for name, policy in SPEEDS.items()}
+
+    def ours(name: str) -> Run:
+        def run(short: bool) -> list[int]:
+            steps = 2 * tokens // block if short else tokens
+            return job.run(network, table, TextSettings(tokens, steps, block, policy=steady[name]))
+
+        return run
+
+    name = f"understanding, {_positions([job.sequence(table, tokens)])} positions, {tokens} tokens in as many steps"
+    ways = {name: ours(name) for name in SPEEDS}
+    return Trial(f"{name}, blocks of {block}", ways, [], [("understanding_cached", "exact", "balanced")])
+
+
+def trials(tiny: bool) -> Iterator[Trial]:
+    """Every job; tiny: of a size that takes seconds and measures nothing."""
+    if tiny:
+        yield image_trial("image", TINY, ImageJob((6, 6), 8), 8)
+        yield image_trial("edit", TINY, ImageJob((5, 5), 8, picture=(5, 5)), 8)
+        yield answer_trial(TINY, TextJob((6, 6), 8), 8, 4)
+        yield reading_trial(TINY, TextJob((12, 12), 8), 16, 8)
+        return
+    # 522, 300 and 535 positions: an eighth of the published model's, as its width is an eighth (edits at 512x512)
+    yield image_trial("image", PROPORTIONED, ImageJob((21, 21), 56), 16)
+    yield image_trial("edit", PROPORTIONED, ImageJob((11, 11), 30, picture=(11, 11)), 16)
+    yield answer_trial(PROPORTIONED, TextJob((21, 20), 58), 32, 8)
+    yield reading_trial(READER, TextJob((64, 64), 60), 128, 32)
+
+
+def _positions(sequences: Sequence[torch.Tensor]) -> str:
+    return " + ".join(str(one.shape[1]) for one in sequences)
+
+
+# ------------------------------------------------------------------------------------------------------------ report
+
+
+def lines(trial: Trial, outcome: Outcome) -> Iterator[str]:
+    """What was measured, as text."""
+    yield f"{trial.name}"
+    slowest = next(iter(outcome.seconds.values()))
+    for name, seconds in outcome.seconds.items():
+        peak = outcome.peaks[name] / 1e6
+        yield f"    {name:<24}{seconds:>9.2f} s{slowest / seconds:>8.2f}x{peak:>10.1f} MB beside the weights"
+    yield from (f"    {name}: NOT the tokens of the first" for name in outcome.wrong)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command. Hands back 1 where tokens differ that must not."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="times that every way is run (3)")
+    parser.add_argument("--only", nargs="+", metavar="WORD", help="only jobs whose line has one of these words")
+    parser.add_argument("--tiny", action="store_true", help="sizes that take seconds and measure nothing")
+    options = parser.parse_args(arguments)
+    if options.repeats < 1:
+        parser.error("--repeats must be at least 1.")
+    torch.set_num_threads(1)
+    ratios, wrong = {}, 0
+    for trial in trials(options.tiny):
+        if options.only and not any(word in trial.name for word in options.only):
+            continue
+        outcome = measure(trial, options.repeats)
+        print(*lines(trial, outcome), sep="\n", flush=True)
+        ratios |= {name: outcome.seconds[slow] / outcome.seconds[fast] for name, slow, fast in trial.ratios}
+        wrong += len(outcome.wrong)
+    order = ("image_exact", "image_ml_cache", "edit_ml_cache", "understanding_exact", "understanding_cached")
+    print(*(f"ratio {name} {ratios[name]:.2f}" for name in order if name in ratios), sep="\n")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,174 @@
+"""The same model and the same loops, written the way the released code works: the bench's yardstick.
+
+In own words, after what Lumina-DiMOO's `modeling_llada.py` and its three generators do. Every step computes every
+position of every branch and the logits of the whole vocabulary everywhere; norms and rotary angles are chains of
+small fp32 operations, made anew in every layer; an attention mask that hides nothing is built per pass and adjusted
+per layer; holes are found and filled by boolean indexing; an answer takes an fp64 softmax over all places.
+
+The random numbers are those of `dimoo_core.noise`, so that the same tokens must come out.
+
+Shapes: B batch (1 wherever holes are indexed), L sequence, D width, h heads, d head width, V vocabulary, K codes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dimoo_core.noise import Noise
+from dimoo_core.tokens import TokenTable
+from dimoo_core.transformer import Transformer, module_to_hub
+
+
+class Released:
+    """The transformer from the published tensors of `transformer`; weights are shared where they are not split."""
+
+    def __init__(self, transformer: Transformer):
+        self.config = transformer.config
+        state = {name: part.detach() for name, part in module_to_hub(transformer.state_dict()).items()}
+        self.weights = {name.removeprefix("model.transformer."): part for name, part in state.items()}
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        """Logits [B,L,V] of ids [B,L]."""
+        x = F.embedding(ids, self.weights["wte.weight"])
+        visible = torch.ones(len(ids), ids.shape[1], dtype=torch.bool, device=ids.device)
+        bias = (visible[:, :, None] & visible[:, None, :]).unsqueeze(1).float()
+        bias = torch.zeros_like(bias).masked_fill_(bias == 0, -math.inf)
+        for layer in range(self.config.n_layers):
+            x = self._block(x, f"blocks.{layer}.", bias)
+        return F.linear(self._norm(x, "ln_f.weight"), self.weights["ff_out.weight"])
+
+    def _block(self, x: Tensor, at: str, bias: Tensor) -> Tensor:
+        weights = self.weights
+        normed = self._norm(x, f"{at}attn_norm.weight")
+        queries, keys, values = (self._heads(F.linear(normed, weights[f"{at}{n}_proj.weight"])) for n in "qkv")
+        queries, keys = self._rotated(queries), self._rotated(keys)
+        bias = bias.to(x.dtype)
+        bias.masked_fill_(bias == -math.inf, torch.finfo(x.dtype).min)  # adjusted, and then not given to the kernel
+        seen = F.scaled_dot_product_attention(queries, keys, values)
+        x = x + F.linear(seen.transpose(1, 2).flatten(2), weights[f"{at}attn_out.weight"])
+        normed = self._norm(x, f"{at}ff_norm.weight")
+        gate, up = (F.linear(normed, weights[f"{at}{name}_proj.weight"]) for name in ("ff", "up"))
+        return x + F.linear(F.silu(gate) * up, weights[f"{at}ff_out.weight"])
+
+    def _norm(self, x: Tensor, name: str) -> Tensor:
+        wide = x.to(torch.float32)
+        variance = wide.pow(2).mean(-1, keepdim=True)
+        wide = wide * torch.rsqrt(variance + self.config.rms_norm_eps)
+        return self.weights[name] * wide.to(x.dtype)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.view(*x.shape[:2], -1, self.config.head_dim).transpose(1, 2)
+
+    def _rotated(self, x: Tensor) -> Tensor:
+        wide, width = x.float(), self.config.head_dim
+        exponents = torch.arange(0, width, 2, device=x.device, dtype=torch.float32) / width
+        places = torch.arange(x.shape[2], device=x.device, dtype=torch.float32)
+        angles = torch.outer(places, 1.0 / self.config.rope_theta**exponents)
+        angles = torch.cat((angles, angles), dim=-1)[None, None]
+        first, second = wide.view(*wide.shape[:-1], 2, width // 2).unbind(dim=-2)
+        turned = torch.cat((-second, first), dim=-1)
+        return (wide * angles.cos() + turned * angles.sin()).to(x.dtype)
+
+
+@torch.no_grad()
+def sample_image(
+    network: Released,
+    table: TokenTable,
+    sequences: Sequence[Tensor],
+    scales: Sequence[float],
+    *,
+    steps: int,
+    temperature: float,
+    seed: int,
+) -> Tensor:
+    """Codes [N] of one picture. sequences: ids [1,L] of the conditional branch and of those it is guided away from,
+    each ending with the same answer; scales: one for each of the latter."""
+    noise, ids = Noise(seed, 1, sequences[0].device), [one.clone() for one in sequences]
+    holes = (ids[0] == table.mask).sum()
+    cells = _cells(ids[0], table)
+    for step in range(steps):
+        masked = ids[0][:, cells] == table.mask
+        if not masked.any():
+            break
+        logits = [network(one) for one in ids]
+        own = [one[:, cells + one.shape[1] - ids[0].shape[1]].float() for one in logits]
+        guided = own[0] + sum(scale * (own[0] - other) for scale, other in zip(scales, own[1:], strict=True))
+        guided = guided[:, :, table.codes][masked]
+        sampled, confidence, doubt = _codes(guided, masked, (noise, step, temperature))
+        left = max(1, int(torch.floor(holes * torch.cos(torch.tensor(math.pi / 2 * (step + 1) / steps)))))
+        left = 0 if step == steps - 1 else min(left, int(masked.sum()) - 1)
+        score = torch.full(masked.shape, math.inf, device=masked.device)
+        score[masked] = confidence.clamp(min=1e-20).log() + temperature * doubt
+        again = score < score.sort(dim=1).values[:, left : left + 1]
+        decided = torch.full_like(masked, table.mask, dtype=ids[0].dtype)
+        decided[masked] = sampled + table.code_offset
+        decided[again] = table.mask
+        for one in ids:
+            window = one[:, cells + one.shape[1] - ids[0].shape[1]]
+            window[masked] = decided[masked]
+            one[:, cells + one.shape[1] - ids[0].shape[1]] = window
+    return ids[0][0, cells] - table.code_offset
+
+
+def _cells(ids: Tensor, table: TokenTable) -> Tensor:
+    """Where the cells of the answer stand in ids [1,L], row by row."""
+    start = int((ids[0] == table.answer_begin).nonzero()[-1])
+    ordinary = (ids[0] == table.mask) | ((ids[0] >= table.code_offset) & (ids[0] < table.codes.stop))
+    ordinary[:start] = False
+    return ordinary.nonzero()[:, 0]
+
+
+def _codes(logits: Tensor, masked: Tensor, draw: tuple[Noise, int, float]) -> tuple[Tensor, Tensor, Tensor]:
+    """Code, its probability and the noise of its certainty for logits [m,K] at the cells masked [1,N]; [m] each."""
+    noise, step, temperature = draw
+    places = masked.nonzero()[:, 1][None]
+    if temperature > 0:
+        drawn = torch.cat([part for _, part in noise.for_tokens(step, places, logits.shape[1])], dim=1)[0]
+        sampled = (logits / temperature + drawn).argmax(dim=-1)
+        doubt = noise.for_remask(step, places)[0]
+    else:
+        sampled, doubt = logits.argmax(dim=-1), torch.zeros(len(logits), device=logits.device)
+    return sampled, logits.softmax(dim=-1).gather(1, sampled[:, None])[:, 0], doubt
+
+
+@torch.no_grad()
+def sample_text(
+    network: Released, table: TokenTable, sequence: Tensor, *, steps: int, block_length: int, cfg: float = 0.0
+) -> list[int]:
+    """The answer, all N tokens at temperature 0, of ids [1,L] that end with its N mask ids and the answer's end."""
+    ids, start = sequence.clone(), int((sequence[0] == table.mask).nonzero()[0])
+    length = sequence.shape[1] - 1 - start
+    prompt = torch.ones_like(ids, dtype=torch.bool)
+    prompt[:, start : start + length] = False
+    blocks = length // block_length
+    for block in range(blocks):
+        per_step, rest = divmod(block_length, steps // blocks)
+        for step in range(steps // blocks):
+            masked = ids == table.mask
+            logits = network(ids)
+            if cfg > 0:
+                blind = ids.clone()
+                blind[prompt] = table.mask
+                hidden = network(blind)
+                logits = hidden + (cfg + 1) * (logits - hidden)
+            likeliest = logits.argmax(dim=-1)
+            chances = F.softmax(logits.to(torch.float64), dim=-1)
+            confidence = chances.gather(-1, likeliest[..., None])[..., 0]
+            confidence[:, start + (block + 1) * block_length :] = -math.inf
+            confidence = torch.where(masked, confidence, -math.inf)
+            surest = confidence[0].topk(per_step + (step < rest)).indices
+            ids[0, surest] = likeliest[0, surest]
+            if _answered(ids[0, start : start + length], table):
+                return ids[0, start : start + length].tolist()
+    return ids[0, start : start + length].tolist()
+
+
+def _answered(tokens: Tensor, table: TokenTable) -> bool:
+    """Whether the answer [N] has an end with nothing undecided before it; the released script crashes here."""
+    ends = torch.isin(tokens, torch.tensor(table.ends)).nonzero()
+    return bool(len(ends)) and not bool((tokens[: int(ends[0])] == table.mask).any())

@@ -1,0 +1,232 @@
+"""Seconds and memory of the published size on a GPU: `python -m bench.gpu > bench/RESULTS.md`.
+
+Random weights are made on the device, no file is read: time does not depend on them. Every job runs twice; the second
+run is timed, and must give the tokens of the first. Beside it stands the baseline, the released way of working. An
+answer takes a step per token here, because how sure a model of random weights is means nothing.
+
+So far this has been run on a CPU alone, with `--device cpu --tiny`, which checks that it runs and measures nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from dimoo_core.cache import PRESETS
+from dimoo_core.config import VQConfig
+from dimoo_core.sampling import ImageSettings
+from dimoo_core.text_policy import SPEEDS
+from dimoo_core.text_sampling import TextSettings
+from dimoo_core.transformer import Transformer
+from dimoo_core.vq import VQ
+
+from . import baseline
+from .workload import RELEASED_SIZE, ImageJob, Size, TextJob
+
+TINY = Size(32, 2, 2, 96, 320, 64)
+SIZES = ((1024, 1024), (1536, 768), (512, 512))  # width, height in px
+CELL = 16
+RELEASED_VQ = VQConfig(3, 3, (128, 256, 256, 512, 768), 2, 256, 8192, 256, 32, True)
+TINY_VQ = VQConfig(3, 3, (8, 8, 8, 8, 16), 1, 8, 64, 8, 4, False)
+QUANTISED = {"fp8": "float8_e4m3fn", "int8": "int8_tensorwise"}
+GUARDED = "ff_out"  # the matrix with outliers: int8 per row, its activations as they are, whatever the rest is
+
+Run = Callable[[], list]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large everything is: the networks, steps of a picture, tokens of an answer and of a block, of a prompt."""
+
+    size: Size
+    vq: VQConfig
+    steps: int = 64
+    tokens: int = 128
+    block: int = 32
+    words: int = 60
+
+
+FULL = Scale(RELEASED_SIZE, RELEASED_VQ)
+SMALL = Scale(TINY, TINY_VQ, steps=4, tokens=8, block=4, words=8)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Seconds of the second run, peak bytes of it with the weights (None: not known), whether tokens were equal."""
+
+    seconds: float
+    peak: int | None
+    same: bool
+
+
+def measure(run: Run, device: torch.device) -> Measured:
+    """Run twice."""
+    first = run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+    start = time.perf_counter()
+    second = run()  # what it gives is on the host, so it has ended
+    took = time.perf_counter() - start
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    return Measured(took, peak, first == second)
+
+
+# -------------------------------------------------------------------------------------------------------------- jobs
+
+
+def picture_runs(network: Transformer, scale: Scale, cells: tuple[int, int], *, released: bool) -> Iterator[tuple]:
+    """(job, way, run) of text-to-image and of an edit of a picture as large."""
+    table = scale.size.table
+    for name, job in {"image": ImageJob(cells, scale.words), "edit": ImageJob(cells, scale.words, cells)}.items():
+        if released:
+            yield name, "baseline", lambda job=job: released_picture(network, scale, job)
+        for way, cache in PRESETS.items():
+            settings = ImageSettings(scale.steps, cache=cache)
+            way = "exact" if cache is None else f"ML-Cache {way}"
+            yield name, way, lambda job=job, settings=settings: job.run(network, table, settings)
+
+
+def released_picture(network: Transformer, scale: Scale, job: ImageJob) -> list[int]:
+    """The picture, the released way."""
+    device = next(network.parameters()).device
+    sequences, scales = job.sequences(scale.size.table)
+    how = {"steps": scale.steps, "temperature": 1.0, "seed": 0}
+    ids = [one.to(device) for one in sequences]
+    return baseline.sample_image(baseline.Released(network), scale.size.table, ids, scales, **how).tolist()
+
+
+def answer_runs(network: Transformer, scale: Scale, cells: tuple[int, int], *, released: bool) -> Iterator[tuple]:
+    """(job, way, run) of a question about a picture."""
+    table, job = scale.size.table, TextJob(cells, scale.words)
+    if released:
+        yield "understanding", "baseline", lambda: released_answer(network, scale, job)
+    for way, policy in SPEEDS.items():
+        steady = replace(policy, threshold=None)
+        settings = TextSettings(scale.tokens, scale.tokens, scale.block, policy=steady)
+        yield "understanding", way, lambda settings=settings: job.run(network, table, settings)
+
+
+def released_answer(network: Transformer, scale: Scale, job: TextJob) -> list[int]:
+    """The answer, the released way."""
+    ids = job.sequence(scale.size.table, scale.tokens).to(next(network.parameters()).device)
+    how = {"steps": scale.tokens, "block_length": scale.block}
+    return baseline.sample_text(baseline.Released(network), scale.size.table, ids, **how)
+
+
+def decode_run(vq: VQ, cells: tuple[int, int]) -> Run:
+    """Codes to pixels, of which the corners come back."""
+    codes = torch.arange(cells[0] * cells[1], device=next(vq.parameters()).device).view(1, *cells)
+    codes = codes % vq.config.codebook_size
+    return lambda: vq.decode(codes)[0, :, :: 8 * cells[0], :: 8 * cells[1]].tolist()
+
+
+# ----------------------------------------------------------------------------------------------------------- weights
+
+
+def kinds() -> list[str]:
+    """Ways to store weights that this pack has."""
+    known = importlib.util.find_spec("dimoo_core.quantised") is not None
+    return ["bf16", *(QUANTISED if known else ())]
+
+
+def build(scale: Scale, kind: str, device: torch.device) -> Transformer:
+    """The transformer with weights of a kind, bf16 where they are not quantised."""
+    if kind == "bf16":
+        return scale.size.build(device, torch.bfloat16)
+    quantised = importlib.import_module("dimoo_core.quantised")
+    usual, careful = quantised.FORMATS[QUANTISED[kind]], quantised.FORMATS[QUANTISED["int8"]]
+
+    def finish(name: str, layer: nn.Module) -> None:
+        if ".blocks." not in name or layer.weight.ndim == 1:
+            return
+        guarded = name.endswith(GUARDED)
+        form = careful if guarded else usual
+        factor = quantised.scale_of(quantised.largest_magnitude(layer.weight, form), form)
+        fields = quantised.Quantised(form, full_precision=guarded)
+        state = {"weight": quantised.quantise(layer.weight, factor, form), "weight_scale": factor}
+        quantised.take_quantised(layer, state | {"comfy_quant": fields.to_tensor()}, "")
+
+    return scale.size.build(device, torch.bfloat16, ops=quantised.LAYERS, finish=finish)
+
+
+def build_vq(scale: Scale, device: torch.device) -> VQ:
+    """The VQ with random weights, in fp32 as it is published."""
+    vq = VQ(scale.vq, device="meta", dtype=torch.float32).eval().requires_grad_(False).to_empty(device=device)
+    for weight in vq.parameters():
+        weight.normal_(std=0.02) if weight.ndim > 1 else weight.fill_(1)
+    return vq
+
+
+# ------------------------------------------------------------------------------------------------------------- table
+
+
+def heading(device: torch.device) -> Iterator[str]:
+    """What the numbers were measured on."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU, which says nothing about a GPU"
+    yield f"Device: {name}. torch {torch.__version__}, CUDA {torch.version.cuda}, Python {sys.version.split()[0]}."
+    yield f"Commit {commit}, {date.today()}. GB are 10^9 bytes and hold the weights; x is against the baseline."
+    yield ""
+    yield "| picture, px | weights | job | way | seconds | x | peak GB | same tokens again |"
+    yield "|---|---|---|---|---|---|---|---|"
+
+
+def rows(
+    network: Transformer, scale: Scale, kind: str, sizes: Sequence[tuple[int, int]], slow: dict[str, float]
+) -> Iterator[tuple[str, bool]]:
+    """The table's lines for one kind of weights, each with whether its tokens were the same again. slow: the seconds
+    of the baseline by size and job; where weights are bf16 it is run, and they are noted there."""
+    device, at = next(network.parameters()).device, {"released": kind == "bf16"}
+    for width, height in sizes:
+        cells, size = (height // CELL, width // CELL), f"{width}x{height}"
+        for job, way, run in (*picture_runs(network, scale, cells, **at), *answer_runs(network, scale, cells, **at)):
+            measured = measure(run, device)
+            if way == "baseline":
+                slow[f"{size} {job}"] = measured.seconds
+            yield line(f"{size} | {kind} | {job} | {way}", measured, slow.get(f"{size} {job}")), measured.same
+
+
+def line(name: str, measured: Measured, baseline_seconds: float | None) -> str:
+    """One line of the table."""
+    ratio = "-" if baseline_seconds is None else f"{baseline_seconds / measured.seconds:.2f}"
+    peak = "-" if measured.peak is None else f"{measured.peak / 1e9:.2f}"
+    return f"| {name} | {measured.seconds:.2f} | {ratio} | {peak} | {'yes' if measured.same else 'NO'} |"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command. Hands back 1 where a second run gives other tokens."""
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cuda", help="where to run (cuda)")
+    parser.add_argument("--weights", nargs="+", choices=kinds(), default=kinds(), help="kinds of weights (all)")
+    parser.add_argument("--tiny", action="store_true", help="tiny networks and pictures, which measure nothing")
+    options = parser.parse_args(arguments)
+    device = torch.device(options.device)
+    scale, sizes = (SMALL, ((96, 64),)) if options.tiny else (FULL, SIZES)
+    print(*heading(device), sep="\n", flush=True)
+    different, slow = 0, {}
+    for kind in options.weights:
+        for text, same in rows(build(scale, kind, device), scale, kind, sizes, slow):
+            print(text, flush=True)
+            different += not same
+    vq = build_vq(scale, device)
+    for width, height in sizes:
+        measured = measure(decode_run(vq, (height // CELL, width // CELL)), device)
+        print(line(f"{width}x{height} | fp32 | VQ decode | whole", measured, None), flush=True)
+    return 1 if different else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

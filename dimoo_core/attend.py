@@ -1,0 +1,63 @@
+"""Waiting for something slow without being deaf: work goes on in a thread while its caller looks up now and then."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from queue import Empty, Full, Queue
+from threading import Event, Thread
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
+
+PATIENCE = 0.1  # seconds between two looks
+
+
+def attended(work: Generator[Item, Any, Any], look: Callable[[], None]) -> Generator[Item, None, None]:
+    """What `work` yields, made in a thread of its own; while nothing comes, `look` is called every 0.1 s.
+
+    Whatever `work` raises is raised here. `look` may raise to give up: its exception comes out as it is, at once. The
+    thread then ends as soon as `work` lets it, which may take as long as a connection may stay silent; nothing that it
+    makes until then is used.
+    """
+    items: Queue[tuple[str, Any]] = Queue(maxsize=16)
+    given_up = Event()
+
+    def hand_over(kind: str, value: Any) -> bool:
+        while not given_up.is_set():
+            try:
+                items.put((kind, value), timeout=PATIENCE)
+                return True
+            except Full:
+                continue
+        return False
+
+    def run() -> None:
+        try:
+            for item in work:
+                if not hand_over("item", item):
+                    break
+            hand_over("end", None)
+        except BaseException as error:
+            hand_over("error", error)
+        finally:
+            work.close()
+
+    Thread(target=run, name="dimoo-attended", daemon=True).start()
+    try:
+        yield from _arriving(items, look)
+    finally:
+        given_up.set()
+
+
+def _arriving(items: Queue[tuple[str, Any]], look: Callable[[], None]) -> Generator[Any, None, None]:
+    while True:
+        try:
+            kind, value = items.get(timeout=PATIENCE)
+        except Empty:
+            look()
+            continue
+        if kind == "end":
+            return
+        if kind == "error":
+            raise value
+        yield value

@@ -1,0 +1,108 @@
+"""The best of several pictures, by the model's own judgement."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..dimoo_core.prompt import GENERATE
+from ..dimoo_core.text_sampling import TextSettings
+from ..dimoo_core.verify import QUESTION, description_share, yes_share
+from . import host, pixels, widgets
+from .describe import answering_bytes, encode_for
+from .sockets import LoadedModel, LoadedVQ, ModelSocket, PromptSocket, VQSocket, check_sockets
+
+DESCRIBE_IT = "Describe the image."
+_ONE_PASS = TextSettings(max_tokens=8, steps=8, block_length=8)
+_DESCRIPTION = TextSettings()
+
+Judgement = tuple[float, str]
+
+
+def by_yes_or_no(model: LoadedModel, codes: list[Tensor], text: str) -> Judgement:
+    """How surely the model says yes to whether the picture shows the text."""
+    device = host.ready(model.patcher, answering_bytes(model, codes, QUESTION + text, _ONE_PASS))
+    (share,) = yes_share(model.core, codes, text, device=device)
+    return share, ""
+
+
+def by_description(model: LoadedModel, codes: list[Tensor], text: str) -> Judgement:
+    """How many of the text's words the model's own description of the picture has."""
+    device = host.ready(model.patcher, answering_bytes(model, codes, DESCRIBE_IT, _DESCRIPTION))
+    ((share, words),) = description_share(
+        model.core,
+        codes,
+        text,
+        question=DESCRIBE_IT,
+        settings=_DESCRIPTION,
+        device=device,
+        on_step=lambda *_: host.check_cancel(),
+    )
+    return share, words
+
+
+METHODS: dict[str, Callable[[LoadedModel, list[Tensor], str], Judgement]] = {
+    "yes or no": by_yes_or_no,
+    "description": by_description,
+}
+
+
+def judged(model: LoadedModel, vq: LoadedVQ, pictures: Tensor, text: str, method: str) -> list[Judgement]:
+    """The judgement of each of pictures [B,3,h,w]; shows progress."""
+    judge, step = widgets.chosen("judge_by", method, METHODS), host.progress()
+    found = []
+    for done, picture in enumerate(pictures.split(1), 1):
+        found.append(judge(model, encode_for(model, vq, [picture]), text))
+        step(done, len(pictures), None)
+    return found
+
+
+class BestOf(host.io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return host.schema(
+            node_id="DimooBestOf",
+            display_name="DiMOO Best Of",
+            category="DiMOO",
+            description=(
+                "Asks the model which pictures of a batch show what was asked, and sorts them, the best first. Make a "
+                "batch of four or eight and keep the best."
+            ),
+            search_aliases=["dimoo rank", "dimoo best of n", "dimoo verify", "dimoo score"],
+            is_output_node=True,
+            inputs=[
+                ModelSocket.Input("model", tooltip="The model that judges, usually the one that painted."),
+                VQSocket.Input("vq", tooltip="The VQ of the same checkpoint."),
+                host.io.Image.Input("image", tooltip="The pictures to choose from, a batch."),
+                PromptSocket.Input("prompt", tooltip="What they should show, from Text Encode."),
+                widgets.choice(
+                    "judge_by",
+                    METHODS,
+                    "yes or no: one short question per picture, for the 8B model. description: the model describes "
+                    "each picture, and the words of the prompt that it uses are counted; slower, and what nano can do.",
+                ),
+            ],
+            outputs=[
+                host.io.Image.Output(display_name="best", tooltip="The picture that was judged best."),
+                host.io.Image.Output(display_name="ranked", tooltip="All pictures, the best first."),
+                host.io.String.Output(
+                    display_name="scores",
+                    tooltip="A line per picture, the best first: which it is, and its score.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, vq, image, prompt, judge_by="yes or no"):
+        check_sockets(model=model, vq=vq, prompt=prompt)
+        if prompt.task is not GENERATE or not prompt.text.strip():
+            raise ValueError(
+                "The prompt says nothing that a picture could show: connect Text Encode and give it words."
+            )
+        found = judged(model, vq, pixels.to_core(image), prompt.text, judge_by)
+        order = sorted(range(len(found)), key=lambda place: -found[place][0])  # of equals the first stays first
+        lines = [f"picture {place + 1}: {found[place][0]:.1%}  {found[place][1]}".rstrip() for place in order]
+        ranked = image[torch.tensor(order)]
+        return host.io.NodeOutput(ranked[:1], ranked, "\n".join(lines), ui={"text": ["\n".join(lines)]})

@@ -1,0 +1,144 @@
+"""Words as text files: what Describe says of a batch, and captions beside the pictures of a folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ..dimoo_core import jobs
+from ..dimoo_core.folder import SUFFIXES, caption_file, pictures_below, write_whole
+from ..dimoo_core.image import load_picture
+from ..dimoo_core.text_sampling import TextSettings
+from . import host, widgets
+from .describe import answering_bytes, encode_for, follow
+from .sockets import LoadedModel, LoadedVQ, ModelSocket, VQSocket, check_sockets
+
+NOTHING = "(no folder with pictures)"
+
+
+def folders() -> list[str]:
+    """Folders at and below ComfyUI's input folder that hold pictures themselves, as the node lists them."""
+    root = host.input_folder()
+    holding = [
+        Path(place).relative_to(root).as_posix()
+        for place, _, files in os.walk(root)
+        if any(Path(name).suffix.lower() in SUFFIXES for name in files)
+    ]
+    return sorted(holding) or [NOTHING]
+
+
+def chosen_folder(name: str) -> Path:
+    """The folder of a name; raises ValueError for one that is not listed, wherever it may lie."""
+    if name == NOTHING or name not in folders():
+        raise ValueError(
+            f"There is no folder {name!r} with pictures in ComfyUI's input folder; put pictures there, refresh the "
+            "page and choose it."
+        )
+    return host.input_folder() / name
+
+
+def caption(model: LoadedModel, vq: LoadedVQ, path: Path, question: str, ask) -> str:
+    """What the model says of one picture file; `ask` is (settings, on_step)."""
+    settings, on_step = ask
+    codes = encode_for(model, vq, [load_picture(path)])
+    device = host.ready(model.patcher, answering_bytes(model, codes, question, settings))
+    (words,) = jobs.describe(model.core, codes, question, settings=settings, on_step=on_step, device=device)
+    return words
+
+
+class CaptionFolder(host.io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return host.schema(
+            node_id="DimooCaptionFolder",
+            display_name="DiMOO Caption Folder",
+            category="DiMOO",
+            description=(
+                "Writes a text file beside every picture of a folder in ComfyUI's input folder, as trainers of image "
+                "models expect them. Stopped, it goes on where it was."
+            ),
+            search_aliases=["dimoo batch caption", "dimoo dataset", "caption directory"],
+            is_output_node=True,
+            hidden=[host.io.Hidden.unique_id],
+            inputs=[
+                ModelSocket.Input("model", tooltip="The model of the checkpoint."),
+                VQSocket.Input("vq", tooltip="The VQ of the same checkpoint."),
+                host.io.Combo.Input(
+                    "folder",
+                    options=folders(),
+                    tooltip="A folder in ComfyUI's input folder, with all folders in it.",
+                ),
+                widgets.words("question", "What to ask of every picture.", default="Describe the image."),
+                host.io.Boolean.Input(
+                    "again",
+                    default=False,
+                    tooltip="Also ask about pictures that have a text file already, and replace it.",
+                ),
+                widgets.whole(
+                    "max_tokens", 128, (1, 4096), "The most tokens a caption may have; a multiple of block_length."
+                ),
+                widgets.whole("steps", 128, (1, 4096), "Steps for a caption, a multiple of the number of blocks."),
+                widgets.whole("block_length", 32, (1, 4096), "A caption is written block by block, left to right."),
+            ],
+            outputs=[
+                host.io.String.Output(
+                    display_name="captions", is_output_list=True, tooltip="What the text files say, a list."
+                ),
+                host.io.String.Output(
+                    display_name="files", is_output_list=True, tooltip="The pictures they belong to, in the same order."
+                ),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, folder, **_):
+        """Names and times of the pictures and their texts, so that a folder that has grown is looked at anew."""
+        files = [path for picture in pictures_below(chosen_folder(folder)) for path in (picture, caption_file(picture))]
+        return str([(path.name, path.stat().st_mtime_ns) for path in files if path.exists()])
+
+    @classmethod
+    def execute(cls, model, vq, folder, question, again=False, max_tokens=128, steps=128, block_length=32):
+        check_sockets(model=model, vq=vq)
+        settings = TextSettings(max_tokens, steps, block_length)
+        every = pictures_below(chosen_folder(folder))
+        wanted = [path for path in every if again or not caption_file(path).exists()]
+        node, said = getattr(cls.hidden, "unique_id", None), []
+        on_step = follow(model, node, said, len(wanted))
+        for path in wanted:
+            said.append(caption(model, vq, path, question, (settings, on_step)))
+            write_whole(caption_file(path), said[-1] + "\n")
+        captions = [caption_file(path).read_text(encoding="utf-8").strip() for path in every]
+        names = [path.relative_to(host.input_folder()).as_posix() for path in every]
+        lines = [f"{name}: {words}" for name, words in zip(names, captions, strict=True)]
+        return host.io.NodeOutput(captions, names, ui={"text": lines})
+
+
+class SaveText(host.io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return host.schema(
+            node_id="DimooSaveText",
+            display_name="DiMOO Save Text",
+            category="DiMOO",
+            description=(
+                "Saves a text, or each of a list, in ComfyUI's output folder. With the prefix of Save Image the texts "
+                "of a batch get the numbers of its pictures."
+            ),
+            search_aliases=["dimoo save caption", "save string", "save text file"],
+            is_output_node=True,
+            inputs=[
+                host.io.String.Input("text", force_input=True, tooltip="The text, or a list, from Describe."),
+                host.io.String.Input(
+                    "filename_prefix",
+                    default="dimoo/caption",
+                    tooltip="How the files are called, folders in the output folder included, as in Save Image.",
+                ),
+            ],
+            outputs=[host.io.String.Output(display_name="file", tooltip="Where the text was saved.")],
+        )
+
+    @classmethod
+    def execute(cls, text, filename_prefix="dimoo/caption"):
+        path = host.next_text_file(filename_prefix)
+        write_whole(path, text + "\n")
+        return host.io.NodeOutput(str(path), ui={"text": [text]})

@@ -1,0 +1,115 @@
+"""A small hole in a large picture: its surroundings cut out to be worked on, and put back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..dimoo_core.checkpoint import CELL
+from ..dimoo_core.crop import MAX_CONTEXT, Region, feathered, region_around, resize, resize_mask, stitch, working_size
+from . import host, pixels, widgets
+
+CropSocket = host.io.Custom("DIMOO_CROP")
+
+
+@dataclass(frozen=True, eq=False)
+class Crop:
+    """What travels on DIMOO_CROP: the whole picture [B,3,h,w], the part of it that was cut out, and that part's mask
+    [1 or B,h',w'] at the picture's own size."""
+
+    picture: Tensor
+    region: Region
+    mask: Tensor
+
+
+class CropAroundMask(host.io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return host.schema(
+            node_id="DimooCropAroundMask",
+            display_name="DiMOO Crop Around Mask",
+            category="DiMOO",
+            description=(
+                "Cuts the surroundings of a mask out of a large picture, at a size that the model likes, so that a "
+                "small hole is painted with all its detail. Stitch puts the result back."
+            ),
+            search_aliases=["dimoo crop and stitch", "inpaint crop"],
+            inputs=[
+                host.io.Image.Input("image", tooltip="The whole picture; of a batch all are cut in the same place."),
+                host.io.Mask.Input("mask", tooltip="White is what is to be made anew. As large as the image."),
+                widgets.number(
+                    "context",
+                    2.0,
+                    (1, MAX_CONTEXT),
+                    "How much of the surroundings the model sees: the cut is this many times as wide and high as what "
+                    "is marked.",
+                    step=0.25,
+                ),
+                widgets.whole(
+                    "side",
+                    1024,
+                    (0, 4096),
+                    "The cut is scaled to about side x side px of area, in its own shape. 1024 suits the 8B model; 0 "
+                    "keeps its size.",
+                    step=CELL,
+                ),
+            ],
+            outputs=[
+                host.io.Image.Output(display_name="image", tooltip="The cut, for Mask Paint."),
+                host.io.Mask.Output(display_name="mask", tooltip="The mask of the cut, for Mask Paint."),
+                CropSocket.Output(display_name="crop", tooltip="Where the cut belongs, for Stitch."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, image, mask, context=2.0, side=1024):
+        picture = pixels.to_core(image)
+        mask = pixels.mask_to_core(mask, picture)
+        region = region_around(mask, context=context, scale=CELL)
+        size = working_size(region, side, CELL)
+        crop = Crop(picture, region, (region.of(mask) > 0.5).float())
+        cut = pixels.to_comfy(resize(region.of(picture), *size))
+        return host.io.NodeOutput(cut, resize_mask(crop.mask, *size), crop)
+
+
+class Stitch(host.io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return host.schema(
+            node_id="DimooStitch",
+            display_name="DiMOO Stitch",
+            category="DiMOO",
+            description=(
+                "Puts a painted cut back into the picture that it was cut out of. Every pixel outside the mask is the "
+                "original's."
+            ),
+            search_aliases=["dimoo crop and stitch", "inpaint stitch", "dimoo composite"],
+            inputs=[
+                CropSocket.Input("crop", tooltip="Where the cut belongs, from Crop Around Mask."),
+                host.io.Image.Input("image", tooltip="The painted cut, from VQ Decode."),
+                widgets.whole(
+                    "feather",
+                    0,
+                    (0, 256),
+                    "Over how many px, inside the edge of the mask, the painted part fades in. 0 is a hard edge.",
+                ),
+                host.io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip=(
+                        "The snapped mask of Mask Paint: whole cells are put back, which hides the seam. Without it "
+                        "just what was marked is put back."
+                    ),
+                ),
+            ],
+            outputs=[host.io.Image.Output(display_name="image", tooltip="The whole picture with its new part.")],
+        )
+
+    @classmethod
+    def execute(cls, crop, image, feather=0, mask=None):
+        painted = pixels.to_core(image)
+        if mask is not None:
+            mask = resize_mask(pixels.mask_to_core(mask, painted), crop.region.width, crop.region.height)
+        mask = crop.mask if mask is None else (mask > 0).float()  # a feathered one is small at its edge
+        return host.io.NodeOutput(pixels.to_comfy(stitch(crop.picture, painted, feathered(mask, feather), crop.region)))

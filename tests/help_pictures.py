@@ -1,0 +1,259 @@
+"""Makes the pictures of the help pages: `python -m tests.help_pictures`. DiMOO-nano paints them, by the core's jobs.
+
+A picture shows what a node is for: tiles in reading order, an arrow where one becomes the next, a few words below.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from dimoo_core import jobs
+from dimoo_core.cache import PRESETS
+from dimoo_core.canvas import Canvas
+from dimoo_core.checkpoint import NANO, find, load_tokenizer, load_transformer, load_vq
+from dimoo_core.image import RECTANGLE, centred_rectangle, mosaic, to_pil
+from dimoo_core.nano.judge import judge, matches
+from dimoo_core.prompt import Prompt
+from dimoo_core.sampling import ImageSettings
+from dimoo_core.text_sampling import TextSettings
+
+FOLDER = Path(__file__).parent.parent / "web" / "docs"
+TILE, GAP, LINE = 128, 24, 16  # px: side of a tile, room between two, height of a line of words
+PAPER, INK = (36, 36, 40), (225, 225, 225)
+CIRCLE = "a large red circle on the left on a white background"
+STAR = "a large blue star on the left on a white background"
+SCENES = (
+    "a small yellow star at the top on a black background",
+    "a large green star on the right on a black background",
+    "a small orange triangle at the bottom on a brown background",
+    "a large purple square on the left on a pink background",
+)
+
+
+@dataclass
+class Tile:
+    """A picture, the words below it, one line each, and whether an arrow leads to it."""
+
+    picture: Image.Image
+    words: tuple[str, ...] = ()
+    arrow: bool = False
+
+
+@dataclass
+class Studio:
+    """DiMOO-nano, loaded, and what it painted so far, by its settings."""
+
+    found: object = field(default_factory=lambda: find(NANO))
+
+    def __post_init__(self) -> None:
+        self.vq = load_vq(self.found)
+        self.model = jobs.Model(
+            load_transformer(self.found, dtype=torch.float32),
+            load_tokenizer(self.found),
+            self.found.table,
+            self.found.defaults.sides,
+        )
+        self.colours = self.vq.mean_colours("cpu")
+
+    def fill(self, prompt: Prompt, canvas: Canvas, *, seed: int, cache: str = "off") -> list[Canvas]:
+        """The canvas after every step, the finished one last; temperature and steps as the example workflows have."""
+        steps: list[Canvas] = [canvas]
+
+        def on_step(_done: int, _total: int, now: Canvas) -> None:
+            steps.append(Canvas(now.codes.clone(), now.unknown.clone()))
+
+        settings = ImageSettings(steps=16, temperature=0.6, seed=seed, cache=PRESETS[cache])
+        done = jobs.sample(self.model, prompt, canvas, settings=settings, cfg=0, image_cfg=0, on_step=on_step)
+        return [*steps[:-1], done]
+
+    def paint(self, text: str, *, seed: int, cache: str = "off") -> Tensor:
+        """A picture [1,3,128,128] of a text."""
+        return self.decode(self.fill(jobs.text_prompt(text), Canvas.empty(1, 8, 8), seed=seed, cache=cache)[-1])
+
+    def good(self, text: str, canvas: Canvas | None = None) -> list[Canvas]:
+        """The steps of the first seed whose picture shows the text and is clean; nano does not always get there."""
+        canvas = Canvas.empty(1, 8, 8) if canvas is None else canvas
+        for seed in range(100):
+            steps = self.fill(jobs.text_prompt(text), canvas, seed=seed)
+            verdict = judge(self.decode(steps[-1])[0])
+            if verdict.clean and matches(verdict.scene, text):
+                return steps
+        raise ValueError(f"No seed below 100 gives a clean picture of {text!r}; word it another way.")
+
+    def edit(self, picture: Tensor, kind: str, text: str, *, seed: int) -> Tensor:
+        """The picture [1,3,h,w] after an edit."""
+        prompt, canvas, _ = jobs.Edit(kind, text, side=128).prepare(self.vq, picture)
+        return self.decode(self.fill(prompt, canvas, seed=seed)[-1])
+
+    def decode(self, canvas: Canvas) -> Tensor:
+        return jobs.decode(self.vq, canvas)
+
+    def preview(self, canvas: Canvas) -> Image.Image:
+        """What the sampler shows of a canvas: a square per cell, holes grey."""
+        small = to_pil(mosaic(canvas.codes, canvas.unknown, self.colours)[0])
+        return small.resize((small.width * 16, small.height * 16), Image.Resampling.NEAREST)
+
+
+def strip(*tiles: Tile) -> Image.Image:
+    """Tiles in rows of two, as wide as the page's sidebar has room for, with their words."""
+    rows = [tiles[start : start + 2] for start in range(0, len(tiles), 2)]
+    column = max(tile.picture.width for tile in tiles) + GAP
+    heights = [max(tile.picture.height + LINE * len(tile.words) for tile in row) + GAP for row in rows]
+    sheet, top = Image.new("RGB", (2 * column + GAP, sum(heights) + GAP // 2), PAPER), GAP // 2
+    for row, height in zip(rows, heights, strict=True):
+        for place, tile in enumerate(row):
+            put(sheet, tile, (GAP + place * column, top))
+        top += height
+    return sheet
+
+
+def put(sheet: Image.Image, tile: Tile, corner: tuple[int, int]) -> None:
+    """A tile with its words and its arrow; `corner` (left, top) of its picture in px."""
+    draw, font, (left, top) = ImageDraw.Draw(sheet), ImageFont.load_default(12), corner
+    sheet.paste(tile.picture, corner)
+    if tile.arrow:
+        tip, middle = left - 5, top + tile.picture.height // 2
+        draw.line((left - GAP + 5, middle, tip, middle), INK, 2)
+        draw.polygon(((tip, middle), (tip - 6, middle - 5), (tip - 6, middle + 5)), INK)
+    for number, words in enumerate(tile.words):
+        place = (left + tile.picture.width / 2, top + tile.picture.height + 3 + number * LINE)
+        draw.text(place, words, INK, font, anchor="ma")
+
+
+def cells(picture: Image.Image, codes: Tensor | None = None) -> Image.Image:
+    """The picture with the borders of its cells, and the numbers of its codes [H,W], where given."""
+    drawn, font = picture.copy(), ImageFont.load_default(7)
+    draw = ImageDraw.Draw(drawn)
+    for side in range(0, max(drawn.size) + 1, 16):
+        draw.line((side, 0, side, drawn.height), (96, 96, 96))
+        draw.line((0, side, drawn.width, side), (96, 96, 96))
+    if codes is not None:
+        for row, line in enumerate(codes.tolist()):
+            for column, code in enumerate(line):
+                place = (column * 16 + 8, row * 16 + 8)
+                ink = INK if sum(picture.getpixel(place)) < 300 else (0, 0, 0)
+                draw.text(place, str(code), ink, font, anchor="mm")
+    return drawn
+
+
+def picture(pixels: Tensor) -> Image.Image:
+    return to_pil(pixels[0])
+
+
+def sheets(studio: Studio) -> dict[str, Image.Image]:
+    """Node id to picture."""
+    circle = studio.decode(studio.good(CIRCLE)[-1])
+    return {
+        "DimooLoader": strip(*(Tile(finished(studio, text)) for text in SCENES)),
+        "DimooTextEncode": strip(*(Tile(finished(studio, text), broken(text)) for text in SCENES)),
+        "DimooEmptyCanvas": formats(studio),
+        "DimooImageEdit": edits(studio, circle),
+        "DimooMaskPaint": repainted(studio, circle),
+        "DimooCacheSettings": presets(studio),
+        "DimooSampler": forming(studio),
+        "DimooVQEncode": strip(*codes(studio, circle)),
+        "DimooVQDecode": decoded(studio),
+        "DimooDescribe": described(studio),
+    }
+
+
+def finished(studio: Studio, text: str, canvas: Canvas | None = None) -> Image.Image:
+    return picture(studio.decode(studio.good(text, canvas)[-1]))
+
+
+def broken(text: str) -> tuple[str, ...]:
+    """A caption in lines as narrow as a tile."""
+    return tuple(textwrap.wrap(text, 21))
+
+
+def formats(studio: Studio) -> Image.Image:
+    tiles = []
+    for text, (rows, columns) in ((SCENES[0], (8, 8)), (SCENES[3], (6, 10))):
+        canvas = Canvas.empty(1, rows, columns)
+        words = (f"{columns * 16} x {rows * 16} px", f"{columns} x {rows} cells")
+        tiles.append(Tile(cells(picture(studio.decode(canvas))), words))
+        tiles.append(Tile(finished(studio, text, canvas), arrow=True))
+    return strip(*tiles)
+
+
+def edits(studio: Studio, circle: Tensor) -> Image.Image:
+    edges = studio.edit(circle, "canny_pred", "", seed=1)
+    green = studio.edit(edges, "canny_control", CIRCLE.replace("red", "green"), seed=1)
+    return strip(
+        Tile(picture(circle), ("image",)),
+        Tile(picture(studio.edit(circle, "edit_replace", "make the circle blue", seed=1)), ("edit_replace",), True),
+        Tile(picture(edges), ("canny_pred",)),
+        Tile(picture(green), ("canny_control",), True),
+    )
+
+
+def repainted(studio: Studio, circle: Tensor) -> Image.Image:
+    painted = torch.zeros(1, 128, 128)
+    painted[:, 32:96, 0:64] = 1
+    around = 1 - centred_rectangle(128, 128, width_ratio=0.5, height_ratio=1.0)
+    tiles = []
+    for mode, mask, text in (("inpaint", painted, STAR), ("outpaint", around, CIRCLE)):
+        marked = jobs.painted_cells(studio.vq, circle, mask, coverage=RECTANGLE)
+        canvas = jobs.paint(studio.vq, circle, marked)
+        tiles += [Tile(picture(studio.decode(canvas)), (mode,)), Tile(finished(studio, text, canvas), arrow=True)]
+    return strip(*tiles)
+
+
+def presets(studio: Studio) -> Image.Image:
+    text = "a large blue circle on the left"  # which leaves something open: a full caption forgives a cache much
+    return strip(*(Tile(picture(studio.paint(text, seed=1, cache=name)), (name,)) for name in PRESETS))
+
+
+def forming(studio: Studio) -> Image.Image:
+    steps = studio.good(SCENES[1])
+    shown = [Tile(studio.preview(steps[step]), (f"step {step}",), step > 4) for step in (4, 10, 14)]
+    return strip(*shown, Tile(picture(studio.decode(steps[-1])), ("step 16, decoded",), True))
+
+
+def codes(studio: Studio, pixels: Tensor) -> list[Tile]:
+    canvas = Canvas.from_codes(jobs.encode(studio.vq, pixels))
+    return [
+        Tile(cells(picture(pixels)), ("image",)),
+        Tile(cells(studio.preview(canvas), canvas.codes[0]), ("canvas: a code per cell",), True),
+    ]
+
+
+def decoded(studio: Studio) -> Image.Image:
+    steps = studio.good(SCENES[1])
+    half, done = steps[10], steps[-1]
+    return strip(
+        Tile(cells(studio.preview(done), done.codes[0]), ("canvas",)),
+        Tile(picture(studio.decode(done)), ("image",), True),
+        Tile(cells(studio.preview(half)), ("unfinished",)),
+        Tile(picture(studio.decode(half)), ("image",), True),
+    )
+
+
+def described(studio: Studio) -> Image.Image:
+    pixels, question = studio.decode(studio.good(SCENES[2])[-1]), "describe the picture"
+    settings = TextSettings(max_tokens=32, steps=32, block_length=32)
+    (answer,) = jobs.describe_pictures(studio.model, studio.vq, [pixels], question, settings=settings)
+    said = Image.new("RGB", (TILE, TILE), PAPER)
+    draw, middle = ImageDraw.Draw(said), TILE / 2
+    draw.rounded_rectangle((0, 16, TILE - 1, TILE - 16), 8, outline=INK)
+    lines = "\n".join(textwrap.wrap(answer, 18))
+    draw.multiline_text((middle, middle), lines, INK, ImageFont.load_default(12), anchor="mm", align="center")
+    return strip(Tile(picture(pixels), (question,)), Tile(said, (), True))
+
+
+def main() -> None:
+    for node, sheet in sheets(Studio()).items():
+        path = FOLDER / node / "job.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sheet.save(path, quality=85, subsampling=0, optimize=True)
+        print(f"{path.relative_to(FOLDER)}: {sheet.width} x {sheet.height} px, {path.stat().st_size} bytes")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""What a picture's file says of how it was made, and that this is enough to make it again."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dimoo_core import provenance
+from dimoo_core.__main__ import main
+from dimoo_core.checkpoint import find
+
+from .tiny import TRANSFORMER, write_checkpoint
+
+ROOT = Path(__file__).parent.parent
+SHORT = TRANSFORMER | {"dimoo_defaults": {"size": [64, 48], "side": 64, "steps": 4, "cfg": 0.0, "image_cfg": 0.0}}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny", transformer=SHORT)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that commands run in, with a picture and a mask in it."""
+    monkeypatch.chdir(tmp_path)
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save("in.png")
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (0, 0, 32, 64))
+    mask.save("mask.png")
+    return tmp_path
+
+
+def test_the_version_is_the_one_that_is_published() -> None:
+    published = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert published and published[1] == provenance.VERSION
+
+
+def test_a_fingerprint_is_of_what_is_in_the_files_and_not_of_where_they_lie(model: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(model, tmp_path / "another name")
+    known = provenance.fingerprint(find(model).files)
+    assert re.fullmatch("[0-9a-f]{16}", known)
+    assert provenance.fingerprint(reversed(find(copy).files)) == known
+    for file in find(copy).files:
+        content = file.read_bytes()
+        file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        assert provenance.fingerprint(find(copy).files if file.suffix != ".json" else (file,)) != known
+        file.write_bytes(content)
+
+
+def test_of_a_large_file_size_header_end_and_pieces_between_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(provenance, "_WHOLE", 1 << 20)
+    file, size = tmp_path / "weights", 4 << 20
+    content = bytearray(np.random.default_rng(1).integers(0, 256, size, dtype=np.uint8))
+    seen = set()
+    for change in (None, 0, size // 2, size - 1, "longer", "all"):
+        changed = bytearray(content)
+        if isinstance(change, int):
+            changed[change] ^= 1
+            changed[change + 1 : change + 20_000] = bytes(len(changed[change + 1 : change + 20_000]))
+        elif change == "longer":
+            changed.append(0)
+        elif change == "all":
+            changed = bytearray(255 - byte for byte in content)
+        file.write_bytes(changed)
+        seen.add(provenance.fingerprint([file]))
+        provenance._digest.cache_clear()  # the file may change more often than its clock ticks
+    assert len(seen) == 6
+
+
+# The command line ---------------------------------------------------------------------------------------------------
+
+
+def run(*arguments: object) -> None:
+    assert main([str(argument) for argument in (*arguments, "--device", "cpu")]) == 0
+
+
+def facts(path: Path) -> dict[str, Any]:
+    with Image.open(path) as picture:
+        return json.loads(picture.info[provenance.KEY])
+
+
+def command(said: dict[str, Any]) -> list[str]:
+    """The command line that a picture's facts stand for."""
+    words = [said["command"], *(said[name]["name"] for name in ("image",) if name in said), said["prompt"]]
+    for name, value in said.items():
+        if name in ("version", "torch", "checkpoint", "command", "image", "prompt", "device") or value in (None, False):
+            continue
+        if name == "size":
+            value = "x".join(map(str, value))
+        elif name == "ml_cache":
+            value = f"{value['ratio']},{value['warmup']},{value['refresh_interval']}"
+        elif isinstance(value, dict):
+            value = value["name"]
+        words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    return words
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "generate circle --seed 5 --batch 2 --ml-cache 0.5,0.25,2 --cfg 1.5 --negative blue --steps 6",
+        "generate circle --size 32x80 --temperature 0.3",
+        "edit in.png --type canny_pred --seed 18446744073709551615 --batch 2",
+        "inpaint in.png star --mask mask.png --grow 1",
+        "inpaint in.png star --outpaint --mask-width 0.5",
+    ],
+)
+def test_a_pictures_facts_are_enough_to_make_it_again(model: Path, here: Path, line: str) -> None:
+    run(*line.split(), "--checkpoint", model, "-o", "made.png")
+    for path in sorted(here.glob("made*.png")):
+        said = facts(path)
+        assert said["checkpoint"] == provenance.identified("tiny", find(model).files)
+        run(*command(said), "--checkpoint", model, "-o", "again.png")
+        assert np.array_equal(np.asarray(Image.open(path)), np.asarray(Image.open("again.png"))), path
+        assert facts(here / "again.png") == said
+        assert str(here) not in json.dumps(said) and str(model.parent) not in json.dumps(said)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "webp"])
+def test_other_formats_tell_it_in_their_description_as_far_as_there_is_room(tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / f"a.{suffix}"
+    for words, told in (("a red circle", True), ("\u4e00 \U0001f600", True), ("\u4e00" * 10_000, False)):
+        provenance.save(Image.new("RGB", (16, 16)), file, {"prompt": words})
+        description = Image.open(file).getexif().get(0x010E)
+        assert (description is not None) == told
+        assert not told or json.loads(description) == {"dimoo": {"prompt": words}}
+
+
+def test_formats_without_room_for_words_are_written_all_the_same(model: Path, here: Path) -> None:
+    run("generate", "a red circle", "--checkpoint", model, "-o", "a.bmp")
+    assert Image.open("a.bmp").size == (64, 48)
+
+
+def test_a_picture_that_was_edited_is_known_by_its_fingerprint(model: Path, here: Path) -> None:
+    run("edit", "in.png", "x", "--checkpoint", model, "-o", "out.png")
+    assert facts(here / "out.png")["image"] == provenance.identified("in.png", [here / "in.png"])
