@@ -97,3 +97,17 @@ def test_picture_and_words_stand_on_the_nodes(page: Any, client: Client) -> None
     page.get_by_text("a small orange triangle at the bottom on a brown background").locator(
         "visible=true"
     ).last.wait_for()
+
+
+def test_words_are_there_again_when_a_remembered_answer_is_run_in_a_fresh_tab(page: Any, client: Client) -> None:
+    """Describe itself shows words only while it works; Preview Any gets them from ComfyUI's memory as well."""
+    there = "app.graph.nodes.find(node => node.title === 'What it says').widgets.some(({ value }) => value === '{}')"
+    said = "a small orange triangle at the bottom on a brown background"
+    open_template(page, "describe")
+    press_run(page)
+    assert wait_for_end(page) == "execution_success"
+    open_template(page, "describe")
+    assert not page.evaluate(there.replace("{}", said))
+    press_run(page)
+    assert wait_for_end(page) == "execution_success"
+    page.wait_for_function(there.replace("{}", said))

@@ -125,6 +125,7 @@ CHECKS: dict[str, tuple[Check, ...]] = {
     "describe": (
         shows("Picture", "a small orange triangle at the bottom on a brown background"),
         says("DiMOO Describe", "a small orange triangle at the bottom on a brown background"),
+        says("What it says", "a small orange triangle at the bottom on a brown background"),
     ),
     "describe-and-regenerate": (
         shows("First picture", "a large yellow triangle on the right on a black background"),

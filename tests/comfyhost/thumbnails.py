@@ -27,7 +27,7 @@ def write(name: str, results: Results) -> Path:
 def thumbnail(results: Results) -> Image.Image:
     """All that a workflow shows, in order: its pictures side by side or in a grid, the words of a model below them."""
     pictures = [Image.open(io.BytesIO(shown[0])).convert("RGB") for shown in results.pictures.values()]
-    words = " / ".join(text for texts in results.texts.values() for text in texts)
+    words = " / ".join(dict.fromkeys(text for texts in results.texts.values() for text in texts))  # each once
     sheet = Image.new("RGB", (SIDE, SIDE), BACKGROUND)
     height = SIDE - CAPTION if words else SIDE
     for picture, box in zip(pictures, boxes(len(pictures), height), strict=True):
