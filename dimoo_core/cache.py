@@ -74,7 +74,7 @@ class CachePolicy:
 #                                          open captions      work    edits              8B: 1024x1024, edit 512x512
 #   exact                                  75 % (56 %)       100 %    99.5 % (97 %)      100 %,  100 %
 #   published, 0.9 / 0.3 / 5               66 % (35 %)        50 %    99.0 % (96 %)       50 %,   50 %
-#   quality                                73 % (52 %)        65 %    -                   68 %,   57 %
+#   quality                                73 % (52 %)        65 %    99.5 % (98 %)       68 %,   57 %
 #   balanced                               71 % (45 %)        52 %    99.5 % (96 %)       51 %,   34 %
 #   fast                                   67 % (38 %)        36 %    99.5 % (97 %)       37 %,   24 %
 # At balanced's work on open captions: choosing from all positions 69 % (40 %), the most certain holes first

@@ -208,7 +208,8 @@ def _optional() -> list:
             0.0,
             (0, 0.95),
             "Share of the steps, at the beginning, that go without guidance and so take half the time or less (in "
-            "edits a third). 0 guides from the start.",
+            "edits a third). 0 guides from the start. On open captions nano, guided by 1, is right in 86 % of the "
+            "pictures, guided from 0.15 on in 85 %, from 0.3 on in 85 %.",
             step=0.05,
             optional=True,
         ),
