@@ -89,6 +89,8 @@ CARD = {
             "seed": SEED,
             "all_in_one_question": ("BOOLEAN", False),
             "speed": ("COMBO", "exact"),
+            "image_2": "IMAGE",
+            "image_3": "IMAGE",
         },
         {"text": "STRING"},
     ),
@@ -125,7 +127,7 @@ OPTIONAL = {
     "DimooMaskPaint": {"mask", "feather"},
     "DimooCacheSettings": {"candidates", "prefix_interval"},
     "DimooSampler": {"cache", "guidance_start"},
-    "DimooDescribe": {"all_in_one_question", "speed"},
+    "DimooDescribe": {"all_in_one_question", "speed", "image_2", "image_3"},
     "DimooStitch": {"mask"},
 }
 STEPS = {("DimooEmptyCanvas", "width"): 16, ("DimooEmptyCanvas", "height"): 16, ("DimooImageEdit", "side"): 32}
