@@ -23,6 +23,7 @@ from tqdm import tqdm
 from . import jobs, provenance
 from .cache import CANDIDATES, PRESETS, CachePolicy
 from .checkpoint import CELL, NANO, Defaults, Found, find, load_tokenizer, load_transformer, load_vq
+from .convert import KINDS, convert
 from .download import REPO, download
 from .folder import caption_file, pictures_below, write_whole
 from .image import PAINTED, RECTANGLE, centred_rectangle, load_mask, load_picture, to_pil
@@ -196,13 +197,21 @@ def fetch(args: argparse.Namespace) -> None:
     print(place)
 
 
+def convert_checkpoint(args: argparse.Namespace) -> None:
+    """A checkpoint as one file."""
+    with progress("convert", unit="B") as on_step:
+        size = convert(find(args.source), args.output, args.dtype, on_step=on_step)
+    print(f"{args.output}: {size / 1e9:.2f} GB; ComfyUI finds it in its folder models/dimoo.")
+
+
 # Their parts --------------------------------------------------------------------------------------------------------
 
 
 def load(found: Found, args: argparse.Namespace) -> tuple[jobs.Model, OnDevice]:
     """The networks of a checkpoint, on the device and in the dtype that the user named."""
     where = device(args.device)
-    transformer = load_transformer(found, device=where, dtype=DTYPES[args.dtype])
+    wanted = DTYPES[args.dtype]
+    transformer = load_transformer(found, device=where, dtype=wanted, dequantised=wanted is not None)
     model = jobs.Model(transformer, load_tokenizer(found), found.table, found.defaults.sides)
     return model, OnDevice(load_vq(found, device=where), where, STRIP if args.vq_strips else None)
 
@@ -307,14 +316,18 @@ def reproducible(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def progress(title: str) -> Iterator[Callable[[int, int, object], None]]:
+def progress(title: str, unit: str = "step") -> Iterator[Callable[[int, int, object], None]]:
     """Gives the jobs' `on_step`: a bar on stderr that appears with the first step and goes with the `with`."""
     with ExitStack() as stack:
         bars: list[tqdm] = []
 
         def on_step(done: int, total: int, _state: object) -> None:
             if not bars:
-                bars.append(stack.enter_context(tqdm(total=total, desc=title, unit="step", file=sys.stderr)))
+                bars.append(
+                    stack.enter_context(
+                        tqdm(total=total, desc=title, unit=unit, unit_scale=unit == "B", file=sys.stderr)
+                    )
+                )
             bars[0].update(done - bars[0].n)
 
         yield on_step
@@ -400,7 +413,11 @@ def cache(text: str) -> CachePolicy | None:
 def common_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     group.add_argument(
-        "--checkpoint", type=Path, default=NANO, metavar="FOLDER", help="a folder as published (built-in DiMOO-nano)"
+        "--checkpoint",
+        type=Path,
+        default=NANO,
+        metavar="PATH",
+        help="a folder as published, or a file that `convert` made (built-in DiMOO-nano)",
     )
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps ... (auto)")
     group.add_argument("--dtype", choices=DTYPES, default="auto", help="of the transformer; auto: as stored (auto)")
@@ -547,6 +564,17 @@ def download_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def convert_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", type=Path, metavar="checkpoint", help="a folder as published")
+    parser.add_argument("output", type=Path, help="the file to write, NAME.safetensors")
+    parser.add_argument(
+        "--dtype",
+        choices=KINDS,
+        default="bf16",
+        help="of the blocks' matrices: of 16.2 GB fp8 leaves 10.8 and int8 9.2, both a little less exact (bf16)",
+    )
+
+
 COMMANDS: dict[str, Command] = {
     "generate": Command(
         "a picture from words",
@@ -608,6 +636,15 @@ COMMANDS: dict[str, Command] = {
         download_arguments,
         fetch,
         stopped=GOES_ON,
+    ),
+    "convert": Command(
+        "a checkpoint as one file, for ComfyUI's model folder and for smaller cards",
+        (
+            "convert models/Lumina-DiMOO ComfyUI/models/dimoo/Lumina-DiMOO-int8.safetensors --dtype int8",
+            "convert models/Lumina-DiMOO ComfyUI/models/dimoo/Lumina-DiMOO.safetensors",
+        ),
+        convert_arguments,
+        convert_checkpoint,
     ),
     "train": Command(
         "networks taught: DiMOO-nano built from nothing, or a fine-tune",

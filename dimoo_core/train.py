@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -105,17 +104,17 @@ def _encode(args: argparse.Namespace) -> None:
 
 def _tune(args: argparse.Namespace) -> None:
     found, report = find(args.checkpoint), reporter()
-    _check_folders(args, found.folder, found.vq_folder)
+    _check_folders(args, *{path.parent for path in found.files})
     settings = Training(steps=args.steps, rate=args.rate, matrix_rate=0.0, seed=args.seed)
     codes, captions = read_codes(args.codes)
     tokenizer = load_tokenizer(found)
-    transformer = load_transformer(found, dtype=torch.float32, attention=attention_for_training).requires_grad_(True)
+    transformer = load_transformer(found, dtype=torch.float32, dequantised=True, attention=attention_for_training)
     data = CaptionedPictures(Examples(tokenizer, found.table), codes, captions)
-    trainer = Trainer(transformer, data.draw, settings, mask_id=found.table.mask, folder=args.run_folder)
+    trainer = Trainer(
+        transformer.requires_grad_(True), data.draw, settings, mask_id=found.table.mask, folder=args.run_folder
+    )
     trainer.run(lambda done, steps, loss: report(f"step {done}/{steps} loss {loss:.4f}"))
-    fields = json.loads((found.folder / "config.json").read_text(encoding="utf-8"))
-    export_transformer(args.output, transformer, fields=fields, tokenizer=found.tokenizer.read_text(encoding="utf-8"))
-    vq_fields = json.loads((found.vq_folder / "config.json").read_text(encoding="utf-8"))
+    export_transformer(args.output, transformer, fields=found.settings, tokenizer=found.tokenizer_text())
     vq = load_vq(found, dtype="auto")  # as it is stored: other rounding would make other codes
-    export_vq(args.output / "vqvae", vq, fields=vq_fields, dtype=vq.quantize.embedding.weight.dtype)
+    export_vq(args.output / "vqvae", vq, fields=found.vq_settings, dtype=vq.quantize.embedding.weight.dtype)
     print(f"wrote {args.output}")

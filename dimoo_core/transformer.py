@@ -294,3 +294,12 @@ def module_to_hub(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         parts = [state.pop(f"{stem}.{part}.weight") for part in ("text", "codes")]
         state[f"{stem}.weight"] = torch.cat(parts)
     return state
+
+
+def hub_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Published names and shapes of a module's tensors, by arithmetic: `torch.cat` on meta imports for seconds."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    for stem in _SPLIT:
+        text, codes = (shapes.pop(f"{stem}.{part}.weight") for part in ("text", "codes"))
+        shapes[f"{stem}.weight"] = (text[0] + codes[0], *text[1:])
+    return shapes

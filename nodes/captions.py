@@ -56,26 +56,7 @@ class CaptionFolder(host.io.ComfyNode):
             search_aliases=["dimoo batch caption", "dimoo dataset", "caption directory"],
             is_output_node=True,
             hidden=[host.io.Hidden.unique_id],
-            inputs=[
-                ModelSocket.Input("model", tooltip="The model of the checkpoint."),
-                VQSocket.Input("vq", tooltip="The VQ of the same checkpoint."),
-                host.io.Combo.Input(
-                    "folder",
-                    options=folders(),
-                    tooltip="A folder in ComfyUI's input folder, with all folders in it.",
-                ),
-                widgets.words("question", "What to ask of every picture.", default="Describe the image."),
-                host.io.Boolean.Input(
-                    "again",
-                    default=False,
-                    tooltip="Also ask about pictures that have a text file already, and replace it.",
-                ),
-                widgets.whole(
-                    "max_tokens", 128, (1, 4096), "The most tokens a caption may have; a multiple of block_length."
-                ),
-                widgets.whole("steps", 128, (1, 4096), "Steps for a caption, a multiple of the number of blocks."),
-                widgets.whole("block_length", 32, (1, 4096), "A caption is written block by block, left to right."),
-            ],
+            inputs=_inputs(),
             outputs=[
                 host.io.String.Output(
                     display_name="captions", is_output_list=True, tooltip="What the text files say, a list."
@@ -107,6 +88,27 @@ class CaptionFolder(host.io.ComfyNode):
         names = [path.relative_to(host.input_folder()).as_posix() for path in every]
         lines = [f"{name}: {words}" for name, words in zip(names, captions, strict=True)]
         return host.io.NodeOutput(captions, names, ui={"text": lines})
+
+
+def _inputs() -> list:
+    return [
+        ModelSocket.Input("model", tooltip="The model of the checkpoint."),
+        VQSocket.Input("vq", tooltip="The VQ of the same checkpoint."),
+        host.io.Combo.Input(
+            "folder",
+            options=folders(),
+            tooltip="A folder in ComfyUI's input folder, with all folders in it.",
+        ),
+        widgets.words("question", "What to ask of every picture.", default="Describe the image."),
+        host.io.Boolean.Input(
+            "again",
+            default=False,
+            tooltip="Also ask about pictures that have a text file already, and replace it.",
+        ),
+        widgets.whole("max_tokens", 128, (1, 4096), "The most tokens a caption may have; a multiple of block_length."),
+        widgets.whole("steps", 128, (1, 4096), "Steps for a caption, a multiple of the number of blocks."),
+        widgets.whole("block_length", 32, (1, 4096), "A caption is written block by block, left to right."),
+    ]
 
 
 class SaveText(host.io.ComfyNode):

@@ -62,6 +62,16 @@ def follow(model: LoadedModel, node: str | None, answers: Sequence[str], questio
     return on_step
 
 
+def grouped(image: Tensor, further: Sequence[Tensor | None], *, together: bool) -> list[list[Tensor]]:
+    """The pictures [1,3,h,w] of each question: one each, or all `together`, as they are where `further` ones came."""
+    pictures = list(pixels.to_core(image).split(1))
+    for place, one in enumerate(further, 2):
+        if one is not None:
+            pictures += pixels.to_core(one, f"image_{place}").split(1)
+            together = True
+    return [pictures] if together else [[picture] for picture in pictures]
+
+
 class Describe(host.io.ComfyNode):
     @classmethod
     def define_schema(cls):
@@ -98,11 +108,12 @@ class Describe(host.io.ComfyNode):
         seed=0,
         all_in_one_question=False,
         speed="exact",
+        image_2=None,
+        image_3=None,
     ):
         check_sockets(model=model, vq=vq)
         policy = widgets.chosen("speed", speed, SPEEDS)
-        pictures = list(pixels.to_core(image).split(1))
-        questions = [pictures] if all_in_one_question else [[picture] for picture in pictures]
+        questions = grouped(image, [image_2, image_3], together=all_in_one_question)
         node = getattr(cls.hidden, "unique_id", None)
         settings = [
             TextSettings(max_tokens, steps, block_length, temperature, cfg, (seed + item) % SEEDS, policy)
@@ -181,5 +192,13 @@ def _more() -> list:
             tooltip="exact reads the picture anew at every step. balanced reads it once per block, fast once in four "
             "blocks, and both write at once all tokens they are at least 90 or 80 % sure of. At 1024x1024 px and 128 "
             "tokens that is at most 1/24 and 1/62 of the work; now and then a word may differ.",
+        ),
+        *(
+            host.io.Image.Input(
+                name,
+                optional=True,
+                tooltip="A further picture of the same question, of any size; all pictures then get one answer.",
+            )
+            for name in ("image_2", "image_3")
         ),
     ]

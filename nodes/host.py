@@ -9,7 +9,7 @@ import glob
 import inspect
 import logging
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +18,7 @@ import comfy.ldm.modules.attention
 import comfy.model_management as memory
 import comfy.model_patcher
 import comfy.ops
+import comfy.quant_ops
 import comfy.utils
 import folder_paths
 import torch
@@ -28,6 +29,9 @@ try:
     from comfy_api.latest import ComfyExtension, io, ui
 except ImportError as error:
     raise ImportError("The DiMOO nodes need ComfyUI 0.3.75 or newer; please update ComfyUI.") from error
+
+from ..dimoo_core import quantised
+from ..dimoo_core.quantised import FP8, Format, Quantised, take_quantised
 
 __all__ = ["ComfyExtension", "io", "ui"]
 
@@ -79,12 +83,17 @@ def vq_dtype() -> torch.dtype:
     return memory.vae_dtype(memory.vae_device(), allowed_dtypes=[])
 
 
-def layers(weight: torch.dtype, compute: torch.dtype, device: torch.device) -> SimpleNamespace:
+def layers(
+    weight: torch.dtype, compute: torch.dtype, device: torch.device, formats: Collection[Format] = ()
+) -> SimpleNamespace:
     """ComfyUI's layer classes, which stream weights that do not fit; activations have the dtype `compute`.
 
     Two things are added. Embeddings give `compute`, since all that follows keeps the dtype it gets. And each class
     has its own `_load_from_state_dict`: a ComfyUI with dynamic memory defers making the weights of its own classes
     until they are loaded, but a checkpoint is checked against the shapes of a model built on the meta device.
+
+    Where weights come in quantised `formats`, Linear is ComfyUI's own for them, which has fast kernels where the card
+    has; a ComfyUI that does not know one of the formats gets ours.
     """
     base = comfy.ops.pick_operations(weight, compute, load_device=device, disable_fast_fp8=True)
     made = {name: _plain_loading(getattr(base, name)) for name in _LAYERS}
@@ -93,6 +102,9 @@ def layers(weight: torch.dtype, compute: torch.dtype, device: torch.device) -> S
         def forward(self, ids: Tensor) -> Tensor:
             return super().forward(ids).to(compute)
 
+    if formats:
+        known = all(_knows(one) for one in formats)
+        made["Linear"] = _mixed_linear(compute, device) if known else _own_linear(made["Linear"])
     return SimpleNamespace(**(made | {"Embedding": Embedding}))
 
 
@@ -101,6 +113,72 @@ def _plain_loading(layer: type[nn.Module]) -> type[nn.Module]:
         return layer._load_from_state_dict(self, *args, **options)
 
     return type(layer.__name__, (layer,), {"_load_from_state_dict": load})
+
+
+def _knows(format: Format) -> bool:
+    """Whether this ComfyUI has the format, and what computes with it (newer ones: the package comfy-kitchen)."""
+    algorithm = comfy.quant_ops.QUANT_ALGOS.get(format.name)
+    if algorithm is None:
+        return False
+    layout = algorithm["comfy_tensor_layout"]
+    if hasattr(comfy.quant_ops, "LAYOUTS"):  # 0.3.75
+        return layout in comfy.quant_ops.LAYOUTS
+    return comfy.quant_ops.get_layout_class(layout) is not None
+
+
+def _mixed_linear(compute: torch.dtype, device: torch.device) -> type[nn.Module]:
+    """ComfyUI's Linear for weights that are quantised or not, made to load one by one into a model built on meta.
+
+    0.3.75 looks up a layer's format by its name in a table that is given beforehand, newer ones in the layer's state
+    dict, where the core puts it: so here the table gets its one row while the layer is loaded. What is not quantised
+    keeps its dtype and is cast for each call, as ComfyUI does it elsewhere; it would be cast for good.
+    """
+    table, slow = {}, not memory.supports_fp8_compute(device)
+    older = "disabled" not in inspect.signature(comfy.ops.mixed_precision_ops).parameters
+    how = {"full_precision_mm": slow} if older else {"disabled": {FP8.name} if slow else set()}
+    base = comfy.ops.mixed_precision_ops(table, compute, **how).Linear
+
+    class Linear(base):
+        def _load_from_state_dict(self, state, prefix, *rest):
+            weight, fields = state[f"{prefix}weight"], state.get(f"{prefix}comfy_quant")
+            if fields is None:
+                self.weight = nn.Parameter(weight, requires_grad=False)
+                self.comfy_cast_weights = weight.dtype != compute
+                nn.Module._load_from_state_dict(self, state, prefix, *rest)
+                return
+            self.factory_kwargs = {**self.factory_kwargs, "device": weight.device}
+            if older:
+                del state[f"{prefix}comfy_quant"]
+                table[prefix.rstrip(".")] = Quantised.from_tensor(fields).to_dict()
+            super()._load_from_state_dict(state, prefix, *rest)
+            table.clear()
+
+    return Linear
+
+
+def _own_linear(base: type[nn.Module]) -> type[nn.Module]:
+    """The core's quantised Linear on top of ComfyUI's: the weight is streamed as ComfyUI streams it, in its own dtype,
+    and the scale, which is small, follows by itself."""
+
+    class Linear(base):
+        layer: Quantised | None = None
+
+        def _load_from_state_dict(self, state, prefix, *rest):
+            if not take_quantised(self, state, prefix):
+                super()._load_from_state_dict(state, prefix, *rest)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.layer is None:
+                return super().forward(x)
+            comfy.ops.run_every_op()
+            weight, _, stream = comfy.ops.cast_bias_weight(
+                self, dtype=self.weight.dtype, device=x.device, bias_dtype=x.dtype, offloadable=True
+            )
+            result = quantised.linear(x, weight, self.weight_scale.to(x.device), self.layer)
+            comfy.ops.uncast_bias_weight(self, weight, None, stream)
+            return result
+
+    return Linear
 
 
 def attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:

@@ -65,16 +65,19 @@ def load_model(found: Found, wanted: torch.dtype | None, palette: Palette) -> Lo
     """The transformer under ComfyUI's memory management, and what belongs to it."""
     parameters = sum(prod(entry.shape) for entry in found.weights.values())
     weight, compute = host.transformer_dtypes(parameters, wanted)
+    formats = found.formats if wanted is None else frozenset()  # a dtype that is asked for undoes the quantising
     devices = host.transformer_devices()
     tokenizer = load_tokenizer(found)
     transformer = load_transformer(
         found,
-        ops=host.layers(weight, compute, devices[0]),
+        ops=host.layers(weight, compute, devices[0], formats),
         device=devices[1],
         dtype=weight,
+        dequantised=not formats,
         attention=host.attention,
     )
-    host.log("DiMOO: %s, %.1f M weights in %s, computing in %s", found.folder, parameters / 1e6, weight, compute)
+    kept = ", ".join([*sorted(one.name for one in formats), str(weight)])
+    host.log("DiMOO: %s, %.1f M weights in %s, computing in %s", found.path, parameters / 1e6, kept, compute)
     core = jobs.Model(transformer, tokenizer, found.table, found.defaults.sides)
     return LoadedModel(core, host.managed(transformer, devices), compute.itemsize, palette)
 
@@ -95,23 +98,25 @@ class Loader(host.io.ComfyNode):
             category="DiMOO",
             description=(
                 "Loads a Lumina-DiMOO checkpoint: the transformer with its tokenizer, and the VQ that turns pictures "
-                "into codes and back. Put checkpoint folders into models/dimoo; DiMOO-nano comes with the pack."
+                "into codes and back. Put checkpoints into models/dimoo; DiMOO-nano comes with the pack."
             ),
             search_aliases=["lumina dimoo", "load dimoo", "llada", "dimoo checkpoint"],
             inputs=[
                 widgets.choice(
                     "checkpoint",
                     [*checkpoints(), DOWNLOAD],
-                    "A folder below models/dimoo, or below a dimoo folder of extra_model_paths.yaml, that holds "
-                    "config.json, tokenizer.json, *.safetensors and vqvae/. DiMOO-nano is a tiny model to try things. "
-                    "The entry that says download fetches the 8B model into models/dimoo when it runs, unless it is "
-                    "there; cancel keeps what came, HF_ENDPOINT names a mirror.",
+                    "Below models/dimoo, or below a dimoo folder of extra_model_paths.yaml: a folder that holds "
+                    "config.json, tokenizer.json, *.safetensors and vqvae/, or a file that "
+                    "`python -m dimoo_core convert` made of one. DiMOO-nano is a tiny model to try things. The entry "
+                    "that says download fetches the 8B model into models/dimoo when it runs, unless it is there; "
+                    "cancel keeps what came, HF_ENDPOINT names a mirror.",
                 ),
                 widgets.choice(
                     "weight_dtype",
                     WEIGHT_DTYPES,
-                    "How the transformer's weights are kept. auto: bf16 where the device computes in it, else fp32; "
-                    "bf16 takes half the memory of fp32. The VQ stays in fp32, in which it was trained.",
+                    "How the transformer's weights are kept. auto: fp8 and int8 as they are stored, the rest in bf16 "
+                    "where the device computes in it, else fp32; bf16 takes half the memory of fp32. The VQ stays in "
+                    "fp32, in which it was trained.",
                 ),
             ],
             outputs=[

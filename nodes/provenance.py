@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..dimoo_core.provenance import KEY, identified, versions
-from .loader import resolve
+from .loader import chosen
 
 
 def note(prompt: Any) -> dict[str, Any] | None:
@@ -27,7 +27,8 @@ def note(prompt: Any) -> dict[str, Any] | None:
 def _identified(name: str) -> dict[str, str] | None:
     """The checkpoint of a name of the loader's list; of one that is gone or broken the loader itself will speak."""
     try:
-        return identified(name, resolve(name).files)
+        found = chosen(name)
+        return None if found is None else identified(name, found.files)
     except (ValueError, OSError):
         return None
 

@@ -72,7 +72,7 @@ def _ours() -> list:
             "candidates",
             CANDIDATES,
             "What a cached step chooses from. all: every position, as published. holes: the unknown cells alone, and "
-            "always what the last step decided; better for the same time.",
+            "always what the last step decided; better for the same time, and what the presets do.",
             optional=True,
         ),
         widgets.whole(
@@ -198,8 +198,10 @@ def _how() -> list:
         widgets.choice(
             "ml_cache",
             PRESETS,
-            "Reuses work of earlier steps. off is exact; quality, balanced (the published setting) and fast save ever "
-            "more time and change the picture ever more. Needs memory: 4.4 GB for 1024x1024 px with the 8B model.",
+            "Reuses work of earlier steps. off is exact; quality, balanced and fast do 68, 51 and 37 % of its work (in "
+            "edits 57, 34 and 24 %) and change the picture ever more: where captions leave things open, nano is right "
+            "in 75 % of the pictures with off, then in 73, 71 and 67 % (66 % with the published settings, which do "
+            "50 %). Needs memory: 4.4 GB for 1024x1024 px with the 8B model.",
         ),
     ]
 
@@ -212,7 +214,8 @@ def _optional() -> list:
             0.0,
             (0, 0.95),
             "Share of the steps, at the beginning, that go without guidance and so take half the time or less (in "
-            "edits a third). 0 guides from the start.",
+            "edits a third). 0 guides from the start. On open captions nano, guided by 1, is right in 86 % of the "
+            "pictures, guided from 0.15 on in 85 %, from 0.3 on in 85 %.",
             step=0.05,
             optional=True,
         ),

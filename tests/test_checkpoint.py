@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -50,7 +52,7 @@ def test_single_file_arrives_whole(folder: Path) -> None:
     assert all(torch.equal(loaded[name], wanted[name]) for name in wanted)
     vq, file = load_vq(found).state_dict(), load_file(folder / VQ_FILE)
     assert vq.keys() == file.keys() and all(torch.equal(vq[name], file[name]) for name in file)
-    assert found.table == TABLE and found.folder == folder
+    assert found.table == TABLE and found.path == folder
     assert load_tokenizer(found).encode("</user>") == [259]
 
 
@@ -212,3 +214,10 @@ def test_candidates_are_listed_without_complaint(folder: Path, tmp_path: Path) -
     for path in (folder / "model.safetensors", deep / "tokenizer.json"):
         path.write_bytes(b"")  # listing does not look at them
     assert candidates(tmp_path) == [tmp_path / "broken", folder, deep]
+
+
+def test_loading_imports_no_compiler() -> None:
+    """Drawing or joining numbers on meta makes torch import sympy and more, which is most of a short command's time."""
+    code = "import sys; from dimoo_core.checkpoint import NANO, find, load_transformer, load_vq\n"
+    code += "found = find(NANO); load_transformer(found); load_vq(found); assert 'sympy' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent, check=True)

@@ -1,4 +1,7 @@
-"""The demo: every example workflow in a real ComfyUI, judged. `python -m nox -s demo` makes the environment for it."""
+"""The demo: every example workflow in a real ComfyUI, judged. `python -m nox -s demo` makes the environment for it.
+
+`--weights fp8` converts DiMOO-nano into one file first, puts it where a user would, and lets every loader take that.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import workflow
-from .client import Client
+from dimoo_core.checkpoint import NANO, find
+from dimoo_core.convert import KINDS, convert
+
+from . import thumbnails, workflow
+from .client import Client, Workflow
 from .expect import Finding, Results, collect, inspect
 from .server import PACK, Server
 
@@ -32,17 +38,35 @@ class Row:
         return all(finding.right for finding in self.findings)
 
 
-def run(client: Client, name: str) -> Row:
-    """One workflow from its file to what the judge says of it; its API form, pictures and texts go to output/."""
+def run(client: Client, name: str, checkpoint: str | None = None, *, pictured: bool = False) -> Row:
+    """One workflow from its file to what the judge says of it; its API form, pictures and texts go to output/.
+
+    `checkpoint`: what the loaders take in place of what the workflow says. `pictured` renews the workflow's
+    thumbnail, unless the judge disagrees with what it shows.
+    """
     saved = workflow.load(name)
     prompt = workflow.to_api(saved, client.object_info())
+    if checkpoint is not None:
+        use(prompt, checkpoint)
     (OUTPUT / f"{name}.api.json").write_text(json.dumps(prompt, indent=2) + "\n", encoding="utf-8")
     result = client.run(prompt, extra={"extra_pnginfo": {"workflow": saved}})
     if result.status != "success":
         return Row(name, result.seconds, [Finding("ComfyUI", f"{result.status}: {result.error()}", False)])
     results = collect(client, prompt, result)
     keep(name, results)
-    return Row(name, result.seconds, inspect(name, results))
+    row = Row(name, result.seconds, inspect(name, results))
+    if pictured and row.right:
+        thumbnails.write(name, results)
+    return row
+
+
+def use(prompt: Workflow, checkpoint: str) -> None:
+    """Lets every loader of a prompt take this checkpoint. Raises ValueError where the prompt has no loader."""
+    loaders = [node for node in prompt.values() if node["class_type"] == "DimooLoader"]
+    if not loaders:
+        raise ValueError("The prompt has no DimooLoader; there is nothing to load other weights with.")
+    for node in loaders:
+        node["inputs"]["checkpoint"] = checkpoint
 
 
 def keep(name: str, results: Results) -> None:
@@ -77,13 +101,21 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def run_all(client: Client) -> bool:
+def converted(kind: str, folder: Path) -> str:
+    """DiMOO-nano as one file in a model folder; its name there."""
+    name = f"DiMOO-nano-{kind}.safetensors"
+    size = convert(find(NANO), folder / name, kind)
+    say(f"Converted DiMOO-nano to {kind}: {name}, {size / 1e6:.2f} MB.")
+    return name
+
+
+def run_all(client: Client, checkpoint: str | None = None, *, pictured: bool = False) -> bool:
     """Run every workflow and print the table; whether all show what was asked."""
     names = workflow.names()
     rows = []
     for number, name in enumerate(names, 1):
         say(f"[{number}/{len(names)}] {name} ...")
-        rows.append(run(client, name))
+        rows.append(run(client, name, checkpoint, pictured=pictured))
     say(f"\n{table(rows)}\n")
     wrong = [row.name for row in rows if not row.right]
     say(f"The pictures and texts are in {OUTPUT}.")
@@ -103,15 +135,19 @@ def wait_for_ctrl_c(server: Server) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m nox -s demo --", description=__doc__)
     parser.add_argument("--keep", action="store_true", help="leave ComfyUI up afterwards and print its address")
+    parser.add_argument("--weights", choices=KINDS, help="convert DiMOO-nano to a single file of these first")
+    parser.add_argument("--thumbnails", action="store_true", help="renew workflows/*.jpg, for the Templates dialog")
     arguments = parser.parse_args()
     shutil.rmtree(OUTPUT / "comfyui", ignore_errors=True)
     (OUTPUT / "comfyui").mkdir(parents=True)
     server = Server(Path(OUTPUT / "comfyui"))
+    kind = arguments.weights
+    checkpoint = None if kind is None else converted(kind, server.folder / "models" / "dimoo")
     say(f"Starting a real ComfyUI with the pack in it (its log: {server.log}) ...")
     began = time.monotonic()
     with server:
         say(f"ComfyUI is up after {time.monotonic() - began:.0f} s at {server.url}.")
-        right = run_all(Client(server.url))
+        right = run_all(Client(server.url), checkpoint, pictured=arguments.thumbnails)
         if arguments.keep:
             wait_for_ctrl_c(server)
     return 0 if right else 1
