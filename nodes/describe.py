@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from torch import Tensor
 
@@ -22,18 +23,32 @@ def encode_for(model: LoadedModel, vq: LoadedVQ, pictures: Sequence[Tensor]) -> 
     return [jobs.encode(vq, fit(one, *size)) for one, size in zip(pictures, sizes, strict=True)]
 
 
-def answering_bytes(model: LoadedModel, codes: Sequence[Tensor], question: str, settings: TextSettings) -> int:
-    """Memory that an answer needs beside the weights. Text has at most as many tokens as bytes."""
+def answering_bytes(
+    model: LoadedModel, codes: Sequence[Tensor], question: str, settings: TextSettings
+) -> Callable[..., int]:
+    """Memory that an answer needs beside the weights, given `at_once`. Text has at most as many tokens as bytes."""
     cells = sum(one.shape[1] * (one.shape[2] + 1) + 2 for one in codes)
     words = len(question.encode()) + len(DESCRIBE.system)
-    return estimates.text_bytes(
+    answer = settings.max_tokens + 2
+    return partial(
+        estimates.text_bytes,
         model.core.transformer.config,
-        cells + words + settings.max_tokens,
+        (cells + words + answer, answer),
         rows=settings.block_length,
         branches=1 + (settings.cfg > 0),
         itemsize=model.itemsize,
         keeps=settings.policy.keeps,
     )
+
+
+def answered(
+    model: LoadedModel, codes: Sequence[Tensor], question: str, ask: tuple[TextSettings, TextStep]
+) -> list[str]:
+    """What the model says of pictures' codes [1,H,W] in one question; `ask` is (settings, on_step)."""
+    settings, on_step = ask
+    device, at_once = model.ready(answering_bytes(model, codes, question, settings))
+    options = {"settings": settings, "on_step": on_step, "device": device, "at_once": at_once}
+    return jobs.describe(model.core, codes, question, **options)
 
 
 def follow(model: LoadedModel, node: str | None, answers: Sequence[str], questions: int) -> TextStep:
@@ -108,8 +123,7 @@ class Describe(host.io.ComfyNode):
         answers: list[str] = []
         on_step = follow(model, node, answers, len(questions))
         for codes, setting in zip(asked, settings, strict=True):
-            device = host.ready(model.patcher, answering_bytes(model, codes, question, setting))
-            answers += jobs.describe(model.core, codes, question, settings=setting, on_step=on_step, device=device)
+            answers += answered(model, codes, question, (setting, on_step))
         host.show_text("\n\n".join(answers), node)
         return host.io.NodeOutput(answers, ui={"text": answers})
 

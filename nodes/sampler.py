@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from torch import Tensor
 
 from ..dimoo_core import jobs
@@ -84,19 +87,22 @@ def _ours() -> list:
 
 
 def sampling_bytes(
-    model: LoadedModel, prefix: Tensor, branches: list[Branch], canvas: Canvas, cache: CachePolicy | None
-) -> int:
-    """Memory that sampling needs beside the weights; prefix and branches as `jobs.guided` gives them."""
+    model: LoadedModel, guided: tuple[Tensor, list[Branch]], canvas: Canvas, settings: ImageSettings
+) -> Callable[..., int]:
+    """Memory that sampling needs beside the weights, given `at_once`; `guided` as `jobs.guided` gives it."""
+    prefix, branches = guided
     longest = max(ids.shape[1] for ids in (prefix, *(branch.prefix for branch in branches)))
     batch, height, width = canvas.codes.shape
-    return estimates.image_bytes(
+    return partial(
+        estimates.image_bytes,
         model.core.transformer.config,
         (batch, longest + image_answer(canvas, model.core.table).shape[1]),
         cells=height * width,
         codes=model.core.table.codebook_size,
         branches=1 + len(branches),
         itemsize=model.itemsize,
-        cache=cache,
+        steps=settings.steps,
+        cache=settings.cache,
     )
 
 
@@ -147,11 +153,11 @@ class Sampler(host.io.ComfyNode):
         policy = widgets.chosen("ml_cache", ml_cache, PRESETS) if cache is None else cache
         settings = ImageSettings(steps, temperature, seed, policy, guidance_start)
         scales = {"cfg": cfg, "image_cfg": image_cfg}
-        scratch = sampling_bytes(model, *jobs.guided(model.core, prompt, **scales), canvas, settings.cache)
+        scratch = sampling_bytes(model, jobs.guided(model.core, prompt, **scales), canvas, settings)
         on_step = follow(model)
-        device = host.ready(model.patcher, scratch)
-        filled = jobs.sample(model.core, prompt, canvas, settings=settings, **scales, on_step=on_step, device=device)
-        return host.io.NodeOutput(filled)
+        device, at_once = model.ready(scratch)
+        options = {"settings": settings, "on_step": on_step, "device": device, "at_once": at_once}
+        return host.io.NodeOutput(jobs.sample(model.core, prompt, canvas, **scales, **options))
 
 
 def _what() -> list:
