@@ -72,16 +72,29 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """The whole suite, the real server included; arguments after `--` go to pytest."""
+    """The whole suite but the browser's part, the real server included; arguments after `--` go to pytest."""
     environment(session)
     install(session, CHECKS)
     python(session, "-m", "ruff", "check", ".")
-    python(session, "-m", "pytest", *session.posargs)
+    python(session, "-m", "pytest", "--ignore=tests/browser", *session.posargs)
+
+
+def chromium(session: nox.Session) -> None:
+    """Debian's Chromium, installed if it is missing and we may."""
+    if shutil.which("chromium"):
+        return
+    if not shutil.which("apt-get") or os.geteuid() != 0:
+        session.error("The browser tests need Chromium as `chromium`; on Debian: apt-get install chromium.")
+    session.log("Installing Chromium from Debian's packages.")
+    session.run("apt-get", "update", "--quiet", external=True)
+    quiet = {"DEBIAN_FRONTEND": "noninteractive"}
+    session.run("apt-get", "install", "--yes", "--no-install-recommends", "chromium", env=quiet, external=True)
 
 
 @nox.session
 def browser(session: nox.Session) -> None:
-    """The checks that open the real page in Debian's Chromium (`apt-get install chromium`)."""
+    """The checks that use the real page in Debian's Chromium, installed with apt-get where that is allowed."""
+    chromium(session)
     environment(session)
     install(session, CHECKS)
     install(session, BROWSER)
@@ -107,3 +120,20 @@ def bench(session: nox.Session) -> None:
     """Process time and memory on the CPU against a baseline written the released way; the last lines are ratios."""
     environment(session)
     python(session, "-m", "bench", *session.posargs)
+
+
+@nox.session
+def soak(session: nox.Session) -> None:
+    """200 mixed prompts through one real server: memory stays, nothing fails, equal seeds give equal pictures."""
+    environment(session)
+    python(session, "-m", "tests.comfyhost.soak", *session.posargs)
+
+
+@nox.session
+def registry(session: nox.Session) -> None:
+    """What the Comfy Registry's own tool says of the pack; it has an environment of its own."""
+    tool = HOME / ".nox" / "registry"
+    session.run(sys.executable, "-m", "venv", str(tool), external=True)
+    program = tool / ("Scripts" if os.name == "nt" else "bin") / "comfy"
+    session.run(str(program.parent / "python"), "-m", "pip", "install", "--quiet", "comfy-cli", external=True)
+    session.run(str(program), "--skip-prompt", "--no-enable-telemetry", "node", "validate", external=True)

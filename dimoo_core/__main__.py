@@ -413,7 +413,11 @@ def cache(text: str) -> CachePolicy | None:
 def common_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     group.add_argument(
-        "--checkpoint", type=Path, default=NANO, metavar="FOLDER", help="a folder as published (built-in DiMOO-nano)"
+        "--checkpoint",
+        type=Path,
+        default=NANO,
+        metavar="PATH",
+        help="a folder as published, or a file that `convert` made (built-in DiMOO-nano)",
     )
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps ... (auto)")
     group.add_argument("--dtype", choices=DTYPES, default="auto", help="of the transformer; auto: as stored (auto)")

@@ -283,7 +283,7 @@ def read_vq(folder: str | Path, **options: Any) -> VQ:
 def _place(path: Path) -> Path:
     """The folder or the single file that a path stands for."""
     if not os.path.exists(path):  # unlike Path.exists it is False, too, for a name that no file system could have
-        raise ValueError(f"{str(path)[:200]!r} does not exist; give the folder of a checkpoint.")
+        raise ValueError(f"{str(path)[:200]} does not exist; give the folder of a checkpoint.")
     if path.is_file():
         refuse_pickle(path)
         if is_single_file(path):

@@ -5,7 +5,7 @@ Shapes: B batch, N places, m holes, K codes or vocabulary rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -25,10 +25,21 @@ def gumbel_argmax(logits: Tensor, noise: Tensor, temperature: float) -> Tensor:
     return (logits / temperature + noise).argmax(dim=-1)
 
 
-def sampled_tokens(logits: Tensor, noise: Iterable[tuple[slice, Tensor]], temperature: float) -> Tensor:
-    """A sample [B,m] per hole from logits [B,m,K]; noise comes in parts, as `Noise` gives it: (which of the m holes,
-    noise [B,part,K]). temperature > 0."""
-    return torch.cat([gumbel_argmax(logits[:, part], drawn, temperature) for part, drawn in noise], dim=1)
+def decided_in_parts(
+    logits: Callable[[slice], Tensor], drawing: Iterable[tuple[slice, Tensor | None]], temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Token and its probability per hole, [B,m] each, a part of the m holes at a time: widened, and with the noise,
+    logits take several times what they take as they come.
+
+    logits: those of a part, [B,part,K]. drawing: the parts and the noise [B,part,K] for each (None: the likeliest).
+    """
+    sampled, certain = [], []
+    for part, drawn in drawing:
+        wide = logits(part)
+        sampled.append(wide.argmax(dim=-1) if drawn is None else gumbel_argmax(wide, drawn, temperature))
+        certain.append(probability(wide, sampled[-1]))
+        del wide, drawn  # before the next part is drawn
+    return torch.cat(sampled, dim=1), torch.cat(certain, dim=1)
 
 
 def probability(logits: Tensor, index: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from .checks import number_in
 
+Guided = Sequence[tuple[Tensor, float]]  # logits [B,r,V] of the prompt, then of the other branches and their scales
+
 MAX_SCALE = 100.0  # far beyond any use; keeps fp32 logits finite
 
 
@@ -34,3 +36,9 @@ def combine(conditional: Tensor, others: Sequence[tuple[Tensor, float]]) -> Tens
     for unconditional, scale in others:
         combined = combined + scale * (conditional - unconditional.float())
     return combined
+
+
+def combine_part(guided: Guided, part: slice) -> Tensor:
+    """`combine` for a part of the r rows; the scale of the first branch means nothing."""
+    (conditional, _), *others = guided
+    return combine(conditional[:, part], [(logits[:, part], scale) for logits, scale in others])

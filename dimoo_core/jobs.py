@@ -92,12 +92,15 @@ def describe(
     settings: TextSettings,
     on_step: TextStep | None = None,
     device: torch.device | str | None = None,
+    at_once: int | None = None,
 ) -> list[str]:
-    """One answer per batch item to a question about images, codes [1 or B,h,w] each; several images: one question."""
+    """One answer per batch item to a question about images, codes [1 or B,h,w] each; several images: one question.
+    See `sample_text` for `on_step` and `at_once`."""
     prompt = Prompt(DESCRIBE, question, images=tuple(images))
     string, _ = prompt_strings(prompt, model.tokenizer.defuse)
     prefix = prompt_prefix(model.tokenizer.encode(string), prompt.images, model.table).to(_device(model, device))
-    answers = sample_text(model.transformer, model.table, prefix, settings=settings, on_step=on_step)
+    options = {"settings": settings, "on_step": on_step, "at_once": at_once}
+    answers = sample_text(model.transformer, model.table, prefix, **options)
     return [answer_text(model, ids) for ids in answers]
 
 

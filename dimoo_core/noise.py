@@ -77,6 +77,11 @@ def parts(batch: int, cells: int, tokens: int) -> Iterator[slice]:
         yield slice(start, min(start + size, cells))
 
 
+def silence(batch: int, cells: int, tokens: int) -> Iterator[tuple[slice, None]]:
+    """The parts that `Noise` draws in, without any noise."""
+    return ((part, None) for part in parts(batch, cells, tokens))
+
+
 def widest_float(device: torch.device) -> torch.dtype:
     """fp64, or fp32 on Metal, which has none."""
     return torch.float32 if device.type == "mps" else torch.float64

@@ -9,7 +9,7 @@ Shapes: B batch, P prefix, L sequence, H W cells, N = H*W, m holes, K codes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,10 +19,10 @@ from torch import Tensor
 from .cache import Cache, CachePolicy, KeyValues
 from .canvas import Canvas
 from .checks import number_in, whole_number
-from .choices import MAX_TEMPERATURE, gumbel_argmax, hole_index, probability, stays_masked
-from .guidance import Branch, combine
+from .choices import MAX_TEMPERATURE, decided_in_parts, hole_index, stays_masked
+from .guidance import Branch, Guided, combine_part
 from .layout import answer_length, cell_places, image_answer
-from .noise import Noise, parts
+from .noise import Noise, silence
 from .schedule import holes_left
 from .tokens import TokenTable
 from .transformer import Transformer
@@ -89,10 +89,11 @@ def sample_image(
             break  # ties in certainty have decided more cells than planned
         answer = image_answer(canvas, table)
         used = len(asked) if settings.guides(step) else 1
-        logits = [reader.logits(answer, holes, step) for reader in readers[:used]]
-        guided = list(zip(logits, (branch.scale for branch in asked[:used]), strict=True))
+        turns = list(zip(readers, asked, strict=True))[:used]
+        guided = [(reader.logits(answer, holes, step), branch.scale) for reader, branch in turns]
         keep = torch.tensor([plan[step] if step < len(plan) else 0 for plan in plans], device=prefix.device)
         canvas = _decide(canvas, holes, guided, keep, (noise, step, settings.temperature))
+        del guided  # before the next pass, which takes the most memory
         if on_step is not None:
             on_step(step + 1, total, canvas)
     return canvas.to(home)
@@ -148,6 +149,7 @@ class _Reader:
         logits = self.ask(ids[:, start:], cache=key_values, rows=rows, **given)
         self.cache = Cache(key_values, ids, positions)
         self.cache.store(ranked, ids.gather(1, ranked), logits)
+        del logits  # of the whole sequence, perhaps
         return self.cache.read(positions)
 
     def _is_full(self, step: int) -> bool:
@@ -163,38 +165,23 @@ class _Reader:
         return self.cache is not None and self._keeps_prefix(step)
 
 
-Guided = Sequence[tuple[Tensor, float]]  # logits [B,m,K] of the prompt's branch, then of the others with their scales
-
-
 def _decide(canvas: Canvas, holes: Tensor, guided: Guided, keep: Tensor, draw: tuple[Noise, int, float]) -> Canvas:
-    """A new canvas: codes sampled at the holes [B,m], the keep [B] least certain masked again."""
+    """A new canvas: codes sampled at the holes [B,m] from logits [B,m,K], the keep [B] least certain masked again."""
     noise, step, temperature = draw
     codes, unknown = canvas.codes.flatten(1), canvas.unknown.flatten(1).gather(1, holes)
-    sampled, certain = (torch.cat(made, dim=1) for made in zip(*_sample(guided, holes, draw), strict=True))
+    shape = guided[0][0].shape
+    drawing = noise.for_tokens(step, holes, shape[2]) if temperature > 0 else silence(*shape)
+    sampled, certain = decided_in_parts(partial(combine_part, guided), drawing, temperature)
     doubt = noise.for_remask(step, holes) if temperature > 0 else torch.zeros_like(certain)
     confidence = certain.clamp(min=_LEAST_CONFIDENCE).log()
     confidence = confidence.masked_fill(~unknown, torch.inf)  # what is known is never masked
     keep = torch.minimum(keep, unknown.sum(dim=1) - 1).clamp(min=0)
     masked = stays_masked(confidence, keep, doubt, temperature)
     decided = torch.where(unknown & ~masked, sampled, codes.gather(1, holes))
-    shape = canvas.codes.shape
     return Canvas(
-        codes.scatter(1, holes, decided).view(shape),
-        canvas.unknown.flatten(1).scatter(1, holes, masked).view(shape),
+        codes.scatter(1, holes, decided).view_as(canvas.codes),
+        canvas.unknown.flatten(1).scatter(1, holes, masked).view_as(canvas.unknown),
     )
-
-
-def _sample(guided: Guided, holes: Tensor, draw: tuple[Noise, int, float]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Code and its probability per hole, [B,part] each, a part of the m holes at a time: in fp32, and with the noise,
-    logits would take several times what they take as they come."""
-    (conditional, _), *others = guided
-    noise, step, temperature = draw
-    silent = ((part, None) for part in parts(*conditional.shape))
-    drawing = noise.for_tokens(step, holes, conditional.shape[2]) if temperature > 0 else silent
-    for part, drawn in drawing:
-        logits = combine(conditional[:, part], [(logits[:, part], scale) for logits, scale in others])
-        sampled = logits.argmax(dim=-1) if drawn is None else gumbel_argmax(logits, drawn, temperature)
-        yield sampled, probability(logits, sampled)
 
 
 def _check_canvas(canvas: Canvas, prefix: Tensor, branches: Sequence[Branch], table: TokenTable) -> None:

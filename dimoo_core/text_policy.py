@@ -61,8 +61,9 @@ EXACT = TextPolicy()
 #   balanced  1/24.4           1/29.1            100 %         100 %             1.8 and 1.4
 #   fast      1/62.4           1/91.3            100 %         100 %             1.5 and 1.4
 #
-# Nano's captions leave so little open that they cannot tell the presets apart, nor thresholds down to 0.5. 0.9 is what
-# Fast-dLLM uses; 0.8 is a choice of ours, untried on the published weights.
+# Nano's captions leave so little open that they cannot tell the presets apart: all tokens in one step do as well. With
+# 6 % of a picture's codes exchanged at random exact is right about 59 % of 64, balanced and fast about 64 %, and both
+# give the caption of exact in 81 %. 0.9 is what Fast-dLLM uses; 0.8 is a choice of ours, untried on published weights.
 SPEEDS: dict[str, TextPolicy] = {
     "exact": EXACT,
     "balanced": TextPolicy(prefix_refresh=1, answer_refresh=8, threshold=0.9),

@@ -10,17 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
 from .cache import KeyValues
 from .checks import number_in, whole_number
-from .choices import MAX_TEMPERATURE, hole_index, probability, sampled_tokens
-from .guidance import MAX_SCALE, combine
+from .choices import MAX_TEMPERATURE, decided_in_parts, hole_index
+from .guidance import MAX_SCALE, Guided, combine_part
 from .layout import cut_answer, text_answer
-from .noise import Noise, widest_float
+from .noise import Noise, silence, widest_float
 from .schedule import tokens_per_step
 from .text_policy import EXACT, Scope, TextPolicy
 from .tokens import TokenTable
@@ -57,20 +57,19 @@ def sample_text(
     *,
     settings: TextSettings,
     on_step: TextStep | None = None,
+    at_once: int | None = None,
 ) -> list[list[int]]:
     """Answers to the prefixes [B,P], one list of ids each, up to (without) the first answer end, end of text or pad.
 
     `on_step(done, total, tokens [B,N])` is called after every step; what it raises (cancel) passes through. Where a
     block takes fewer steps than planned, `done` leaps. Sampling stops as soon as in every answer all before its end
     is decided (the released script crashes there). A sampled mask id leaves its hole open for a later block, as in
-    the released loop.
+    the released loop. `at_once` saves memory: how many rows the transformer works on at a time (None: all).
     """
     plan = tokens_per_step(settings.max_tokens, settings.steps, settings.block_length)
     total, done = sum(map(len, plan)), 0
     noise = Noise(settings.seed, len(prefix), prefix.device)
-    readers = [_Reader(transformer, table, prefix, settings.policy)]
-    if settings.cfg > 0:
-        readers.append(_Reader(transformer, table, torch.full_like(prefix, table.mask), settings.policy, blind=True))
+    readers = _readers(partial(transformer, at_once=at_once), table, prefix, settings)
     tokens = prefix.new_full((len(prefix), settings.max_tokens), table.mask)
     for number, counts in enumerate(plan):
         block = _Block(tokens == table.mask, number * settings.block_length, settings.block_length)
@@ -79,9 +78,9 @@ def sample_text(
             if not holes.shape[1]:
                 break
             scope = settings.policy.scope(number, step)
-            logits, *others = (reader.logits(tokens, holes, scope, block) for reader in readers)
-            logits = combine(logits, [(other, settings.cfg) for other in others])
-            sampled = _sample_tokens(logits, holes, (noise, done + step, settings.temperature))
+            guided = [(reader.logits(tokens, holes, scope, block), settings.cfg) for reader in readers]
+            sampled = _sample_tokens(guided, holes, (noise, done + step, settings.temperature))
+            del guided  # before the next pass, which may take the most memory
             chosen = block.choose(tokens == table.mask, holes, sampled[1], (count, settings.policy.threshold))
             tokens = _write(tokens, holes, sampled[0], chosen)
             if on_step is not None:
@@ -144,10 +143,10 @@ class _Reader:
     """Logits of one branch, by passes over everything or with the keys and values of an earlier one."""
 
     def __init__(
-        self, transformer: Transformer, table: TokenTable, prefix: Tensor, policy: TextPolicy, *, blind: bool = False
+        self, ask: Callable[..., Tensor], table: TokenTable, prefix: Tensor, policy: TextPolicy, *, blind: bool = False
     ):
-        """prefix [B,P]; `blind` hides everything but the answer's own tokens."""
-        self.transformer, self.table, self.prefix, self.policy, self.blind = transformer, table, prefix, policy, blind
+        """ask: the transformer; prefix [B,P]; `blind` hides everything but the answer's own tokens."""
+        self.ask, self.table, self.prefix, self.policy, self.blind = ask, table, prefix, policy, blind
         self.kept: KeyValues | None = None
 
     def logits(self, tokens: Tensor, holes: Tensor, scope: Scope, block: _Block) -> Tensor:
@@ -157,13 +156,13 @@ class _Reader:
         if scope is Scope.ALL:
             self.kept = None  # first, so that old and new never stand side by side
             self.kept = KeyValues() if self.policy.keeps else None
-            return self.transformer(ids, rows=start + 1 + holes, cache=self.kept)
+            return self.ask(ids, rows=start + 1 + holes, cache=self.kept)
         if scope is Scope.ANSWER:
             positions = torch.arange(start, ids.shape[1], device=ids.device).expand(len(ids), -1)
             rows = 1 + holes
         else:
             positions, rows = start + 1 + block.places, block.rows.gather(1, holes)
-        return self.transformer(ids.gather(1, positions), positions=positions, rows=rows, cache=self.kept)
+        return self.ask(ids.gather(1, positions), positions=positions, rows=rows, cache=self.kept)
 
     def _answer(self, tokens: Tensor) -> Tensor:
         answer = text_answer(tokens, self.table)
@@ -172,15 +171,24 @@ class _Reader:
         return answer
 
 
-def _sample_tokens(logits: Tensor, holes: Tensor, draw: tuple[Noise, int, float]) -> tuple[Tensor, Tensor]:
+def _readers(ask: Callable[..., Tensor], table: TokenTable, prefix: Tensor, settings: TextSettings) -> list[_Reader]:
+    """That of the prompt, and where it is guided the one that does not see it."""
+    readers = [_Reader(ask, table, prefix, settings.policy)]
+    if settings.cfg > 0:
+        readers.append(_Reader(ask, table, torch.full_like(prefix, table.mask), settings.policy, blind=True))
+    return readers
+
+
+def _sample_tokens(guided: Guided, holes: Tensor, draw: tuple[Noise, int, float]) -> tuple[Tensor, Tensor]:
     """Token and its probability per hole, [B,m] each, from logits [B,m,V]; in fp64 as the released code."""
     noise, step, temperature = draw
-    logits = logits.to(widest_float(logits.device))
-    if temperature > 0:
-        sampled = sampled_tokens(logits, noise.for_text(step, holes, logits.shape[2]), temperature)
-    else:
-        sampled = logits.argmax(dim=-1)
-    return sampled, probability(logits, sampled)
+    shape = guided[0][0].shape
+
+    def wide(part: slice) -> Tensor:
+        return combine_part(guided, part).to(widest_float(holes.device))
+
+    drawing = noise.for_text(step, holes, shape[2]) if temperature > 0 else silence(*shape)
+    return decided_in_parts(wide, drawing, temperature)
 
 
 def _write(tokens: Tensor, holes: Tensor, sampled: Tensor, chosen: Tensor) -> Tensor:

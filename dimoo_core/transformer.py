@@ -189,17 +189,22 @@ class Block(nn.Module):
         return self._feed(self._attend(x, table, store, rows=rows, at_once=at_once), at_once)
 
     def _attend(self, x: Tensor, table: tuple[Tensor, Tensor], store: Callable, *, rows, at_once) -> Tensor:
-        """x + attention(x), [B,n,D] or [B,r,D]; a method of its own: keys and queries must be gone when it is fed."""
+        """x + attention(x), [B,n,D] or [B,r,D]; nothing is held longer than it is needed, since this takes the most."""
         normed = self.attn_norm(x)
         keys, own = rotate_all(self._heads(self.k_proj(normed)), table, at_once), normed
         if rows is not None:
             x, own = take(x, rows), take(normed, rows)
             table = tuple(take(part[:, 0].expand(len(rows), -1, -1), rows)[:, None] for part in table)
         queries = rotate_all(self._heads(self.q_proj(own)), table, at_once)
-        keys, values = store(keys, self._heads(self.v_proj(normed)))  # values last: turning takes the most memory
+        del own
+        values = self._heads(self.v_proj(normed))  # last, since turning takes memory
+        del normed
+        keys, values = store(keys, values)
         if self.groups > 1:
             keys, values = (part.repeat_interleave(self.groups, dim=1) for part in (keys, values))
-        return add(x, self.attn_out(rearrange(self.attention(queries, keys, values), "b h n d -> b n (h d)")))
+        attended = rearrange(self.attention(queries, keys, values), "b h n d -> b n (h d)")
+        del queries, keys, values
+        return add(x, self.attn_out(attended))
 
     def _feed(self, x: Tensor, rows: int | None) -> Tensor:
         """x + feed-forward(x), x [B,n,D]; at most `rows` of the B*n at once. One row's result knows of no other."""

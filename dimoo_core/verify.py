@@ -34,11 +34,17 @@ def _answer_ids(model: Model) -> tuple[list[int], list[int]]:
 
 @torch.no_grad()
 def yes_share(
-    model: Model, images: Sequence[Tensor], text: str, *, places: int = 8, device: torch.device | str | None = None
+    model: Model,
+    images: Sequence[Tensor],
+    text: str,
+    *,
+    places: int = 8,
+    device: torch.device | str | None = None,
+    at_once: int | None = None,
 ) -> list[float]:
     """P(yes) / (P(yes) + P(no)) as the first word of the answer to whether the images, codes [1 or B,h,w] each, show
     `text`; one number per batch item. One pass over an answer of `places` masked tokens, on `device` (None: where the
-    weights are).
+    weights are), `at_once` as for the transformer.
 
     Raises ValueError where the model does not know the two words.
     """
@@ -52,7 +58,7 @@ def yes_share(
     masked = prefix.new_full((len(prefix), places), model.table.mask)
     sequence = torch.cat((prefix, text_answer(masked, model.table)), dim=1)
     first = torch.full_like(prefix[:, :1], prefix.shape[1] + 1)
-    shares = model.transformer(sequence, rows=first)[:, 0].float().softmax(dim=-1)
+    shares = model.transformer(sequence, rows=first, at_once=at_once)[:, 0].float().softmax(dim=-1)
     yes, no = (shares[:, wanted].sum(dim=1) for wanted in ids)
     return (yes / (yes + no)).tolist()
 

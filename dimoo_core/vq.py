@@ -22,6 +22,7 @@ from .config import VQConfig
 from .strips import Flow, Strips, conv3, doubled, halved, norm_silu, recut, strip_rows
 
 _EPS = 1e-6  # of every group norm, as in diffusers
+PALETTE_AT_ONCE = 64  # codes whose colours are worked out at a time
 _DISTANCES_AT_ONCE = 2**23  # of latents to codebook rows: 32 MB
 
 
@@ -320,7 +321,7 @@ class VQ(nn.Module):
         """One colour [K,3] in 0..1 per code: the mean of a cell that stands amid its own kind. For cheap previews."""
         codes = torch.arange(self.config.codebook_size, device=device)
         colours = []
-        for part in codes.split(256):
+        for part in codes.split(PALETTE_AT_ONCE):
             pixels = self.decode(part[:, None, None].expand(-1, 3, 3))
             colours.append(pixels[:, :, self.scale : -self.scale, self.scale : -self.scale].mean(dim=(2, 3)))
         return torch.cat(colours)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ..dimoo_core import jobs
 from ..dimoo_core.folder import SUFFIXES, caption_file, pictures_below, write_whole
 from ..dimoo_core.image import load_picture
 from ..dimoo_core.text_sampling import TextSettings
 from . import host, widgets
-from .describe import answering_bytes, encode_for, follow
+from .describe import answered, encode_for, follow
 from .sockets import LoadedModel, LoadedVQ, ModelSocket, VQSocket, check_sockets
 
 NOTHING = "(no folder with pictures)"
@@ -39,10 +38,7 @@ def chosen_folder(name: str) -> Path:
 
 def caption(model: LoadedModel, vq: LoadedVQ, path: Path, question: str, ask) -> str:
     """What the model says of one picture file; `ask` is (settings, on_step)."""
-    settings, on_step = ask
-    codes = encode_for(model, vq, [load_picture(path)])
-    device = host.ready(model.patcher, answering_bytes(model, codes, question, settings))
-    (words,) = jobs.describe(model.core, codes, question, settings=settings, on_step=on_step, device=device)
+    (words,) = answered(model, encode_for(model, vq, [load_picture(path)]), question, ask)
     return words
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from torch import Tensor
 
@@ -22,18 +23,32 @@ def encode_for(model: LoadedModel, vq: LoadedVQ, pictures: Sequence[Tensor]) -> 
     return [jobs.encode(vq, fit(one, *size)) for one, size in zip(pictures, sizes, strict=True)]
 
 
-def answering_bytes(model: LoadedModel, codes: Sequence[Tensor], question: str, settings: TextSettings) -> int:
-    """Memory that an answer needs beside the weights. Text has at most as many tokens as bytes."""
+def answering_bytes(
+    model: LoadedModel, codes: Sequence[Tensor], question: str, settings: TextSettings
+) -> Callable[..., int]:
+    """Memory that an answer needs beside the weights, given `at_once`. Text has at most as many tokens as bytes."""
     cells = sum(one.shape[1] * (one.shape[2] + 1) + 2 for one in codes)
     words = len(question.encode()) + len(DESCRIBE.system)
-    return estimates.text_bytes(
+    answer = settings.max_tokens + 2
+    return partial(
+        estimates.text_bytes,
         model.core.transformer.config,
-        cells + words + settings.max_tokens,
+        (cells + words + answer, answer),
         rows=settings.block_length,
         branches=1 + (settings.cfg > 0),
         itemsize=model.itemsize,
         keeps=settings.policy.keeps,
     )
+
+
+def answered(
+    model: LoadedModel, codes: Sequence[Tensor], question: str, ask: tuple[TextSettings, TextStep]
+) -> list[str]:
+    """What the model says of pictures' codes [1,H,W] in one question; `ask` is (settings, on_step)."""
+    settings, on_step = ask
+    device, at_once = model.ready(answering_bytes(model, codes, question, settings))
+    options = {"settings": settings, "on_step": on_step, "device": device, "at_once": at_once}
+    return jobs.describe(model.core, codes, question, **options)
 
 
 def follow(model: LoadedModel, node: str | None, answers: Sequence[str], questions: int) -> TextStep:
@@ -45,6 +60,16 @@ def follow(model: LoadedModel, node: str | None, answers: Sequence[str], questio
         host.show_text("\n\n".join([*answers, jobs.answer_text(model.core, tokens[0].tolist())]), node)
 
     return on_step
+
+
+def grouped(image: Tensor, further: Sequence[Tensor | None], *, together: bool) -> list[list[Tensor]]:
+    """The pictures [1,3,h,w] of each question: one each, or all `together`, as they are where `further` ones came."""
+    pictures = list(pixels.to_core(image).split(1))
+    for place, one in enumerate(further, 2):
+        if one is not None:
+            pictures += pixels.to_core(one, f"image_{place}").split(1)
+            together = True
+    return [pictures] if together else [[picture] for picture in pictures]
 
 
 class Describe(host.io.ComfyNode):
@@ -83,11 +108,12 @@ class Describe(host.io.ComfyNode):
         seed=0,
         all_in_one_question=False,
         speed="exact",
+        image_2=None,
+        image_3=None,
     ):
         check_sockets(model=model, vq=vq)
         policy = widgets.chosen("speed", speed, SPEEDS)
-        pictures = list(pixels.to_core(image).split(1))
-        questions = [pictures] if all_in_one_question else [[picture] for picture in pictures]
+        questions = grouped(image, [image_2, image_3], together=all_in_one_question)
         node = getattr(cls.hidden, "unique_id", None)
         settings = [
             TextSettings(max_tokens, steps, block_length, temperature, cfg, (seed + item) % SEEDS, policy)
@@ -97,8 +123,7 @@ class Describe(host.io.ComfyNode):
         answers: list[str] = []
         on_step = follow(model, node, answers, len(questions))
         for codes, setting in zip(asked, settings, strict=True):
-            device = host.ready(model.patcher, answering_bytes(model, codes, question, setting))
-            answers += jobs.describe(model.core, codes, question, settings=setting, on_step=on_step, device=device)
+            answers += answered(model, codes, question, (setting, on_step))
         host.show_text("\n\n".join(answers), node)
         return host.io.NodeOutput(answers, ui={"text": answers})
 
@@ -167,5 +192,13 @@ def _more() -> list:
             tooltip="exact reads the picture anew at every step. balanced reads it once per block, fast once in four "
             "blocks, and both write at once all tokens they are at least 90 or 80 % sure of. At 1024x1024 px and 128 "
             "tokens that is at most 1/24 and 1/62 of the work; now and then a word may differ.",
+        ),
+        *(
+            host.io.Image.Input(
+                name,
+                optional=True,
+                tooltip="A further picture of the same question, of any size; all pictures then get one answer.",
+            )
+            for name in ("image_2", "image_3")
         ),
     ]

@@ -11,21 +11,61 @@ import math
 from ..dimoo_core.cache import CachePolicy
 from ..dimoo_core.config import TransformerConfig, VQConfig
 from ..dimoo_core.strips import strip_rows
+from ..dimoo_core.vq import PALETTE_AT_ONCE
 
-_ROUNDING = 1.03  # allocators round up and leave gaps
+AT_ONCE = 1024  # rows that the transformer works on at a time where memory is short
+
+_ROUNDING = 1.03  # allocators round up and leave gaps, and the head has a few rows more than there are codes
 _KERNELS = 32 << 20  # work space of convolutions, and the distances of some cells to all codes
 _IN_FLIGHT = 9  # strips that live at once where two residual convolutions and a resampling follow each other
-_DRAWS, _DRAW = 2**22, 36  # the noise of so many codes is drawn at a time, with so many bytes each
-_FP32, _FP64 = 4, 8
+_DECIDED = 2**22  # logits that are decided at a time, and what each takes: the noise of an image, and of a text in fp64
+_IMAGE_DECISION, _TEXT_DECISION = 32, 40
+_FP32 = 4
 
 
-def forward_bytes(config: TransformerConfig, tokens: int, itemsize: int) -> int:
-    """One pass over B*L `tokens`: queries turned in fp32 beside the layer's input, norm, keys and values; or, beside
-    those, queries, the sum and its norm, the feed-forward's three wide tensors. And two rope tables, taken twice."""
-    width, copied = config.d_model, _FP32 if itemsize < _FP32 else 0
-    turning = (5 * itemsize + copied + 2 * _FP32) * width
-    feeding = itemsize * (6 * width + 3 * config.mlp_hidden_size)
-    return tokens * (max(turning, feeding) + 4 * _FP32 * config.head_dim)
+def forward_bytes(
+    config: TransformerConfig,
+    tokens: int,
+    itemsize: int,
+    *,
+    logits: int,
+    rows: int | None = None,
+    at_once: int | None = None,
+    keeps: bool = False,
+) -> int:
+    """One pass over B*L `tokens`, so many `logits` for each of B*r `rows` (None: all), turned and fed `at_once`;
+    `keeps`: keys and values of all layers stay."""
+    keys = keeps * _keys_bytes(config, tokens, itemsize)
+    heading = config.n_layers * keys + itemsize * (tokens if rows is None else rows) * (2 * config.d_model + logits)
+    layers = [(config.n_layers - 1, rows)]
+    if rows is not None and config.n_layers > 1:
+        layers.append((config.n_layers - 2, None))  # the last layer that all rows go through
+    peak = heading
+    for before, wanted in layers:
+        attending, feeding = _layer_bytes(config, (tokens, wanted), itemsize, at_once)
+        peak = max(peak, before * keys + attending, (before + 1) * keys + feeding)
+    return peak + 2 * _FP32 * config.head_dim * (tokens + (rows or 0))  # and the tables of angles
+
+
+def _layer_bytes(
+    config: TransformerConfig, sizes: tuple[int, int | None], itemsize: int, at_once: int | None
+) -> tuple[int, int]:
+    """Attending, with keys and values of its own, and feeding forward; `sizes`: tokens that come, rows that go on."""
+    tokens, wanted = sizes
+    width, hidden = itemsize * config.d_model, itemsize * config.mlp_hidden_size
+    keys = _keys_bytes(config, tokens, itemsize)
+    rows = tokens if wanted is None else wanted
+    copied = 0 if wanted is None else rows * width  # of the layer's input, and of its norm
+    part = min(rows, at_once or rows)
+    turning = 2 * copied + tokens * 2 * width + keys // 2 + rows * width + part * 2 * _FP32 * config.d_model
+    attending = copied + tokens * width + keys + 2 * rows * width
+    feeding = copied + tokens * width + part * (width + max(2 * hidden, hidden + width))
+    return max(turning, attending), feeding
+
+
+def _keys_bytes(config: TransformerConfig, tokens: int, itemsize: int) -> int:
+    """Keys and values of a layer."""
+    return 2 * itemsize * config.n_kv_heads * config.head_dim * tokens
 
 
 def image_bytes(
@@ -36,48 +76,54 @@ def image_bytes(
     codes: int,
     branches: int,
     itemsize: int,
+    steps: int,
     cache: CachePolicy | None,
+    at_once: int | None = None,
 ) -> int:
-    """Sampling an image: `sequence` (B, L), `cells` N, `codes` K, `branches` the conditional one included."""
+    """Sampling an image: `sequence` (B, L), `cells` N, `codes` K, `branches` the conditional one included, in so many
+    `steps`; `at_once` as for the transformer."""
     batch, length = sequence
-    logits = batch * cells * codes
-    waiting = (branches - 1) * itemsize * logits  # of the other branches, until all can be combined
-    replaced = _FP32 * logits + waiting  # of the step before, until this step's are there
-    combining = _combining_bytes(logits, branches, itemsize)
-    deciding = _FP32 * logits + max(combining, _FP32 * logits, _DRAW * min(_DRAWS, logits))
-    forward = forward_bytes(config, batch * length, itemsize)
+    tokens, rows, others = batch * length, batch * cells, branches - 1
+    logits = itemsize * rows * codes  # of one branch; they wait until all can be combined
     kept = 0
-    if cache is not None:
-        keys = 2 * itemsize * config.n_layers * config.n_kv_heads * config.head_dim * batch * length
-        kept = (branches - 1) * (keys + itemsize * logits)
-        # A full pass: the last layer's keys and values are kept anyway, then code logits of the whole sequence.
-        pending = forward - 2 * itemsize * config.n_kv_heads * config.head_dim * batch * length
-        everywhere = itemsize * (batch * length * codes + 2 * logits)
-        forward = keys + max(pending, everywhere)
-        deciding += keys + itemsize * logits
-    return int(_ROUNDING * (kept + waiting + max(replaced + forward, deciding))) + _KERNELS
+    if cache is None:
+        passing = forward_bytes(config, tokens, itemsize, logits=codes, rows=rows, at_once=at_once)
+    else:
+        keys = config.n_layers * _keys_bytes(config, tokens, itemsize)
+        kept = keys + logits
+        wanted = None if cache.candidates == "all" else rows
+        ask = {"logits": codes, "at_once": at_once}
+        full = forward_bytes(config, tokens, itemsize, rows=wanted, keeps=True, **ask)
+        fresh = batch * cache.budget(length, cells, steps)
+        cached = kept + forward_bytes(config, fresh, itemsize, **ask)
+        storing = keys + logits + max(itemsize * (wanted or tokens) * codes, logits)
+        passing = max(full, cached, storing, kept + logits + itemsize * fresh * codes)
+    deciding = logits + kept + _IMAGE_DECISION * min(_DECIDED, rows * codes)
+    return int(_ROUNDING * (others * (logits + kept) + max(passing, deciding))) + _KERNELS
 
 
 def text_bytes(
-    config: TransformerConfig, length: int, *, rows: int, branches: int, itemsize: int, keeps: bool = False
+    config: TransformerConfig,
+    sequence: tuple[int, int],
+    *,
+    rows: int,
+    branches: int,
+    itemsize: int,
+    keeps: bool = False,
+    at_once: int | None = None,
 ) -> int:
-    """Sampling an answer in a sequence of L, with logits over the whole vocabulary at so many `rows` at a time: they
-    are combined in fp32, then copied to fp64, where a softmax is taken. Each branch may keep keys and values."""
-    logits = rows * config.vocab_size
-    kept = keeps * branches * 2 * itemsize * config.n_layers * config.n_kv_heads * config.head_dim * length
-    waiting = (branches - 1) * itemsize * logits
-    replaced = _FP32 * logits
-    choosing = _FP64 * logits + max(_FP64 * logits, (_DRAW + 2 * _FP64) * min(_DRAWS, logits))
-    deciding = _FP32 * logits + max(waiting + _combining_bytes(logits, branches, itemsize), choosing)
-    forward = forward_bytes(config, length, itemsize) + waiting
-    return int(_ROUNDING * (kept + max(replaced + forward, deciding))) + _KERNELS
-
-
-def _combining_bytes(logits: int, branches: int, itemsize: int) -> int:
-    """Combining the branches: two fp32 tensors beside the result, and what they are combined from."""
-    if branches == 1:
-        return 0
-    return logits * (_FP32 * (2 + (branches > 2)) + (itemsize if itemsize < _FP32 else 0))
+    """Sampling an answer: `sequence` (L, and how much of it the answer is), logits over the whole vocabulary at so many
+    `rows` at a time. Each branch may keep keys and values; `at_once` as for the transformer."""
+    length, answer = sequence
+    logits = itemsize * rows * config.vocab_size  # of one branch; they wait until all can be combined
+    kept = keeps * config.n_layers * _keys_bytes(config, length, itemsize)
+    # The head gives logits of words and logits of codes, then both in one.
+    ask = {"logits": 2 * config.vocab_size, "rows": rows, "at_once": at_once}
+    passing = forward_bytes(config, length, itemsize, keeps=keeps, **ask)
+    if keeps:
+        passing = max(passing, kept + forward_bytes(config, answer, itemsize, **ask))
+    deciding = logits + kept + _TEXT_DECISION * min(_DECIDED, rows * config.vocab_size)
+    return int(_ROUNDING * ((branches - 1) * (logits + kept) + max(passing, deciding))) + _KERNELS
 
 
 def decode_bytes(config: VQConfig, size: tuple[int, int], itemsize: int, *, strip: int | None = None) -> int:
@@ -91,11 +137,10 @@ def encode_bytes(config: VQConfig, size: tuple[int, int], itemsize: int, *, stri
     return copied + _levels_bytes(config, size, itemsize, up=False, strip=strip) + _KERNELS
 
 
-def palette_bytes(config: VQConfig, itemsize: int, at_once: int = 256) -> int:
-    """Decoding every code amid its own kind, 3x3 cells, `at_once` of them; a batch was seen to take up to 1.4 times
-    what one picture of that area takes."""
+def palette_bytes(config: VQConfig, itemsize: int) -> int:
+    """Decoding every code amid its own kind, 3x3 cells, some at a time."""
     side = 3 * config.scale
-    return int(1.4 * decode_bytes(config, (min(at_once, config.codebook_size) * side, side), itemsize))
+    return decode_bytes(config, (min(PALETTE_AT_ONCE, config.codebook_size) * side, side), itemsize)
 
 
 def _levels_bytes(config: VQConfig, size: tuple[int, int], itemsize: int, *, up: bool, strip: int | None) -> int:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from torch import Tensor
 
 from ..dimoo_core import jobs
@@ -69,7 +72,7 @@ def _ours() -> list:
             "candidates",
             CANDIDATES,
             "What a cached step chooses from. all: every position, as published. holes: the unknown cells alone, and "
-            "always what the last step decided; better for the same time.",
+            "always what the last step decided; better for the same time, and what the presets do.",
             optional=True,
         ),
         widgets.whole(
@@ -84,19 +87,22 @@ def _ours() -> list:
 
 
 def sampling_bytes(
-    model: LoadedModel, prefix: Tensor, branches: list[Branch], canvas: Canvas, cache: CachePolicy | None
-) -> int:
-    """Memory that sampling needs beside the weights; prefix and branches as `jobs.guided` gives them."""
+    model: LoadedModel, guided: tuple[Tensor, list[Branch]], canvas: Canvas, settings: ImageSettings
+) -> Callable[..., int]:
+    """Memory that sampling needs beside the weights, given `at_once`; `guided` as `jobs.guided` gives it."""
+    prefix, branches = guided
     longest = max(ids.shape[1] for ids in (prefix, *(branch.prefix for branch in branches)))
     batch, height, width = canvas.codes.shape
-    return estimates.image_bytes(
+    return partial(
+        estimates.image_bytes,
         model.core.transformer.config,
         (batch, longest + image_answer(canvas, model.core.table).shape[1]),
         cells=height * width,
         codes=model.core.table.codebook_size,
         branches=1 + len(branches),
         itemsize=model.itemsize,
-        cache=cache,
+        steps=settings.steps,
+        cache=settings.cache,
     )
 
 
@@ -147,11 +153,11 @@ class Sampler(host.io.ComfyNode):
         policy = widgets.chosen("ml_cache", ml_cache, PRESETS) if cache is None else cache
         settings = ImageSettings(steps, temperature, seed, policy, guidance_start)
         scales = {"cfg": cfg, "image_cfg": image_cfg}
-        scratch = sampling_bytes(model, *jobs.guided(model.core, prompt, **scales), canvas, settings.cache)
+        scratch = sampling_bytes(model, jobs.guided(model.core, prompt, **scales), canvas, settings)
         on_step = follow(model)
-        device = host.ready(model.patcher, scratch)
-        filled = jobs.sample(model.core, prompt, canvas, settings=settings, **scales, on_step=on_step, device=device)
-        return host.io.NodeOutput(filled)
+        device, at_once = model.ready(scratch)
+        options = {"settings": settings, "on_step": on_step, "device": device, "at_once": at_once}
+        return host.io.NodeOutput(jobs.sample(model.core, prompt, canvas, **scales, **options))
 
 
 def _what() -> list:
@@ -192,8 +198,10 @@ def _how() -> list:
         widgets.choice(
             "ml_cache",
             PRESETS,
-            "Reuses work of earlier steps. off is exact; quality, balanced (the published setting) and fast save ever "
-            "more time and change the picture ever more. Needs memory: 4.4 GB for 1024x1024 px with the 8B model.",
+            "Reuses work of earlier steps. off is exact; quality, balanced and fast do 68, 51 and 37 % of its work (in "
+            "edits 57, 34 and 24 %) and change the picture ever more: where captions leave things open, nano is right "
+            "in 75 % of the pictures with off, then in 73, 71 and 67 % (66 % with the published settings, which do "
+            "50 %). Needs memory: 4.4 GB for 1024x1024 px with the 8B model.",
         ),
     ]
 
@@ -206,7 +214,8 @@ def _optional() -> list:
             0.0,
             (0, 0.95),
             "Share of the steps, at the beginning, that go without guidance and so take half the time or less (in "
-            "edits a third). 0 guides from the start.",
+            "edits a third). 0 guides from the start. On open captions nano, guided by 1, is right in 86 % of the "
+            "pictures, guided from 0.15 on in 85 %, from 0.3 on in 85 %.",
             step=0.05,
             optional=True,
         ),

@@ -102,6 +102,17 @@ class LoadedModel:
     itemsize: int
     palette: Palette
 
+    def ready(self, scratch: Callable[..., int]) -> tuple[torch.device, int | None]:
+        """Brings the weights into memory beside what a job needs, and tells the device and how many rows the
+        transformer should work on at a time: all (None) where the memory for that is free. `scratch(at_once=...)`
+        tells the bytes."""
+        whole, in_parts = (scratch(at_once=rows) for rows in (None, estimates.AT_ONCE))
+        device = host.ready(self.patcher, whole)
+        if host.free_bytes(device) >= whole:
+            return device, None
+        host.ready(self.patcher, in_parts)  # leaves more room to the weights
+        return device, estimates.AT_ONCE
+
     def get_ram_usage(self) -> int:
         """Bytes; asked for by ComfyUI when it has to choose which results to forget."""
         return self.patcher.model_size()

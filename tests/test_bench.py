@@ -107,4 +107,4 @@ def test_passes_and_operations_of_an_answer_are_counted() -> None:
 
 
 def test_the_bench_is_not_shipped() -> None:
-    assert "bench/" in (Path(__file__).parent.parent / ".comfyignore").read_text().splitlines()
+    assert "/bench/" in (Path(__file__).parent.parent / ".comfyignore").read_text().splitlines()

@@ -58,7 +58,8 @@ def test_settings_out_of_range_are_refused(values: dict) -> None:
 
 def test_presets_are_named_and_valid() -> None:
     assert list(PRESETS) == ["off", "quality", "balanced", "fast"]
-    assert PRESETS["off"] is None and PRESETS["balanced"] == CachePolicy(0.9, 0.3, 5)
+    assert PRESETS["off"] is None and all(PRESETS[name].candidates == "holes" for name in list(PRESETS)[1:])
+    assert CachePolicy() == CachePolicy(0.9, 0.3, 5, "all", 1), "without a word the published one"
 
 
 def test_key_values_keep_what_is_not_written() -> None:

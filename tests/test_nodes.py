@@ -573,6 +573,23 @@ def test_several_pictures_in_one_question(loaded, small) -> None:
     assert len(texts) == 1
 
 
+def test_pictures_of_any_size_make_one_question(loaded, small, monkeypatch) -> None:
+    seen = []
+    jobs = nodepack.part("dimoo_core.jobs")
+    real = jobs.describe
+
+    def describe(model, codes, *rest, **options):
+        seen.append(len(codes))
+        return real(model, codes, *rest, **options)
+
+    monkeypatch.setattr(jobs, "describe", describe)
+    further = {"image_2": picture(48, 96), "image_3": picture(64, 64, batch=2)}
+    texts = run("DimooDescribe", model=small, vq=loaded.vq, image=picture(64, 64), **further, **ASK)[0]
+    assert len(texts) == 1 and seen == [4]
+    with pytest.raises(ValueError, match="image_3 has shape"):
+        run("DimooDescribe", model=small, vq=loaded.vq, image=picture(), image_3=torch.rand(3, 3), **ASK)
+
+
 def test_the_answer_forms_on_the_node_that_asked(loaded, small, monkeypatch) -> None:
     said: list = []
     server = SimpleNamespace(client_id="page", send_progress_text=lambda *sent: said.append(sent))

@@ -89,6 +89,8 @@ CARD = {
             "seed": SEED,
             "all_in_one_question": ("BOOLEAN", False),
             "speed": ("COMBO", "exact"),
+            "image_2": "IMAGE",
+            "image_3": "IMAGE",
         },
         {"text": "STRING"},
     ),
@@ -125,7 +127,7 @@ OPTIONAL = {
     "DimooMaskPaint": {"mask", "feather"},
     "DimooCacheSettings": {"candidates", "prefix_interval"},
     "DimooSampler": {"cache", "guidance_start"},
-    "DimooDescribe": {"all_in_one_question", "speed"},
+    "DimooDescribe": {"all_in_one_question", "speed", "image_2", "image_3"},
     "DimooStitch": {"mask"},
 }
 STEPS = {("DimooEmptyCanvas", "width"): 16, ("DimooEmptyCanvas", "height"): 16, ("DimooImageEdit", "side"): 32}
@@ -179,7 +181,7 @@ def test_choices_are_those_of_the_core() -> None:
     )
     speeds = list(nodepack.part("dimoo_core.text_policy").SPEEDS)
     assert inputs("DimooDescribe")["speed"][1]["options"] == speeds == ["exact", "balanced", "fast"]
-    assert cache.PRESETS["balanced"] == cache.CachePolicy(0.9, 0.3, 5), "the published setting"
+    assert inputs("DimooCacheSettings")["candidates"][1]["options"] == list(cache.CANDIDATES)
 
 
 def test_nodes_with_words_to_show_end_a_graph_and_give_lists() -> None:

@@ -7,12 +7,17 @@ from itertools import combinations
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from .comfyhost import expect, workflow
 from .comfyhost.client import Client
+from .comfyhost.thumbnails import SIDE
 
 BUILT_IN = "DiMOO-nano (built in)"
 TITLE = 30  # px of a node's title, which stands above its position
+# Newer pages zoom a template, with 10 px around it, to three quarters of the canvas (1280 x 762 px in a window of
+# 1280 x 800); zoomed to less than 8/14 they hide all text.
+LARGEST = tuple(0.75 * side * 14 / 8 - 20 for side in (1280, 762))
 
 
 @pytest.mark.parametrize("name", workflow.names())
@@ -45,6 +50,23 @@ def test_nodes_of_a_workflow_do_not_overlap(name: str) -> None:
         if x < x2 + w2 and x2 < x + w and y - TITLE < y2 + h2 and y2 - TITLE < y + h
     ]
     assert not overlapping
+
+
+@pytest.mark.parametrize("name", workflow.names())
+def test_workflow_can_be_read_whole_on_a_small_screen(name: str) -> None:
+    boxes = [(*node["pos"], *node["size"]) for node in workflow.load(name)["nodes"]]
+    width = max(x + w for x, _, w, _ in boxes) - min(x for x, *_ in boxes)
+    height = max(y + h for _, y, _, h in boxes) - min(y - TITLE for _, y, _, _ in boxes)
+    assert width <= LARGEST[0] and height <= LARGEST[1]
+
+
+def test_every_workflow_has_a_small_thumbnail() -> None:
+    """The Templates dialog shows NAME.jpg; `nox -s demo -- --thumbnails` makes it."""
+    thumbnails = {path.stem: path for path in workflow.FOLDER.glob("*.jpg")}
+    assert set(thumbnails) == set(workflow.names())
+    for path in thumbnails.values():
+        assert Image.open(path).size == (SIDE, SIDE)
+        assert path.stat().st_size < 20_000, path.name
 
 
 @pytest.mark.parametrize("name", workflow.names())

@@ -93,8 +93,15 @@ class Client:
     def interrupt(self) -> None:
         self.post("interrupt", {}).raise_for_status()
 
-    def free(self, *, unload_models: bool = True, free_memory: bool = False) -> None:
+    def free(self, *, unload_models: bool = True, free_memory: bool = False, timeout: float = 60.0) -> None:
+        """Ask for memory, of a server with the probe, and wait until it is being freed: a prompt that is queued before
+        would run first, and be forgotten right after."""
         self.post("free", {"unload_models": unload_models, "free_memory": free_memory}).raise_for_status()
+        deadline = time.monotonic() + timeout
+        while self.get("dimoo-probe").json()["freeing"]:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"The server has freed nothing for {timeout:.0f} s.")
+            time.sleep(0.01)
 
     def view(self, image: dict[str, str]) -> bytes:
         """The file behind an entry of a node's `images` output, as saved."""

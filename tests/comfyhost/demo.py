@@ -17,7 +17,7 @@ from pathlib import Path
 from dimoo_core.checkpoint import NANO, find
 from dimoo_core.convert import KINDS, convert
 
-from . import workflow
+from . import thumbnails, workflow
 from .client import Client, Workflow
 from .expect import Finding, Results, collect, inspect
 from .server import PACK, Server
@@ -38,10 +38,11 @@ class Row:
         return all(finding.right for finding in self.findings)
 
 
-def run(client: Client, name: str, checkpoint: str | None = None) -> Row:
+def run(client: Client, name: str, checkpoint: str | None = None, *, pictured: bool = False) -> Row:
     """One workflow from its file to what the judge says of it; its API form, pictures and texts go to output/.
 
-    `checkpoint`: what the loaders take in place of what the workflow says.
+    `checkpoint`: what the loaders take in place of what the workflow says. `pictured` renews the workflow's
+    thumbnail, unless the judge disagrees with what it shows.
     """
     saved = workflow.load(name)
     prompt = workflow.to_api(saved, client.object_info())
@@ -53,7 +54,10 @@ def run(client: Client, name: str, checkpoint: str | None = None) -> Row:
         return Row(name, result.seconds, [Finding("ComfyUI", f"{result.status}: {result.error()}", False)])
     results = collect(client, prompt, result)
     keep(name, results)
-    return Row(name, result.seconds, inspect(name, results))
+    row = Row(name, result.seconds, inspect(name, results))
+    if pictured and row.right:
+        thumbnails.write(name, results)
+    return row
 
 
 def use(prompt: Workflow, checkpoint: str) -> None:
@@ -105,13 +109,13 @@ def converted(kind: str, folder: Path) -> str:
     return name
 
 
-def run_all(client: Client, checkpoint: str | None = None) -> bool:
+def run_all(client: Client, checkpoint: str | None = None, *, pictured: bool = False) -> bool:
     """Run every workflow and print the table; whether all show what was asked."""
     names = workflow.names()
     rows = []
     for number, name in enumerate(names, 1):
         say(f"[{number}/{len(names)}] {name} ...")
-        rows.append(run(client, name, checkpoint))
+        rows.append(run(client, name, checkpoint, pictured=pictured))
     say(f"\n{table(rows)}\n")
     wrong = [row.name for row in rows if not row.right]
     say(f"The pictures and texts are in {OUTPUT}.")
@@ -132,6 +136,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m nox -s demo --", description=__doc__)
     parser.add_argument("--keep", action="store_true", help="leave ComfyUI up afterwards and print its address")
     parser.add_argument("--weights", choices=KINDS, help="convert DiMOO-nano to a single file of these first")
+    parser.add_argument("--thumbnails", action="store_true", help="renew workflows/*.jpg, for the Templates dialog")
     arguments = parser.parse_args()
     shutil.rmtree(OUTPUT / "comfyui", ignore_errors=True)
     (OUTPUT / "comfyui").mkdir(parents=True)
@@ -142,7 +147,7 @@ def main() -> int:
     began = time.monotonic()
     with server:
         say(f"ComfyUI is up after {time.monotonic() - began:.0f} s at {server.url}.")
-        right = run_all(Client(server.url), checkpoint)
+        right = run_all(Client(server.url), checkpoint, pictured=arguments.thumbnails)
         if arguments.keep:
             wait_for_ctrl_c(server)
     return 0 if right else 1

@@ -1,4 +1,4 @@
-"""A pack for the tests' server only: it tells which models ComfyUI holds and how much memory, and makes things fail."""
+"""A pack for the tests' server only: it tells what ComfyUI holds and is about to free, and makes things fail."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ async def tell(_: web.Request) -> web.Response:
         {
             "models": [type(patcher.model).__name__ for patcher in loaded if patcher is not None],
             "memory": psutil.Process().memory_info().rss,
+            "freeing": bool(PromptServer.instance.prompt_queue.flags),  # asked for, and not yet begun
         }
     )
 
