@@ -361,8 +361,8 @@ def _presets(usual: Setup, free: Setup) -> list[Row]:
         if policy is not None:
             cached = [replace(setup, cache=policy) for setup in (free, usual)]
             made += [
-                Row(f"generate open, cache {name}", Examiner.open, cached[0], least=0.5, measure=priced),
-                Row(f"edit, cache {name}", Examiner.edit, cached[1], least=0.5, measure=priced),
+                Row(f"generate open, cache {name}", Examiner.open, cached[0], least=0.35, measure=priced),
+                Row(f"edit, cache {name}", Examiner.edit, cached[1], least=0.90, measure=priced),
             ]
     for name, policy in SPEEDS.items():
         if policy != EXACT:
