@@ -187,7 +187,7 @@ MISTAKES = {
     "no such folder": (ENCODE.replace("pictures", "nowhere"), "nowhere is no folder"),
     "a picture that is none": (ENCODE.replace("pictures", "junk"), "x.png is no readable picture"),
     "a side too small": (f"{ENCODE} --side 8", "side is 8; a whole number from 32 to 4096 is needed."),
-    "encode without a checkpoint": (ENCODE.replace("model", "nowhere"), "'nowhere' does not exist"),
+    "encode without a checkpoint": (ENCODE.replace("model", "nowhere"), "nowhere does not exist"),
     "no such codes": (TUNE.replace("codes.s", "gone.s"), "gone.safetensors"),
     "a text as codes": (TUNE.replace("codes.safetensors", "note.txt"), "note.txt is no file of codes"),
     "codes without captions": (
@@ -210,7 +210,7 @@ MISTAKES = {
     "a run cut short": (f"{TUNE} --run cut", "cut/training.safetensors is no stopped run"),
     "nano without steps": ("train nano --run run --output tuned --steps 0", "steps is 0"),
     "nano from what is none": ("train nano --run run --output tuned --from model", "model is no nano of this recipe"),
-    "nano from nowhere": ("train nano --run run --output tuned --from nowhere", "'nowhere' does not exist"),
+    "nano from nowhere": ("train nano --run run --output tuned --from nowhere", "nowhere does not exist"),
     "nano over itself": ("train nano --run run --output model --from model", "--output model is the checkpoint that"),
     "nano into one folder": ("train nano --run run --output run", "--run and --output are both run"),
 }
