@@ -7,9 +7,11 @@ from itertools import combinations
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from .comfyhost import expect, workflow
 from .comfyhost.client import Client
+from .comfyhost.thumbnails import SIDE
 
 BUILT_IN = "DiMOO-nano (built in)"
 TITLE = 30  # px of a node's title, which stands above its position
@@ -45,6 +47,15 @@ def test_nodes_of_a_workflow_do_not_overlap(name: str) -> None:
         if x < x2 + w2 and x2 < x + w and y - TITLE < y2 + h2 and y2 - TITLE < y + h
     ]
     assert not overlapping
+
+
+def test_every_workflow_has_a_small_thumbnail() -> None:
+    """The Templates dialog shows NAME.jpg; `nox -s demo -- --thumbnails` makes it."""
+    thumbnails = {path.stem: path for path in workflow.FOLDER.glob("*.jpg")}
+    assert set(thumbnails) == set(workflow.names())
+    for path in thumbnails.values():
+        assert Image.open(path).size == (SIDE, SIDE)
+        assert path.stat().st_size < 20_000, path.name
 
 
 @pytest.mark.parametrize("name", workflow.names())

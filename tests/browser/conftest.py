@@ -12,6 +12,8 @@ import pytest
 from ..comfyhost.page import open_browser, open_page
 from ..comfyhost.server import Server
 
+SMALL = (1280, 800)  # px, the smallest screen that the workflows are laid out for
+
 
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Any]:
@@ -28,6 +30,6 @@ def chromium() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def page(chromium: Any, server: Server) -> Iterator[Any]:
     """ComfyUI's page, ready, in a window of its own."""
-    page = open_page(chromium, server.url)
+    page = open_page(chromium, server.url, *SMALL)
     yield page
     page.context.close()

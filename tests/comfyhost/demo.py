@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import workflow
+from . import thumbnails, workflow
 from .client import Client
 from .expect import Finding, Results, collect, inspect
 from .server import PACK, Server
@@ -32,8 +32,11 @@ class Row:
         return all(finding.right for finding in self.findings)
 
 
-def run(client: Client, name: str) -> Row:
-    """One workflow from its file to what the judge says of it; its API form, pictures and texts go to output/."""
+def run(client: Client, name: str, *, pictured: bool = False) -> Row:
+    """One workflow from its file to what the judge says of it; its API form, pictures and texts go to output/.
+
+    `pictured` renews the workflow's thumbnail, unless the judge disagrees with what it shows.
+    """
     saved = workflow.load(name)
     prompt = workflow.to_api(saved, client.object_info())
     (OUTPUT / f"{name}.api.json").write_text(json.dumps(prompt, indent=2) + "\n", encoding="utf-8")
@@ -42,7 +45,10 @@ def run(client: Client, name: str) -> Row:
         return Row(name, result.seconds, [Finding("ComfyUI", f"{result.status}: {result.error()}", False)])
     results = collect(client, prompt, result)
     keep(name, results)
-    return Row(name, result.seconds, inspect(name, results))
+    row = Row(name, result.seconds, inspect(name, results))
+    if pictured and row.right:
+        thumbnails.write(name, results)
+    return row
 
 
 def keep(name: str, results: Results) -> None:
@@ -77,13 +83,13 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def run_all(client: Client) -> bool:
+def run_all(client: Client, *, pictured: bool = False) -> bool:
     """Run every workflow and print the table; whether all show what was asked."""
     names = workflow.names()
     rows = []
     for number, name in enumerate(names, 1):
         say(f"[{number}/{len(names)}] {name} ...")
-        rows.append(run(client, name))
+        rows.append(run(client, name, pictured=pictured))
     say(f"\n{table(rows)}\n")
     wrong = [row.name for row in rows if not row.right]
     say(f"The pictures and texts are in {OUTPUT}.")
@@ -103,6 +109,7 @@ def wait_for_ctrl_c(server: Server) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m nox -s demo --", description=__doc__)
     parser.add_argument("--keep", action="store_true", help="leave ComfyUI up afterwards and print its address")
+    parser.add_argument("--thumbnails", action="store_true", help="renew workflows/*.jpg, for the Templates dialog")
     arguments = parser.parse_args()
     shutil.rmtree(OUTPUT / "comfyui", ignore_errors=True)
     (OUTPUT / "comfyui").mkdir(parents=True)
@@ -111,7 +118,7 @@ def main() -> int:
     began = time.monotonic()
     with server:
         say(f"ComfyUI is up after {time.monotonic() - began:.0f} s at {server.url}.")
-        right = run_all(Client(server.url))
+        right = run_all(Client(server.url), pictured=arguments.thumbnails)
         if arguments.keep:
             wait_for_ctrl_c(server)
     return 0 if right else 1

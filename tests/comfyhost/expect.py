@@ -37,9 +37,9 @@ class Results:
 
 
 def collect(client: Client, prompt: Workflow, result: Result) -> Results:
-    """Fetch everything that the nodes of a prompt gave."""
+    """Fetch everything that the nodes of a prompt gave, in the order of their ids, which is that of the workflow."""
     found = Results()
-    for node, output in result.outputs.items():
+    for node, output in sorted(result.outputs.items(), key=lambda item: int(item[0])):
         title = prompt[node]["_meta"]["title"]
         if "images" in output:
             found.pictures[title] = [client.view(image) for image in output["images"]]

@@ -1,4 +1,7 @@
-"""ComfyUI's page in Debian's Chromium, for what only the page does: opening saved workflows, drawing them, previews."""
+"""ComfyUI's page in Debian's Chromium, for what only the page does: opening saved workflows, drawing them, previews.
+
+Nothing here waits for a time to pass: every function waits for what it needs, however slow the machine is.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from .client import Client
+from .expect import Results
+
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Locator, Page
 
 # No sandbox, since tests run as root in containers; the rest keeps the browser from calling home.
 FLAGS = (
@@ -17,8 +23,23 @@ FLAGS = (
 )
 # Without these the page greets a new user with dialogs that cover the canvas.
 SETTLED_IN = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False}
+PACK = "dimoo-nodes"  # the name of the pack's folder, which is how the page calls a pack
+PATIENCE = 120_000  # ms that any wait may take, for machines that do much else beside
 READY = "window.app && window.app.graph && window.app.vueAppReady"
 BUILT = "workflow => app.loadGraphData(workflow).then(() => app.graphToPrompt())"
+# Notes down what the server tells the page: every preview with its node, and how each run ended.
+WATCH = """() => {
+    window.seen = { previews: [], ends: [] };
+    app.api.addEventListener('b_preview_with_metadata', ({ detail }) =>
+        seen.previews.push({ node: String(detail.nodeId), blob: detail.blob }));
+    for (const end of ['execution_success', 'execution_error', 'execution_interrupted'])
+        app.api.addEventListener(end, () => seen.ends.push(end));
+}"""
+OPENED = """before => app.extensionManager.workflow.openWorkflows.length > before
+    && !document.querySelector('[data-testid=template-workflows-content]')"""
+OUTPUTS = "() => app.graph.nodes.map(node => [node.title, app.nodeOutputs[node.id]]).filter(([_, output]) => output)"
+PREVIEWS = """() => Promise.all(seen.previews.map(async ({ node, blob }) =>
+    [node, Array.from(new Uint8Array(await blob.arrayBuffer()))]))"""
 WHOLE = """() => {
     const groups = app.graph.groups.map(group => group._bounding);
     const boxes = app.graph.nodes.map(node => node.getBounding()).concat(groups);
@@ -43,9 +64,11 @@ def open_browser() -> Iterator[Browser]:
 def open_page(browser: Browser, url: str, width: int = 1600, height: int = 900) -> Page:
     """A new window with the page in it, ready to use, as a user who has been here before sees it."""
     page = browser.new_context(viewport={"width": width, "height": height}).new_page()
+    page.set_default_timeout(PATIENCE)
     page.request.post(f"{url}/settings", data=SETTLED_IN)
     page.goto(url)
-    page.wait_for_function(READY, timeout=60_000)
+    page.wait_for_function(READY)
+    page.evaluate(WATCH)
     return page
 
 
@@ -57,4 +80,58 @@ def built_by_page(page: Page, saved: dict[str, Any]) -> dict[str, Any]:
 def show_whole(page: Page) -> None:
     """Zoom so that the whole graph is on the screen."""
     page.evaluate(WHOLE)
-    page.wait_for_timeout(500)
+    drawn(page)
+
+
+def drawn(page: Page) -> None:
+    """Wait until the canvas shows the graph as it is now."""
+    page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+
+def templates(page: Page) -> Locator:
+    """Open the Templates dialog at the pack's own page; gives its cards."""
+    page.get_by_role("button", name="Templates", exact=True).click()
+    page.get_by_text(PACK, exact=True).first.click()
+    return page.locator("[data-testid^=template-workflow-]")
+
+
+def open_template(page: Page, name: str) -> None:
+    """Open one of the pack's templates from the dialog, and wait until its graph is on the screen."""
+    templates(page)
+    pick_template(page, name)
+
+
+def pick_template(page: Page, name: str) -> None:
+    """Choose a template in the open dialog, and wait until its graph is on the screen."""
+    before = page.evaluate("app.extensionManager.workflow.openWorkflows.length")
+    page.get_by_test_id(f"template-workflow-{name}").click()
+    page.wait_for_function(OPENED, arg=before)
+    drawn(page)
+
+
+def press_run(page: Page) -> None:
+    """Queue the graph on the screen with the page's own button."""
+    page.evaluate("() => { seen.previews = []; seen.ends = []; }")
+    page.get_by_test_id("queue-button").click()
+
+
+def wait_for_end(page: Page) -> str:
+    """Wait until the run that was queued ends, and say how: execution_success, _error or _interrupted."""
+    page.wait_for_function("seen.ends.length > 0")
+    return page.evaluate("seen.ends[0]")
+
+
+def previews(page: Page) -> list[tuple[str, bytes]]:
+    """The pictures that arrived while the last run was under way: (node, JPEG) each, in order."""
+    return [(node, bytes(data)) for node, data in page.evaluate(PREVIEWS)]
+
+
+def shown(page: Page, client: Client) -> Results:
+    """Pictures and texts that the nodes on the screen got, by their titles."""
+    found = Results()
+    for title, output in page.evaluate(OUTPUTS):
+        if output.get("images"):
+            found.pictures[title] = [client.view(image) for image in output["images"]]
+        if output.get("text"):
+            found.texts[title] = output["text"]
+    return found

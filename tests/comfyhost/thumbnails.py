@@ -1,0 +1,82 @@
+"""Pictures for the Templates dialog: `workflows/NAME.jpg`, made of what the workflow itself gives."""
+
+from __future__ import annotations
+
+import io
+import math
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from .expect import Results
+from .workflow import FOLDER
+
+SIDE = 400  # px, square as the dialog's cards are
+GAP = 8
+CAPTION = 96  # px below the pictures where there are words to show
+BACKGROUND, INK = (32, 32, 36), (236, 236, 236)
+
+
+def write(name: str, results: Results) -> Path:
+    """Write the thumbnail of a workflow beside it."""
+    path = FOLDER / f"{name}.jpg"
+    thumbnail(results).save(path, "JPEG", quality=85, optimize=True)
+    return path
+
+
+def thumbnail(results: Results) -> Image.Image:
+    """All that a workflow shows, in order: its pictures side by side or in a grid, the words of a model below them."""
+    pictures = [Image.open(io.BytesIO(shown[0])).convert("RGB") for shown in results.pictures.values()]
+    words = " / ".join(text for texts in results.texts.values() for text in texts)
+    sheet = Image.new("RGB", (SIDE, SIDE), BACKGROUND)
+    height = SIDE - CAPTION if words else SIDE
+    for picture, box in zip(pictures, boxes(len(pictures), height), strict=True):
+        put(sheet, picture, box)
+    if words:
+        caption(sheet, words, height)
+    return sheet
+
+
+def boxes(count: int, height: int) -> list[tuple[int, int, int, int]]:
+    """Where pictures go on SIDE x height px: (left, top, width, height) each; two lie like cards, more in a grid."""
+    if count == 1:
+        return [(0, 0, SIDE, height)]
+    if count == 2:
+        width, tall = round(SIDE * 0.6), round(height * 0.6)
+        return [(0, 0, width, tall), (SIDE - width, height - tall, width, tall)]
+    columns = math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    width, tall = (SIDE - GAP * (columns - 1)) // columns, (height - GAP * (rows - 1)) // rows
+    last_row = count - columns * (rows - 1)
+    found = []
+    for index in range(count):
+        row, column = divmod(index, columns)
+        inset = (columns - last_row) * (width + GAP) // 2 if row == rows - 1 else 0
+        found.append((inset + column * (width + GAP), row * (tall + GAP), width, tall))
+    return found
+
+
+def put(sheet: Image.Image, picture: Image.Image, box: tuple[int, int, int, int]) -> None:
+    """A picture as large as its box allows, in its middle, with a seam around it where it covers another."""
+    left, top, width, height = box
+    scale = min(width / picture.width, height / picture.height)
+    size = (round(picture.width * scale), round(picture.height * scale))
+    left, top = left + (width - size[0]) // 2, top + (height - size[1]) // 2
+    seam = (left - GAP // 2, top - GAP // 2, left + size[0] + GAP // 2, top + size[1] + GAP // 2)
+    sheet.paste(BACKGROUND, seam)
+    sheet.paste(picture.resize(size, Image.Resampling.LANCZOS), (left, top))
+
+
+def caption(sheet: Image.Image, words: str, top: int) -> None:
+    """Words in the middle of what is left below `top`, on as many lines as they need."""
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(size=26)
+    lines: list[str] = []
+    for word in words.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and draw.textlength(longer, font=font) <= SIDE - 2 * GAP:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    middle = (SIDE // 2, top + (SIDE - top) // 2)
+    draw.multiline_text(middle, "\n".join(lines), fill=INK, font=font, anchor="mm", align="center")
