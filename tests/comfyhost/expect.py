@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dimoo_core.nano.judge import judge, judge_edges, matches
+from dimoo_core.nano.judge import Verdict, judge, judge_edges, matches
 
 from .client import Client, Result, Workflow
 
@@ -31,9 +31,9 @@ class Results:
     pictures: dict[str, list[bytes]] = field(default_factory=dict)
     texts: dict[str, list[str]] = field(default_factory=dict)
 
-    def pixels(self, title: str) -> np.ndarray:
-        """The first picture of a node, [height,width,3] of 0..255."""
-        return np.asarray(Image.open(io.BytesIO(self.pictures[title][0])).convert("RGB"))
+    def pixels(self, title: str, place: int = 0) -> np.ndarray:
+        """The first picture of a node, or another of a batch, [height,width,3] of 0..255."""
+        return np.asarray(Image.open(io.BytesIO(self.pictures[title][place])).convert("RGB"))
 
 
 def collect(client: Client, prompt: Workflow, result: Result) -> Results:
@@ -51,11 +51,20 @@ def collect(client: Client, prompt: Workflow, result: Result) -> Results:
 Check = Callable[[Results], Finding]
 
 
-def shows(title: str, wanted: str) -> Check:
-    """The picture of a node shows exactly what a caption says, cleanly."""
+Box = tuple[int, int, int, int]  # left, top, right, bottom in px
+
+
+def judged(pixels: np.ndarray) -> Verdict:
+    """What the judge sees in a picture [height,width,3] of 0..255."""
+    return judge(torch.from_numpy(pixels.copy()).movedim(-1, 0) / 255)
+
+
+def shows(title: str, wanted: str, box: Box | None = None) -> Check:
+    """The picture of a node, or what is in a box of it, shows exactly what a caption says, cleanly."""
+    left, top, right, bottom = box or (0, 0, None, None)
 
     def check(results: Results) -> Finding:
-        verdict = judge(torch.from_numpy(results.pixels(title).copy()).movedim(-1, 0) / 255)
+        verdict = judged(results.pixels(title)[top:bottom, left:right])
         flaw = "" if verdict.clean else " (not clean)"
         return Finding(title, verdict.words + flaw, verdict.clean and matches(verdict.scene, wanted))
 
@@ -85,7 +94,43 @@ def says(title: str, wanted: str) -> Check:
     return check
 
 
-def keeps(before: str, after: str, box: tuple[int, int, int, int], *, inside: bool) -> Check:
+def says_what_they_show(pictures: str, texts: str) -> Check:
+    """A text per picture of a batch, and each says just what its picture shows."""
+
+    def check(results: Results) -> Finding:
+        seen = [judged(results.pixels(pictures, place)).words for place in range(len(results.pictures[pictures]))]
+        right = len(seen) > 1 and seen == results.texts[texts]
+        return Finding(texts, " / ".join(results.texts[texts]), right)
+
+    return check
+
+
+def best_first(title: str, wanted: str) -> Check:
+    """The pictures of a node are sorted: those that show a caption before those that do not, of which there are."""
+
+    def check(results: Results) -> Finding:
+        verdicts = [judged(results.pixels(title, place)) for place in range(len(results.pictures[title]))]
+        good = [matches(verdict.scene, wanted) for verdict in verdicts]
+        right = any(good) and not all(good) and good == sorted(good, reverse=True)
+        return Finding(title, " / ".join(verdict.words for verdict in verdicts), right)
+
+    return check
+
+
+def beside(left: str, right: str, both: str, *, gap: int) -> Check:
+    """The picture of a node has two others side by side, `gap` px between them."""
+
+    def check(results: Results) -> Finding:
+        first, second, pair = (results.pixels(title) for title in (left, right, both))
+        width = first.shape[1]
+        is_so = pair.shape[1] == width + gap + second.shape[1]
+        is_so = is_so and (pair[:, :width] == first).all() and (pair[:, width + gap :] == second).all()
+        return Finding(both, "the two side by side" if is_so else "something else", bool(is_so))
+
+    return check
+
+
+def keeps(before: str, after: str, box: Box, *, inside: bool) -> Check:
     """Inside, or outside, of the box (left, top, right, bottom in px) two pictures are equal in every pixel."""
     left, top, right, bottom = box
 
@@ -106,7 +151,13 @@ CHECKS: dict[str, tuple[Check, ...]] = {
     "edit": (
         shows("Before", "a large red circle in the middle on a cyan background"),
         shows("After", "a large blue circle in the middle on a cyan background"),
+        beside("Before", "After", "Before and after", gap=8),
     ),
+    "best-of": (
+        shows("Best", "a small green star"),
+        best_first("Ranked, the best first", "a small green star"),
+    ),
+    "caption": (says_what_they_show("Pictures", "DiMOO Describe"), says_what_they_show("Pictures", "DiMOO Save Text")),
     "control": (
         shows("First picture", "a large green star on the right on a grey background"),
         outlines("Edge map", "star", "large", "on the right"),
@@ -121,6 +172,10 @@ CHECKS: dict[str, tuple[Check, ...]] = {
         shows("Before", "a large purple square in the middle on a pink background"),
         shows("After", "a large purple square in the middle on a pink background"),
         keeps("Before", "After", (32, 0, 96, 128), inside=True),
+    ),
+    "crop-and-stitch": (
+        shows("After", "a large blue star in the middle on a white background", box=(352, 32, 480, 160)),
+        keeps("Before", "After", (384, 64, 448, 128), inside=False),
     ),
     "describe": (
         shows("Picture", "a small orange triangle at the bottom on a brown background"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -26,7 +27,7 @@ def write(name: str, results: Results) -> Path:
 
 def thumbnail(results: Results) -> Image.Image:
     """All that a workflow shows, in order: its pictures side by side or in a grid, the words of a model below them."""
-    pictures = [Image.open(io.BytesIO(shown[0])).convert("RGB") for shown in results.pictures.values()]
+    pictures = different(data for shown in results.pictures.values() for data in shown)
     words = " / ".join(dict.fromkeys(text for texts in results.texts.values() for text in texts))  # each once
     sheet = Image.new("RGB", (SIDE, SIDE), BACKGROUND)
     height = SIDE - CAPTION if words else SIDE
@@ -35,6 +36,12 @@ def thumbnail(results: Results) -> Image.Image:
     if words:
         caption(sheet, words, height)
     return sheet
+
+
+def different(files: Iterable[bytes]) -> list[Image.Image]:
+    """The pictures of files, those that are there twice once."""
+    pictures = (Image.open(io.BytesIO(data)).convert("RGB") for data in files)
+    return list({(picture.size, picture.tobytes()): picture for picture in pictures}.values())
 
 
 def boxes(count: int, height: int) -> list[tuple[int, int, int, int]]:
@@ -68,15 +75,25 @@ def put(sheet: Image.Image, picture: Image.Image, box: tuple[int, int, int, int]
 
 
 def caption(sheet: Image.Image, words: str, top: int) -> None:
-    """Words in the middle of what is left below `top`, on as many lines as they need."""
-    draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(size=26)
+    """Words in the middle of what is left below `top`, on as many lines as they need, smaller where they are many."""
+    draw, room = ImageDraw.Draw(sheet), SIDE - top
+    for size in range(26, 8, -2):
+        font = ImageFont.load_default(size=size)
+        text = "\n".join(wrapped(draw, font, line) for line in words.splitlines())
+        box = draw.multiline_textbbox((0, 0), text, font=font)
+        if box[3] <= room - GAP:
+            break
+    middle = (SIDE // 2, top + room // 2)
+    draw.multiline_text(middle, text, fill=INK, font=font, anchor="mm", align="center")
+
+
+def wrapped(draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont, line: str) -> str:
+    """A line in as many as it takes to be no wider than the sheet."""
     lines: list[str] = []
-    for word in words.split():
+    for word in line.split():
         longer = f"{lines[-1]} {word}" if lines else word
         if lines and draw.textlength(longer, font=font) <= SIDE - 2 * GAP:
             lines[-1] = longer
         else:
             lines.append(word)
-    middle = (SIDE // 2, top + (SIDE - top) // 2)
-    draw.multiline_text(middle, "\n".join(lines), fill=INK, font=font, anchor="mm", align="center")
+    return "\n".join(lines)
