@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from .checkpoint import NANO, find, load_tokenizer, load_transformer, load_vq
-from .nano.build import TRAINING, build
+from .nano.build import FURTHER, TRAINING, build
 from .training.examples import Examples
 from .training.export import export_transformer, export_vq
 from .training.mixture import CaptionedPictures
@@ -29,6 +29,7 @@ def train_arguments(parser: argparse.ArgumentParser) -> None:
     jobs = parser.add_subparsers(dest="job", required=True, metavar="JOB")
     nano = jobs.add_parser("nano", help="build DiMOO-nano from nothing (hours on two cores; goes on where it stopped)")
     _run_arguments(nano)
+    nano.add_argument("--from", dest="start", metavar="NANO", type=Path, help="train a finished nano further")
     nano.add_argument("--steps", type=int, help="steps of the transformer's training [the recipe's]")
     nano.set_defaults(job_run=_nano)
     encode = jobs.add_parser("encode", help="pictures with .txt captions beside them to one file of codes")
@@ -82,9 +83,11 @@ def _check_folders(args: argparse.Namespace, *others: Path) -> None:
 
 
 def _nano(args: argparse.Namespace) -> None:
-    _check_folders(args)
-    training = TRAINING if args.steps is None else TRAINING.with_steps(args.steps)
-    build(args.run_folder, args.output, report=reporter(), training=training)
+    start = None if args.start is None else find(args.start)
+    _check_folders(args, *(() if start is None else {path.parent for path in start.files}))
+    training = TRAINING if start is None else FURTHER
+    training = training if args.steps is None else training.with_steps(args.steps)
+    build(args.run_folder, args.output, report=reporter(), training=training, start=args.start)
 
 
 def _encode(args: argparse.Namespace) -> None:

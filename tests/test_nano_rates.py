@@ -23,25 +23,29 @@ pytestmark = pytest.mark.skipif(not NANO.exists(), reason=f"{NANO.relative_to(NA
 CASES = 30
 # row of the table: the least share that must be right and clean
 LEAST = {
-    "generate full": 0.80,
-    "generate full, held out": 0.60,
-    "generate open": 0.30,
-    "generate open, ML-Cache": 0.15,
-    "generate full, other format": 0.30,
-    "describe": 0.80,
-    "describe, held out": 0.60,
-    "edit": 0.70,
-    "edge map": 0.80,
-    "edge map to image": 0.70,
-    "inpaint": 0.70,
+    "generate full": 0.95,
+    "generate full, held out": 0.9,
+    "generate open": 0.61,
+    "generate open, ML-Cache": 0.24,
+    "generate full, other format": 0.95,
+    "generate open, other format": 0.54,
+    "describe": 0.95,
+    "describe, held out": 0.95,
+    "edit": 0.93,
+    "edge map": 0.95,
+    "edge map to image": 0.95,
+    "inpaint": 0.9,
+    "spread over seeds": 0.5,
     "one picture at temperature 0": 1.0,
 }
 # controls: the most that may pass
 MOST = {
-    "control: open in one step": 0.15,
-    "control: open, cache never refreshed": 0.15,
-    "control: full, judged by another caption": 0.1,
+    "control: open in one step": 0.1,
+    "control: open, cache never refreshed": 0.1,
+    "control: full, judged by another caption": 0.04,
 }
+# cases, where others than CASES: a spread over six colours does not show in 30 pictures
+COUNTS = {"spread over seeds": 90}
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +61,7 @@ def row(name: str, setup: Setup) -> Row:
 def test_nano_is_right(name: str, nano: tuple[Bench, Setup]) -> None:
     bench, setup = nano
     chosen = row(name, setup)
-    measured, settings = chosen.run(bench, CASES // chosen.times)
+    measured, settings = chosen.run(bench, COUNTS.get(name, CASES) // chosen.times)
     assert measured.rate >= LEAST[name], f"{measured} with {settings}"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
 
@@ -11,12 +12,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from dimoo_core.cache import PRESETS
 from dimoo_core.canvas import Canvas
 from dimoo_core.checkpoint import Defaults
+from dimoo_core.layout import answer_length
 from dimoo_core.nano.cases import KINDS, Case, Examiner
 from dimoo_core.nano.judge import open_patterns
-from dimoo_core.nano.rates import BATCH, CASES, Bench, Row, Setup, lines, load, main, rows
+from dimoo_core.nano.rates import BATCH, CASES, Bench, Row, Setup, evenness, lines, load, main, rows
 from dimoo_core.nano.scenes import FORMATS, Scene, caption, draw, draw_edges, every_scene, held_out, parse_caption
+from dimoo_core.prompt import prompt_strings
+from dimoo_core.text_policy import EXACT, SPEEDS
 from tests.tiny import write_checkpoint
 
 USUAL = Setup()
@@ -55,6 +60,9 @@ class Painter(Bench):
         if self.stain:
             picture[:, 40:52, 40:52] = torch.tensor([0.0, 1.0, 0.0])[:, None, None]
         return picture
+
+    def flops(self, cases: Sequence[Case], setup: Setup) -> float:
+        return 1e9 if setup == setup.exact else 4e8
 
     def answer(self, cases: Sequence[Case], setup: Setup) -> list[str]:
         return [caption(self.slip(parse_caption(case.asked))) for case in cases]
@@ -108,6 +116,42 @@ def test_one_picture_for_all_seeds_is_no_spread() -> None:
     assert "1 different scenes in 20" in measured.remarks[0]
     measured, _ = row("spread over seeds").run(Painter(stain=True), 5)
     assert measured.rate == 0  # nothing right to count
+
+
+def test_evenness_is_one_for_equal_counts_and_zero_where_one_choice_is_missing() -> None:
+    assert evenness([5, 5]) == evenness([3, 3, 3, 3]) == 1
+    assert evenness([9, 0, 9]) == evenness([0, 0]) == 0
+    assert evenness([3, 1]) == pytest.approx(0.5) and evenness([1, 1, 6]) == pytest.approx(0.375)
+
+
+def test_a_preset_is_measured_and_its_cost_told() -> None:
+    for name, policy in PRESETS.items():
+        if policy is not None:
+            for task in ("generate open", "edit"):
+                measured, settings = row(f"{task}, cache {name}").run(Painter(), 5)
+                assert measured.remarks == ("0.40 GFLOP a case counted, 40% of exact sampling's 1.00",)
+                assert all(f"{getattr(policy, field.name)}" in settings for field in fields(policy))
+    for name, policy in SPEEDS.items():
+        if policy != EXACT:
+            measured, settings = row(f"describe, {name}").run(Painter(), 5)
+            assert "40% of exact sampling's" in measured.remarks[0] and str(policy.threshold) in settings
+
+
+def test_operations_are_counted_attention_too(tmp_path: Path) -> None:
+    """Of one pass over L tokens: every weight matrix of the blocks once a token, and twice D a pair of them."""
+    bench, _ = load(write_checkpoint(tmp_path))
+    cases = [Examiner(bench.encode, *FORMATS[0]).full(0)] * 2
+    once = bench.flops(cases, Setup(steps=1, cfg=0.0))
+    length = len(bench.model.tokenizer.encode(prompt_strings(cases[0].prompt, str)[0])) + answer_length(*FORMATS[0])
+    config = bench.model.transformer.config
+    width, hidden, codes = config.d_model, config.mlp_hidden_size, bench.model.table.codebook_size
+    least = (config.n_layers - 1) * length * (2 * (4 * width + 3 * hidden) * width + 4 * length * width)
+    most = config.n_layers * length * (2 * (4 * width + 3 * hidden) * width + 4 * length * width)
+    assert least < once < most + 2 * length * width * codes
+    assert 2 * least < bench.flops(cases, Setup(steps=2, cfg=0.0)) <= 2 * once
+    steps = Setup(steps=12, cfg=0.0)
+    cached = bench.flops(cases, replace(steps, cache=PRESETS["balanced"]))
+    assert 0.2 < cached / bench.flops(cases, steps) < 0.8
 
 
 def test_the_cases_are_what_they_say() -> None:

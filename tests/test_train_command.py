@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from dimoo_core.__main__ import main
-from dimoo_core.checkpoint import find, load_transformer, load_vq
+from dimoo_core.checkpoint import NANO, find, load_transformer, load_vq
 from dimoo_core.image import fit, fit_size, load_picture, to_pil
 from dimoo_core.training.pretokenise import encode_pictures, pictures_in, read_codes, write_codes
 
@@ -149,6 +150,34 @@ def test_a_tune_goes_on_where_it_stopped(here: Path, monkeypatch: pytest.MonkeyP
     assert not all(torch.equal(whole[name], other[name]) for name in whole)
 
 
+# ------------------------------------------------------------------------------------------------------------ nano
+
+
+class Grids(dict):
+    """Stands for the codes of every picture, which take long to make: grids of one code."""
+
+    def __missing__(self, key: tuple) -> torch.Tensor:
+        return torch.full(key[2:], 7)
+
+
+def test_a_finished_nano_is_trained_further(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dimoo_core.nano.build._all_codes", lambda *_: Grids())
+    monkeypatch.setattr("dimoo_core.nano.lessons.Lessons.draw", lambda own, choose: [own.pictures(choose, 2, ())])
+    line = ["train", "nano", "--run", "run", "--output", "further", "--from", str(NANO), "--steps", "2"]
+    assert main(line) == 0
+    before, after = find(NANO), find("further")
+    assert after.config == before.config and after.table == before.table and after.defaults == before.defaults
+    stored = [load_file(folder / VQ_FILE) for folder in (NANO, Path("further"))]
+    assert all(torch.equal(stored[0][name], stored[1][name]) for name in stored[0]), "the same codes, bit for bit"
+    old, new = (dict(load_transformer(found, dtype=torch.float32).named_parameters()) for found in (before, after))
+    moved = torch.cat([(old[name] - new[name]).flatten() for name in old]).norm()
+    size = torch.cat([weight.flatten() for weight in old.values()]).norm()
+    assert 0 < moved < 0.05 * size, "two gentle steps from where it was"
+    assert main([*line, "--steps", "3"]) == 0
+    with safe_open("run/transformer/training.safetensors", "pt") as file:
+        assert file.metadata()["step"] == "3", "a stopped run goes on by itself, not from the start again"
+
+
 # -------------------------------------------------------------------------------------------------------- mistakes
 
 TUNE = "train tune codes.safetensors --checkpoint model --run run --output tuned"
@@ -180,6 +209,9 @@ MISTAKES = {
     "a run of another network": (f"{TUNE} --run wide", "wide/training.safetensors is a run of another network"),
     "a run cut short": (f"{TUNE} --run cut", "cut/training.safetensors is no stopped run"),
     "nano without steps": ("train nano --run run --output tuned --steps 0", "steps is 0"),
+    "nano from what is none": ("train nano --run run --output tuned --from model", "model is no nano of this recipe"),
+    "nano from nowhere": ("train nano --run run --output tuned --from nowhere", "nowhere does not exist"),
+    "nano over itself": ("train nano --run run --output model --from model", "--output model is the checkpoint that"),
     "nano into one folder": ("train nano --run run --output run", "--run and --output are both run"),
 }
 

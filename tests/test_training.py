@@ -57,6 +57,15 @@ def test_some_of_each_answer_is_hidden_and_only_what_may_be(places: int, batch: 
     assert (hidden.sum(dim=1) >= 1).all() and not (hidden & ~maskable).any()
 
 
+def test_where_an_answer_is_wholly_hidden_all_that_may_be_is() -> None:
+    maskable = torch.rand(64, 40, generator=dice()) < 0.5
+    whole = torch.arange(64) % 2 == 0
+    hidden = draw_hidden(maskable, dice(), whole)
+    assert torch.equal(hidden[whole], maskable[whole])
+    assert torch.equal(hidden[~whole], draw_hidden(maskable, dice())[~whole]), "the others as ever"
+    assert not torch.equal(hidden[~whole], maskable[~whole])
+
+
 def test_the_hidden_share_is_the_cosine_of_a_uniform_number() -> None:
     maskable = torch.zeros(2000, 300, dtype=torch.bool)
     maskable[:, ::2] = True

@@ -5,8 +5,9 @@ Every batch holds one task, one picture format and one pattern of words, so that
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 
 import torch
@@ -17,14 +18,16 @@ from ..tokens import TextTokenizer, TokenTable
 from ..training.examples import Condition, Examples, draw_condition, rarity
 from ..training.mixture import random_rectangle
 from ..training.objective import Batch
-from .recipe import edge_scenes
-from .scenes import FORMATS, OPEN, Edit, Scene, caption, every_edit, every_scene, held_out
+from .recipe import cells, edge_scenes
+from .scenes import FORMATS, OPEN, Edit, Scene, caption, coverage, every_edit, every_scene, held_out
 from .words import QUESTIONS
 
 UNCONDITIONAL = 0.1  # share of batches that learn without the prompt, for guidance
 _ANSWER_LENGTHS = {16: 0.4, 32: 0.4, 64: 0.12, 128: 0.08}
-_EDIT_KINDS = {"remove": 0.1, "recolour": 0.25, "replace": 0.25, "background": 0.25, "add": 0.15}
+_EDIT_KINDS = {"remove": 0.1, "recolour": 0.2, "replace": 0.2, "background": 0.2, "add": 0.3}
 
+# (choose, scene, H, W) -> the cells bool [H,W] that may be hidden, and whether all of them are or a share
+Hide = Callable[[random.Random, Scene, int, int], tuple[Tensor, bool]]
 # codes [H,W] of every picture of the world, by (scene, edge map?, H, W)
 Codes = Mapping[tuple[Scene, bool, int, int], Tensor]
 
@@ -51,14 +54,14 @@ class Lessons:
         """One step: each task's share, in batches of equally long sequences."""
         return [
             self.pictures(choose, 8, ()),
-            self.pictures(choose, 8, self._pattern(choose)),
-            self.pictures(choose, 8, self._pattern(choose)),
+            self.pictures(choose, 16, self._pattern(choose)),
+            self.pictures(choose, 16, self._pattern(choose)),
             self.holes(choose, 6),
             self.edits(choose, 6),
             self.edits(choose, 6),
-            self.edge_maps(choose, 3),
-            self.from_edges(choose, 4),
-            self.descriptions(choose, 8),
+            self.edge_maps(choose, 4),
+            self.from_edges(choose, 3),
+            self.descriptions(choose, 6),
         ]
 
     # ------------------------------------------------------------------------------------------------ the tasks
@@ -69,7 +72,7 @@ class Lessons:
         scenes = [self._empty(choose) if blank else choose.choice(taught_scenes()) for _ in range(size)]
         prompts = [Prompt(GENERATE, caption(scene, leave_open)) for scene in scenes]
         targets = [(scene, False) for scene in scenes]
-        return self._images(choose, prompts, targets, decided=not leave_open)
+        return self._images(choose, prompts, targets, decided=not leave_open, hide=shape_unseen if leave_open else None)
 
     def holes(self, choose: random.Random, size: int) -> Batch:
         """Inpainting: a rectangle of a picture is to be filled and the rest is known, or the other way round."""
@@ -77,7 +80,7 @@ class Lessons:
         scenes = [choose.choice(taught_scenes()) for _ in range(size)]
         prompts = [Prompt(GENERATE, caption(scene, leave_open)) for scene in scenes]
         targets = [(scene, False) for scene in scenes]
-        return self._images(choose, prompts, targets, decided=not leave_open, rectangles=True)
+        return self._images(choose, prompts, targets, decided=not leave_open, hide=hole)
 
     def edits(self, choose: random.Random, size: int) -> Batch:
         """One kind of edit of several pictures."""
@@ -134,7 +137,7 @@ class Lessons:
 
     @staticmethod
     def _format(choose: random.Random) -> tuple[int, int]:
-        return choose.choices(FORMATS, (0.8, 0.2))[0]
+        return choose.choices(FORMATS, (0.67, 0.33))[0]
 
     @staticmethod
     def _pattern(choose: random.Random) -> tuple[str, ...]:
@@ -148,20 +151,21 @@ class Lessons:
         *,
         form: tuple[int, int] | None = None,
         decided: bool = True,
-        rectangles: bool = False,
+        hide: Hide | None = None,
     ) -> Batch:
-        # decided: the prompts leave one right answer
+        # decided: the prompts leave one right answer; hide: see there (None: a share of all cells)
         height, width = form or self._format(choose)
         condition = draw_condition(choose, UNCONDITIONAL, images=bool(prompts[0].images))
         codes = torch.stack([self.codes[scene, edges, height, width] for scene, edges in targets])
-        holes = torch.stack([self._hole(choose, height, width) for _ in prompts]) if rectangles else None
-        weights = rarity(codes) if decided and condition == Condition() else None
-        return self.examples.images(prompts, codes, condition=condition, maskable=holes, weights=weights)
-
-    @staticmethod
-    def _hole(choose: random.Random, height: int, width: int) -> Tensor:
-        hole = random_rectangle(choose, height, width)
-        return ~hole if choose.random() < 0.25 and not hole.all() else hole  # some are to be painted outwards
+        hidden = [hide(choose, scene, height, width) for scene, _ in targets] if hide else []
+        return self.examples.images(
+            prompts,
+            codes,
+            condition=condition,
+            maskable=torch.stack([cells for cells, _ in hidden]) if hide else None,
+            whole=torch.tensor([whole for _, whole in hidden]) if hide else None,
+            weights=rarity(codes) if decided and condition == Condition() else None,
+        )
 
 
 def edges_only(scene: Scene) -> Scene:
@@ -172,3 +176,35 @@ def edges_only(scene: Scene) -> Scene:
 @cache
 def _by_outline() -> dict[tuple, Scene]:
     return {(scene.shape, scene.size, scene.place): scene for scene in edge_scenes()}
+
+
+# ---------------------------------------------------------------------------------------------------- what is hidden
+
+
+def hole(choose: random.Random, scene: Scene, height: int, width: int) -> tuple[Tensor, bool]:
+    """A `Hide` for inpainting, whatever the scene: a rectangle, or one time in four all but a rectangle."""
+    inside = random_rectangle(choose, height, width)
+    return ~inside if choose.random() < 0.25 and not inside.all() else inside, False
+
+
+def shape_unseen(choose: random.Random, scene: Scene, height: int, width: int) -> tuple[Tensor, bool]:
+    """A `Hide` for open words: all of the shape and a share of the background, or two times in five any cells.
+
+    Sampling decides first what is surest, and that is plain background: of a half-made picture all that stands tends to
+    be background, and the shape must go where none is yet. Cells hidden at random hardly ever look like that, least of
+    all with a large shape; taught by these alone, the model goes on with background until no place is left.
+    """
+    if choose.random() < 0.4:
+        return torch.ones(height, width, dtype=torch.bool), False
+    bare = _bare_cells(scene.shape, scene.size, scene.place, height, width).flatten().nonzero().flatten().tolist()
+    share = math.cos(math.pi / 2 * choose.random())
+    hidden = torch.ones(height * width, dtype=torch.bool)
+    hidden[choose.sample(bare, round(len(bare) * (1 - share)))] = False
+    return hidden.view(height, width), True
+
+
+@cache
+def _bare_cells(shape: str, size: str, place: str, height: int, width: int) -> Tensor:
+    """Cells [H,W] that such a shape leaves plain, whatever the colours."""
+    alpha = coverage(Scene("white", shape, "red", size, place), height, width)
+    return (cells(alpha[None]).amax(dim=1) == 0).view(height, width)

@@ -6,28 +6,32 @@ prints them. The n cases of a row are sampled with the seeds 0 to n - 1, and all
 
 Controls must fail, or the other rows prove nothing: captions that leave something open in one step, or with a cache
 that never refreshes; pictures judged by another caption.
+
+Rows of a cache's presets also say what it saves: the counted floating point operations of sampling a case, matrix
+products and attention, beside those of exact sampling.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from ..cache import CachePolicy
+from ..cache import PRESETS, CachePolicy
 from ..canvas import Canvas
 from ..checkpoint import NANO, Defaults, find, load_tokenizer, load_transformer, load_vq
 from ..guidance import Branch
 from ..image import cells_to_mask, composite
 from ..jobs import Model, decode, describe, encode, guided
 from ..sampling import ImageSettings, sample_image
+from ..text_policy import EXACT, SPEEDS, TextPolicy
 from ..text_sampling import TextSettings
 from ..vq import VQ
 from .cases import Case, Examiner
@@ -36,6 +40,7 @@ from .scenes import BACKGROUNDS, CELL, COLOURS, FORMATS, PLACES, SIZES
 
 CASES = 210  # 15 ways to leave something open, 5 kinds of edit, 5 questions: each the same number of times
 BATCH = 32
+COUNTED = 30  # cases whose operations are counted: they depend on the lengths of prompts alone
 PUBLISHED_CACHE = CachePolicy(ratio=0.9, warmup=0.3, refresh_interval=5)
 NEVER_REFRESHED = CachePolicy(ratio=0.98, warmup=0.0, refresh_interval=10_000)
 CHOICES = {"size": SIZES, "colour": COLOURS, "place": PLACES, "background": BACKGROUNDS}
@@ -71,16 +76,26 @@ class Setup:
         if case.canvas is None:
             text = self.text
             blocks = f"{text.max_tokens} tokens in blocks of {text.block_length}"
-            return f"{size}, {blocks}, {text.steps} steps, temperature {text.temperature:g}, guidance {text.cfg:g}"
+            words = f"{size}, {blocks}, {text.steps} steps, temperature {text.temperature:g}, guidance {text.cfg:g}"
+            return words if text.policy == EXACT else f"{words}, {_policy_words(text.policy)}"
         guidance = f"{self.cfg:g} text {self.image_cfg:g} image" if case.prompt.images else f"{self.cfg:g}"
         words = (
             f"{size}, {self.steps} step{'s' * (self.steps > 1)}, temperature {self.temperature:g}, guidance {guidance}"
         )
-        if self.cache is None:
-            return words
-        never = self.cache.refresh_interval > self.steps
-        refresh = "never refreshed" if never else f"refreshed every {self.cache.refresh_interval}"
-        return f"{words}, cache {self.cache.ratio:g} warm-up {self.cache.warmup:g} {refresh}"
+        return words if self.cache is None else f"{words}, cache: {_policy_words(self.cache)}"
+
+    @property
+    def exact(self) -> Setup:
+        """The same without shortcuts."""
+        return replace(self, cache=None, text=replace(self.text, policy=EXACT))
+
+
+def _policy_words(policy: CachePolicy | TextPolicy) -> str:
+    """Every setting of a policy by name."""
+    values = {one.name.replace("_", " "): getattr(policy, one.name) for one in fields(policy)}
+    return ", ".join(
+        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items()
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------- the bench
@@ -120,6 +135,12 @@ class Bench:
         ]
         return torch.cat(prefixes).to(self.device), made
 
+    def flops(self, cases: Sequence[Case], setup: Setup) -> float:
+        """Floating point operations of sampling a case, on average; making codes and pictures is not counted."""
+        with FlopCounterMode(display=False, custom_mapping=_ATTENTION_ON_CPU) as counter:
+            (self.answer if cases[0].canvas is None else self.fill)(cases, setup)
+        return counter.get_total_flops() / len(cases)
+
     def show(self, cases: Sequence[Case], canvases: Sequence[Canvas]) -> Tensor:
         """The pictures [n,3,H*16,W*16] as a user gets them: outside the holes of an inpainted one the original."""
         pictures = [decode(self.vq, canvas.to(self.device)).cpu() for canvas in canvases]
@@ -138,6 +159,14 @@ class Bench:
             answers |= dict(zip(places, describe(self.model, [images], question, settings=settings), strict=True))
             seed += len(places)
         return [answers[place] for place in range(len(cases))]
+
+
+def _attention_flops(queries: torch.Size, keys: torch.Size, values: torch.Size, *_, out_shape=None, **__) -> int:
+    return sdpa_flop_count(queries, keys, values)
+
+
+# torch's counter knows the fused attention of GPUs only
+_ATTENTION_ON_CPU = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
 
 
 def load(folder: Path, device: str = "cpu") -> tuple[Bench, Setup]:
@@ -202,20 +231,34 @@ def hits(bench: Bench, cases: Sequence[Case], setup: Setup) -> Measured:
     return whole
 
 
+def priced(bench: Bench, cases: Sequence[Case], setup: Setup) -> Measured:
+    """As `hits`; a remark says what sampling a case costs, and what it does without shortcuts."""
+    cost, exact = (bench.flops(cases[:COUNTED], one) for one in (setup, setup.exact))
+    measured = hits(bench, cases, setup)
+    words = f"{cost / 1e9:.2f} GFLOP a case counted, {cost / exact:.0%} of exact sampling's {exact / 1e9:.2f}"
+    return replace(measured, remarks=(*measured.remarks, words))
+
+
 def spread(bench: Bench, cases: Sequence[Case], setup: Setup) -> Measured:
-    """How evenly the choices fall that one caption leaves open; rate: the least entropy of one, as a share of that of
-    an even choice. Only pictures that are right and clean are counted."""
+    """How evenly the choices fall that one caption leaves open; rate: the least `evenness` of one. Only pictures that
+    are right and clean are counted."""
     verdicts = judge_pictures(bench, cases, bench.fill(cases, setup))
     scenes = [v.scene for v, case in zip(verdicts, cases, strict=True) if v.clean and matches(v.scene, case.asked)]
-    shares, remarks = [], [f"{len(set(scenes))} different scenes in {len(scenes)} pictures, right and clean"]
+    rates, remarks = [], [f"{len(set(scenes))} different scenes in {len(scenes)} pictures, right and clean"]
     for name, values in CHOICES.items():
         counts = Counter(getattr(scene, name) for scene in scenes)
-        entropy = sum(count / len(scenes) * math.log2(len(scenes) / count) for count in counts.values())
-        shares.append(entropy / math.log2(len(values)))
-        most = max(counts.values(), default=0) / max(len(scenes), 1)
-        bits = f"entropy {entropy:.2f} of {math.log2(len(values)):.2f} bits"
-        remarks.append(f"{name}: {len(counts)} of {len(values)} chosen, the most frequent in {most:.0%}, {bits}")
-    return Measured(len(cases), min(shares), remarks=tuple(remarks))
+        rates.append(evenness([counts[value] for value in values]))
+        shares = ", ".join(f"{value} {counts[value] / max(len(scenes), 1):.0%}" for value in values)
+        remarks.append(f"{name}: {shares}; evenness {rates[-1]:.0%}")
+    return Measured(len(cases), min(rates), remarks=tuple(remarks))
+
+
+def evenness(counts: Sequence[int]) -> float:
+    """1 where all choices come equally often, 0 where one comes always or another never: where the most frequent of k
+    has the share s, (1 - s) / (1 - 1/k). 0.5 is a share of 75 % for two choices, of 58 % for six."""
+    if not all(counts):
+        return 0.0
+    return (1 - max(counts) / sum(counts)) / (1 - 1 / len(counts))
 
 
 def sameness(bench: Bench, cases: Sequence[Case], setup: Setup) -> Measured:
@@ -272,7 +315,7 @@ class Row:
 def rows(usual: Setup) -> list[Row]:
     """The whole table. Open captions are sampled at temperature 1, whatever is usual: there are choices to make."""
     free = replace(usual, temperature=1.0)
-    return [*_tasks(usual, free), *_variants(usual, free), *_controls(usual, free)]
+    return [*_tasks(usual, free), *_variants(usual, free), *_presets(usual, free), *_controls(usual, free)]
 
 
 def _tasks(usual: Setup, free: Setup) -> list[Row]:
@@ -308,6 +351,23 @@ def _variants(usual: Setup, free: Setup) -> list[Row]:
             Row(f"generate open, {name}", Examiner.open, change(free), least=0.70),
             Row(f"edit, {name}", Examiner.edit, change(usual), least=0.80),
         ]
+    return made
+
+
+def _presets(usual: Setup, free: Setup) -> list[Row]:
+    """What each preset of ML-Cache costs and saves, where decisions are made one after the other, and of answers."""
+    made = []
+    for name, policy in PRESETS.items():
+        if policy is not None:
+            cached = [replace(setup, cache=policy) for setup in (free, usual)]
+            made += [
+                Row(f"generate open, cache {name}", Examiner.open, cached[0], least=0.35, measure=priced),
+                Row(f"edit, cache {name}", Examiner.edit, cached[1], least=0.90, measure=priced),
+            ]
+    for name, policy in SPEEDS.items():
+        if policy != EXACT:
+            quick = replace(usual, text=replace(usual.text, policy=policy))
+            made += [Row(f"describe, {name}", Examiner.describe, quick, least=0.95, measure=priced)]
     return made
 
 

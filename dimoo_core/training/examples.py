@@ -62,15 +62,16 @@ class Examples:
         *,
         condition: Condition,
         maskable: Tensor | None = None,
+        whole: Tensor | None = None,
         weights: Tensor | None = None,
     ) -> Batch:
         """Answers that are pictures: codes [B,H,W]; `maskable` bool [B,H,W] is what may be hidden (None: all),
-        `weights` [B,H,W] is how much each cell counts (None: alike)."""
+        `whole` bool [B] of which all of that is, `weights` [B,H,W] how much each cell counts (None: alike)."""
         prefix = torch.cat([self._prefix(prompt, condition) for prompt in prompts])
         ids = torch.cat((prefix, image_answer(Canvas.from_codes(codes), self.table)), dim=1)
         places = cell_places(*codes.shape[1:], codes.device) + prefix.shape[1]
         maskable, weights = (None if part is None else part.flatten(1) for part in (maskable, weights))
-        return Batch(ids, places, vocab=self.table.codes, maskable=maskable, weights=weights)
+        return Batch(ids, places, vocab=self.table.codes, maskable=maskable, whole=whole, weights=weights)
 
     def texts(self, prompts: Sequence[Prompt], answers: Sequence[str], *, length: int, share: float = 1.0) -> Batch:
         """Answers that are words, each followed by answer end and, up to `length` tokens, by end of text."""

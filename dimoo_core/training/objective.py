@@ -22,7 +22,8 @@ class Batch:
     """Whole sequences of one length, and which part of them is the answer.
 
     ids [B,L]: the true sequences. places [n]: where the answer's tokens stand. vocab: the rows they come from (None:
-    all). maskable [B,n]: what may be hidden (None: all). weights [B,n]: how much each place counts (None: alike).
+    all). maskable [B,n]: what may be hidden (None: all). whole [B]: answers of which all of that is hidden, not a
+    share (None: none). weights [B,n]: how much each place counts (None: alike).
     share: how much the batch counts beside others.
     """
 
@@ -30,13 +31,17 @@ class Batch:
     places: Tensor
     vocab: slice | None = None
     maskable: Tensor | None = None
+    whole: Tensor | None = None
     weights: Tensor | None = None
     share: float = 1.0
 
 
-def draw_hidden(maskable: Tensor, generator: torch.Generator) -> Tensor:
-    """Which places [B,n] to hide: at least one of each answer's `maskable` [B,n], the share cos(pi r / 2) of them."""
+def draw_hidden(maskable: Tensor, generator: torch.Generator, whole: Tensor | None = None) -> Tensor:
+    """Which places [B,n] to hide: at least one of each answer's `maskable` [B,n], the share cos(pi r / 2) of them, or
+    all where `whole` [B] says so."""
     shares = torch.cos(torch.rand(len(maskable), generator=generator) * (math.pi / 2))
+    if whole is not None:
+        shares = shares.masked_fill(whole, 1.0)
     counts = (shares * maskable.sum(dim=1)).floor().clamp(min=1)
     order = torch.rand(maskable.shape, generator=generator).masked_fill(~maskable, 2.0)
     ranks = order.argsort(dim=1).argsort(dim=1)
@@ -47,7 +52,7 @@ def masked_loss(model: nn.Module, batch: Batch, mask_id: int, generator: torch.G
     """The objective of one batch, a scalar; times its share."""
     answer = batch.ids[:, batch.places]
     maskable = torch.ones_like(answer, dtype=torch.bool) if batch.maskable is None else batch.maskable
-    hidden = draw_hidden(maskable, generator).to(answer.device)
+    hidden = draw_hidden(maskable, generator, batch.whole).to(answer.device)
     ids = batch.ids.clone()
     ids[:, batch.places] = answer.masked_fill(hidden, mask_id)
     logits = model(ids, rows=batch.places.expand(len(ids), -1), vocab=batch.vocab).float()

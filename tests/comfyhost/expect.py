@@ -149,8 +149,8 @@ CHECKS: dict[str, tuple[Check, ...]] = {
     "text-to-image": (shows("Picture", "a large red circle on the left on a white background"),),
     "text-to-image-ml-cache": (shows("Picture", "a small yellow star at the top on a black background"),),
     "edit": (
-        shows("Before", "a large red circle in the middle on a white background"),
-        shows("After", "a large blue circle in the middle on a white background"),
+        shows("Before", "a large red circle in the middle on a cyan background"),
+        shows("After", "a large blue circle in the middle on a cyan background"),
         beside("Before", "After", "Before and after", gap=8),
     ),
     "best-of": (
