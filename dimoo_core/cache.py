@@ -79,8 +79,9 @@ class CachePolicy:
 #   balanced                               85 % (59 %)        50 %    100 %               51 %,   34 %
 #   fast                                   84 % (49 %)        36 %    100 %               37 %,   24 %
 # Chosen with weights of an earlier day, with which exact was right in 75 % (56 %) and balanced in 71 % (45 %). At that
-# work: choosing from all positions 69 % (40 %), the most certain holes first 63 % (34 %), those not computed for longest
-# first 67 % (40 %). A larger share gains more than refreshing more often: 0.8 every two steps 72 % (51 %) for 71 %.
+# work: choosing from all positions 69 % (40 %), the most certain holes first 63 % (34 %), those not computed for
+# longest first 67 % (40 %). A larger share gains more than refreshing more often: 0.8 every two steps 72 % (51 %)
+# for 71 %.
 PRESETS: dict[str, CachePolicy | None] = {
     "off": None,
     "quality": CachePolicy(ratio=0.6, warmup=0.3, refresh_interval=5, candidates="holes"),
