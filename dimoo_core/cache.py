@@ -70,8 +70,8 @@ class CachePolicy:
 
 
 # Measured on DiMOO-nano, 16 steps. Open captions at temperature 1, edits as they come; 210 seeded cases each, 1050 for
-# edits of exact and published. Right (right and clean), and the work of sampling a picture compared with exact sampling;
-# last for the 8B in 64 steps. Nano's edits leave nothing open, so they hardly test a frozen prefix.
+# edits of exact and published. Right (right and clean), and the work of sampling a picture compared with exact
+# sampling; last for the 8B in 64 steps. Nano's edits leave nothing open, so they hardly test a frozen prefix.
 #                                          open captions      work    edits clean        8B: 1024x1024, edit 512x512
 #   exact                                  95 % (82 %)       100 %    99.7 %             100 %,  100 %
 #   published, 0.9 / 0.3 / 5               81 % (51 %)        50 %    99.5 %              50 %,   50 %
