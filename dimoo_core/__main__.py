@@ -7,6 +7,7 @@ What a user got wrong comes as a ValueError or OSError of one sentence and ends 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -338,7 +339,7 @@ def picture_files(args: argparse.Namespace) -> list[Path]:
 
     A file that the user names is overwritten, a file named by us never. Raises ValueError where no picture can be.
     """
-    output, seeds = args.output or Path(), range(args.seed, args.seed + args.batch)
+    output, seeds = args.output or Path(), [(args.seed + item) % SEEDS for item in range(args.batch)]
     if output.is_dir() or not output.suffix:
         output.mkdir(parents=True, exist_ok=True)
         return [unused(output, f"{args.command}-{seed}") for seed in seeds]
@@ -361,7 +362,8 @@ def facts(args: argparse.Namespace, found: Found) -> dict[str, Any]:
 
     Files are told by name and fingerprint, never by where they lie.
     """
-    name = "DiMOO-nano" if args.checkpoint == NANO else args.checkpoint.resolve().name
+    place = Path(os.path.abspath(found.path))  # not resolved: the links of the hub's cache lead to nameless files
+    name = "DiMOO-nano" if place == NANO.absolute() else place.name
     said = {
         key: value for key, value in vars(args).items() if key not in ("run", "checkpoint", "batch", "output", "list")
     }

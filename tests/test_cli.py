@@ -59,6 +59,11 @@ def test_a_batch_equals_singles_with_their_seeds(model: Path, here: Path) -> Non
     assert not torch.equal(load_picture("both/generate-7.png"), load_picture("single/one.png"))
 
 
+def test_the_seeds_in_names_begin_anew_at_their_end(model: Path, here: Path) -> None:
+    run(model, "generate", "x", "--steps", 1, "--batch", 2, "--seed", 2**64 - 1)
+    assert sorted(path.name for path in here.iterdir()) == ["generate-0.png", f"generate-{2**64 - 1}.png"]
+
+
 def test_names_of_our_own_never_overwrite(model: Path, here: Path, capsys: pytest.CaptureFixture) -> None:
     for _ in range(3):
         run(model, "generate", "x", "--steps", 1, "--cfg", 0)

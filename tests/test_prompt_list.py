@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from dimoo_core.__main__ import main
 from dimoo_core.folder import pictures_below, write_whole
-from dimoo_core.prompt_list import Job, Team, picture_file, read_jobs, work_off
-from dimoo_core.provenance import save
+from dimoo_core.prompt_list import Job, Team, facts_of, picture_file, read_jobs, work_off
+from dimoo_core.provenance import KEY, save
 
 from .tiny import TRANSFORMER, write_checkpoint
 
@@ -51,6 +52,12 @@ def test_the_three_kinds_of_lists_say_the_same(tmp_path: Path) -> None:
     assert [(job.prompt, job.seed) for job in read[0]] == [("a red circle", 5), ("ein gr\u00fcner Stern", 6)]
 
 
+@pytest.mark.parametrize("sign", ["\u2028", "\u2029", "\u0085"])
+def test_only_a_new_line_ends_a_line(tmp_path: Path, sign: str) -> None:
+    rows = listed(tmp_path, "a.jsonl", f'"red{sign}circle"\r\n"blue star"')
+    assert [job.prompt for job in read_jobs(rows, USUAL, 16)] == [f"red{sign}circle", "blue star"]
+
+
 def test_an_entry_may_say_more_than_its_prompt(tmp_path: Path) -> None:
     entry = {
         "prompt": "x",
@@ -72,6 +79,8 @@ def test_an_entry_may_say_more_than_its_prompt(tmp_path: Path) -> None:
         ("a.json", "{}", "JSON dict; an array"),
         ("a.json", "[", "not usable JSON"),
         ("a.jsonl", '"x"\n{', "not usable JSON"),
+        ("a.json", "[" * 100_000, "not usable JSON"),
+        ("a.jsonl", "[" * 100_000, "not usable JSON"),
         ("a.json", '["x", 3]', "Entry 2 .* 3 came; a prompt is wanted"),
         ("a.json", '[{"text": "x"}]', 'Entry 1 .* object with "prompt"'),
         ("a.json", '[{"prompt": "x", "sede": 1}]', "no field 'sede'; there are prompt, negative"),
@@ -122,6 +131,33 @@ def test_only_what_is_missing_or_another_is_made(tmp_path: Path) -> None:
     assert work() == ["b", "c"]
     jobs[0] = Job("another")
     assert work() == ["another"]
+
+
+def test_the_same_checkpoint_by_another_path_makes_nothing_anew(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, link = listed(tmp_path, "a.txt", "red circle"), tmp_path / "another name"
+    link.symlink_to(model)
+    monkeypatch.chdir(model)
+    written = set()
+    for place in (model, ".", "config.json", link):
+        assert run("list", path, "-o", tmp_path / "out", "--checkpoint", place, "--device", "cpu") == 0
+        written.add((tmp_path / "out" / "00001.png").stat().st_mtime_ns)
+    assert len(written) == 1
+
+
+@pytest.mark.parametrize("said", ["[]", '"x"', "1", "null", "{", "[" * 100_000])
+def test_a_picture_with_words_of_others_is_not_one_of_ours(tmp_path: Path, said: str) -> None:
+    text = PngInfo()
+    text.add_text(KEY, said)
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png", pnginfo=text)
+    assert facts_of(tmp_path / "a.png") is None
+
+
+def test_a_picture_too_large_to_read_is_not_one_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(Image.new("RGB", (64, 64)), tmp_path / "a.png", {"prompt": "x"})
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    assert facts_of(tmp_path / "a.png") is None
 
 
 def test_two_processes_make_what_one_makes(tmp_path: Path, model: Path) -> None:

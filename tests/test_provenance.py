@@ -127,6 +127,16 @@ def test_a_pictures_facts_are_enough_to_make_it_again(model: Path, here: Path, l
         assert str(here) not in json.dumps(said) and str(model.parent) not in json.dumps(said)
 
 
+def test_a_checkpoint_has_its_own_name_however_it_was_typed(
+    model: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "link").symlink_to(model)
+    monkeypatch.chdir(model / "vqvae")
+    for typed, name in (("..", "tiny"), ("../config.json", "tiny"), (here / "link", "link"), (model.parent, "tiny")):
+        run("generate", "x", "--checkpoint", typed, "-o", here / "made.png")
+        assert facts(here / "made.png")["checkpoint"]["name"] == name
+
+
 @pytest.mark.parametrize("suffix", ["jpg", "webp"])
 def test_other_formats_tell_it_in_their_description_as_far_as_there_is_room(tmp_path: Path, suffix: str) -> None:
     file = tmp_path / f"a.{suffix}"
