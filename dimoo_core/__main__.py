@@ -161,6 +161,7 @@ def prompt_list(args: argparse.Namespace) -> None:
     """A picture for every prompt of a list; several processes of torchrun share the work."""
     found = find(args.checkpoint)
     usual = image_settings(args, found.defaults)
+    check_folder(args.output)
     size = args.size or found.defaults.size
     cfg = chosen(args.cfg, found.defaults.cfg)
     job = Job("", args.negative, size, usual.seed, usual.steps, cfg, usual.temperature)
@@ -262,8 +263,6 @@ def chosen(value: float | None, default: float) -> float:
 
 def image_settings(args: argparse.Namespace, defaults: Defaults) -> ImageSettings:
     """How to sample pictures; raises ValueError for a setting out of range."""
-    if args.batch < 1:
-        raise ValueError(f"--batch is {args.batch}; a whole number from 1 is needed.")
     steps, temperature = chosen(args.steps, defaults.steps), chosen(args.temperature, defaults.temperature)
     return ImageSettings(steps, temperature, args.seed, args.ml_cache, args.guidance_start)
 
@@ -339,6 +338,8 @@ def picture_files(args: argparse.Namespace) -> list[Path]:
 
     A file that the user names is overwritten, a file named by us never. Raises ValueError where no picture can be.
     """
+    if args.batch < 1:
+        raise ValueError(f"--batch is {args.batch}; a whole number from 1 is needed.")
     output, seeds = args.output or Path(), [(args.seed + item) % SEEDS for item in range(args.batch)]
     if output.is_dir() or not output.suffix:
         output.mkdir(parents=True, exist_ok=True)
@@ -347,6 +348,12 @@ def picture_files(args: argparse.Namespace) -> list[Path]:
         raise ValueError(f"--output is {output}; a folder or a picture file such as picture.png is needed.")
     output.parent.mkdir(parents=True, exist_ok=True)
     return [output] if args.batch == 1 else [output.with_stem(f"{output.stem}-{seed}") for seed in seeds]
+
+
+def check_folder(path: Path) -> None:
+    """Raises ValueError where a folder is wanted and the user names a file."""
+    if not path.is_dir() and (path.exists() or path.suffix.lower() in Image.registered_extensions()):
+        raise ValueError(f"--output is {path}; the pictures of a list need a folder; name one, such as pictures.")
 
 
 def unused(folder: Path, stem: str) -> Path:
@@ -433,7 +440,7 @@ def common_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def picture_arguments(parser: argparse.ArgumentParser) -> None:
+def sampling_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("sampling")
     ours = "the checkpoint's own, else"
     group.add_argument("--steps", type=int, metavar="N", help=f"more are slower and better ({ours} {Defaults.steps})")
@@ -447,7 +454,6 @@ def picture_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"variety; 0: the same picture for every seed ({ours} {Defaults.temperature:g})",
     )
     group.add_argument("--negative", default="", metavar="TEXT", help="what not to show")
-    group.add_argument("--batch", type=int, metavar="N", default=1, help="how many pictures (1)")
     group.add_argument(
         "--ml-cache",
         type=cache,
@@ -463,10 +469,14 @@ def picture_arguments(parser: argparse.ArgumentParser) -> None:
         default=0.0,
         help="share of the steps, at the beginning, that go without guidance: faster (0)",
     )
+    common_arguments(parser)
+
+
+def batch_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--batch", type=int, metavar="N", default=1, help="how many pictures (1)")
     parser.add_argument(
         "-o", "--output", type=Path, metavar="PATH", help="a picture file or a folder (here, as COMMAND-SEED.png)"
     )
-    common_arguments(parser)
 
 
 def generate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -474,7 +484,8 @@ def generate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--size", type=size, metavar="WxH", help="px, in steps of 16 (the checkpoint's, else 1024x1024)"
     )
-    picture_arguments(parser)
+    batch_arguments(parser)
+    sampling_arguments(parser)
 
 
 def edit_arguments(parser: argparse.ArgumentParser) -> None:
@@ -493,7 +504,8 @@ def edit_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help=f"how closely to follow the picture (the checkpoint's, else {Defaults.image_cfg:g})",
     )
-    picture_arguments(parser)
+    batch_arguments(parser)
+    sampling_arguments(parser)
 
 
 def inpaint_arguments(parser: argparse.ArgumentParser) -> None:
@@ -504,7 +516,8 @@ def inpaint_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mask-height", type=float, default=1.0, metavar="SHARE", help="the same, its height (1.0)")
     parser.add_argument("--outpaint", action="store_true", help="repaint what is NOT marked")
     parser.add_argument("--grow", type=int, default=0, metavar="CELLS", help="widen the mask by cells of 16 px (0)")
-    picture_arguments(parser)
+    batch_arguments(parser)
+    sampling_arguments(parser)
 
 
 def describe_arguments(parser: argparse.ArgumentParser) -> None:
@@ -524,7 +537,15 @@ def list_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--size", type=size, metavar="WxH", help="px, in steps of 16 (the checkpoint's, else 1024x1024)"
     )
-    picture_arguments(parser)
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        default=Path("pictures"),
+        help="the folder of the pictures, 00001.png and so on, and of results.json (pictures)",
+    )
+    sampling_arguments(parser)
 
 
 def answer_arguments(parser: argparse.ArgumentParser) -> None:

@@ -133,6 +133,30 @@ def test_only_what_is_missing_or_another_is_made(tmp_path: Path) -> None:
     assert work() == ["another"]
 
 
+def test_a_list_without_a_folder_goes_into_pictures(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("list", listed(tmp_path, "a.txt", "red circle"), "--checkpoint", model, "--device", "cpu") == 0
+    assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == ["00001.png", "results.json"]
+
+
+@pytest.mark.parametrize("name", ["x.png", "X.JPG", "a.txt"])
+def test_a_list_into_a_file_is_refused_before_any_work(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture, name: str
+) -> None:
+    path = listed(tmp_path, "a.txt", "red circle")
+    assert run("list", path, "-o", tmp_path / name, "--checkpoint", model) == 2
+    assert "need a folder" in (said := capsys.readouterr().err) and said.count("\n") == 1
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_list_takes_no_batch(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run("list", listed(tmp_path, "a.txt", "red circle"), "--batch", 2)
+    assert ended.value.code == 2 and "--batch" in capsys.readouterr().err
+
+
 def test_the_same_checkpoint_by_another_path_makes_nothing_anew(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
