@@ -91,11 +91,12 @@ def edit(args: argparse.Namespace) -> None:
         pictures = jobs.edit(
             model,
             vq,
-            picture.expand(args.batch, -1, -1, -1),
+            picture,
             request,
             settings=settings,
             cfg=chosen(args.cfg, found.defaults.cfg),
             image_cfg=chosen(args.image_cfg, found.defaults.image_cfg),
+            batch=args.batch,
             on_step=on_step,
         )
     save(pictures, files, made)
@@ -116,8 +117,8 @@ def inpaint(args: argparse.Namespace) -> None:
         pictures = jobs.inpaint(
             model,
             vq,
-            picture.expand(args.batch, -1, -1, -1),
-            cells,
+            picture,
+            cells.expand(args.batch, -1, -1),
             jobs.text_prompt(args.prompt, args.negative),
             settings=settings,
             cfg=chosen(args.cfg, found.defaults.cfg),

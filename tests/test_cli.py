@@ -14,6 +14,7 @@ from dimoo_core import jobs
 from dimoo_core.__main__ import COMMANDS, main
 from dimoo_core.image import load_picture, to_pil
 from dimoo_core.text_policy import SPEEDS
+from dimoo_core.vq import VQ
 
 from .tiny import AUTOENCODER, TRANSFORMER, write_checkpoint
 
@@ -110,6 +111,22 @@ def test_edit_with_a_style(model: Path, here: Path) -> None:
     noise_picture(here / "in.png", 64, 64), noise_picture(here / "style.png", 128, 32)
     run(model, "edit", "in.png", "--type", "image_ref_transfer", "--reference", "style.png", "-o", "out.png")
     assert Image.open("out.png").size == (64, 64)
+
+
+@pytest.mark.parametrize("line", ["edit in.png x", "inpaint in.png x --mask-width 0.4"])
+def test_a_batch_of_one_picture_is_encoded_once(
+    model: Path, here: Path, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    noise_picture(here / "in.png", 64, 64)
+    encode, encoded = VQ.encode, []
+    monkeypatch.setattr(
+        VQ, "encode", lambda vq, pixels, **rest: encoded.append(len(pixels)) or encode(vq, pixels, **rest)
+    )
+    run(model, *line.split(), "--batch", 3, "-o", "three")
+    assert encoded == [1] and len(list(Path("three").iterdir())) == 3
+    run(model, *line.split(), "--seed", 2, "-o", "one.png")
+    (last,) = Path("three").glob("*-2.png")
+    assert torch.equal(load_picture(last), load_picture("one.png"))
 
 
 def outside_is_untouched(before: Path, after: Path, painted: Image.Image) -> bool:
