@@ -26,7 +26,7 @@ from .cache import CANDIDATES, PRESETS, CachePolicy
 from .checkpoint import CELL, NANO, Defaults, Found, find, load_tokenizer, load_transformer, load_vq
 from .convert import KINDS, convert
 from .download import REPO, download
-from .folder import caption_file, pictures_below, write_whole
+from .folder import caption_file, lacking_captions, pictures_below, shared_captions, write_whole
 from .image import PAINTED, RECTANGLE, centred_rectangle, load_mask, load_picture, to_pil
 from .noise import SEEDS
 from .prompt import EDITS
@@ -147,15 +147,27 @@ def caption(args: argparse.Namespace) -> None:
     found = find(args.checkpoint)
     settings = text_settings(args, found.defaults)
     every = pictures_below(args.folder)
-    wanted = [path for path in every if args.again or not caption_file(path).exists()]
-    print(f"{len(every)} pictures, {len(every) - len(wanted)} of them have a caption already", file=sys.stderr)
+    wanted, shared = lacking_captions(every, again=args.again), shared_captions(every)
+    have = len(every) - len(shared) - len(wanted)
+    print(f"{len(every)} pictures, {have} of them have a caption already", file=sys.stderr)
+    for path, owner in shared.items():
+        print(f"{path} is left out: {caption_file(path).name} is the caption of {owner.name}", file=sys.stderr)
     if not wanted:
         return
     model, vq = load(found, args)
+    unreadable = 0
     for path in tqdm(wanted, desc="caption", unit="picture", file=sys.stderr):
-        (words,) = jobs.describe_pictures(model, vq, [load_picture(path)], args.question, settings=settings)
+        try:
+            picture = load_picture(path)
+        except ValueError as error:
+            unreadable += 1
+            tqdm.write(str(error), file=sys.stderr)
+            continue
+        (words,) = jobs.describe_pictures(model, vq, [picture], args.question, settings=settings)
         write_whole(caption_file(path), words + "\n")
         tqdm.write(f"{path}: {words}", file=sys.stdout)
+    if unreadable:
+        raise ValueError(f"{unreadable} of {len(wanted)} pictures have no new caption, see above; mend or remove them.")
 
 
 def prompt_list(args: argparse.Namespace) -> None:

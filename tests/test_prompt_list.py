@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from dimoo_core import jobs
 from dimoo_core.__main__ import main
-from dimoo_core.folder import pictures_below, write_whole
+from dimoo_core.folder import folders_with_pictures, pictures_below, write_whole
 from dimoo_core.prompt_list import Job, Team, facts_of, picture_file, read_jobs, work_off
 from dimoo_core.provenance import KEY, save
 
@@ -219,6 +220,39 @@ def test_a_folder_gets_a_text_beside_each_picture_once(
     assert "2 pictures, 1 of them" in capsys.readouterr().err
     assert run("caption", tmp_path, "--checkpoint", model, "--again") == 0
     assert (tmp_path / "a.txt").read_text(encoding="utf-8") != "mine"
+
+
+def test_a_picture_that_cannot_be_read_stops_no_other(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    Image.new("RGB", (64, 64)).save(tmp_path / "b.png")
+    for _ in range(2):
+        assert run("caption", tmp_path, "--checkpoint", model) == 2
+        assert (tmp_path / "b.txt").exists() and not (tmp_path / "a.txt").exists()
+        said = capsys.readouterr().err
+        assert "a.png is no readable picture" in said and "have no new caption" in said.splitlines()[-1]
+    assert "1 of 1 pictures" in said
+
+
+def test_of_pictures_with_one_text_file_the_first_has_it(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, colour in (("a.jpg", "red"), ("a.png", "blue")):
+        Image.new("RGB", (64, 64), colour).save(tmp_path / name)
+    monkeypatch.setattr(jobs, "describe_pictures", lambda _model, _vq, shown, *_, **__: [str(shown[0].argmax().item())])
+    assert run("caption", tmp_path, "--checkpoint", model, "--again") == 0
+    assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "0\n", "what the red one shows"
+    said = capsys.readouterr().err
+    assert "2 pictures, 0 of them" in said and "a.png is left out: a.txt is the caption of a.jpg" in said
+
+
+def test_hidden_folders_hold_no_pictures(tmp_path: Path) -> None:
+    for name in ("in/a.png", "in/.cache/b.png", ".c.png", "other/d.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert pictures_below(tmp_path) == [tmp_path / "in" / "a.png"]
+    assert folders_with_pictures(tmp_path) == [tmp_path / "in"]
 
 
 def test_folders_without_pictures_are_one_sentence(tmp_path: Path) -> None:
