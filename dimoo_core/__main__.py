@@ -357,7 +357,7 @@ def picture_files(args: argparse.Namespace) -> list[Path]:
     if output.is_dir() or not output.suffix:
         output.mkdir(parents=True, exist_ok=True)
         return [unused(output, f"{args.command}-{seed}") for seed in seeds]
-    if output.suffix.lower() not in Image.registered_extensions():
+    if Image.registered_extensions().get(output.suffix.lower()) not in Image.SAVE:  # some can be read only
         raise ValueError(f"--output is {output}; a folder or a picture file such as picture.png is needed.")
     output.parent.mkdir(parents=True, exist_ok=True)
     return [output] if args.batch == 1 else [output.with_stem(f"{output.stem}-{seed}") for seed in seeds]

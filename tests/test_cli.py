@@ -201,6 +201,7 @@ MISTAKES = {
     "steps that do not divide": ("describe in.png --steps 3", "use 2 or 4 steps"),
     "a device that is not": ("generate x --device toaster", "'toaster' cannot be used"),
     "an output that is no picture": ("generate x -o picture.xyz", "picture.xyz; a folder or a picture file"),
+    "an output that can be read only": ("generate x -o picture.psd", "picture.psd; a folder or a picture file"),
     "style without a reference": ("edit in.png --type image_ref_transfer", "needs a reference"),
     "a reference for nothing": ("edit in.png x --reference in.png", "takes no reference"),
     "a text too long": ("generate " + "x" * 50_000, "shorten it"),
