@@ -7,6 +7,7 @@ What a user got wrong comes as a ValueError or OSError of one sentence and ends 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -25,7 +26,7 @@ from .cache import CANDIDATES, PRESETS, CachePolicy
 from .checkpoint import CELL, NANO, Defaults, Found, find, load_tokenizer, load_transformer, load_vq
 from .convert import KINDS, convert
 from .download import REPO, download
-from .folder import caption_file, pictures_below, write_whole
+from .folder import caption_file, lacking_captions, pictures_below, shared_captions, write_whole
 from .image import PAINTED, RECTANGLE, centred_rectangle, load_mask, load_picture, to_pil
 from .noise import SEEDS
 from .prompt import EDITS
@@ -90,11 +91,12 @@ def edit(args: argparse.Namespace) -> None:
         pictures = jobs.edit(
             model,
             vq,
-            picture.expand(args.batch, -1, -1, -1),
+            picture,
             request,
             settings=settings,
             cfg=chosen(args.cfg, found.defaults.cfg),
             image_cfg=chosen(args.image_cfg, found.defaults.image_cfg),
+            batch=args.batch,
             on_step=on_step,
         )
     save(pictures, files, made)
@@ -115,8 +117,8 @@ def inpaint(args: argparse.Namespace) -> None:
         pictures = jobs.inpaint(
             model,
             vq,
-            picture.expand(args.batch, -1, -1, -1),
-            cells,
+            picture,
+            cells.expand(args.batch, -1, -1),
             jobs.text_prompt(args.prompt, args.negative),
             settings=settings,
             cfg=chosen(args.cfg, found.defaults.cfg),
@@ -145,21 +147,34 @@ def caption(args: argparse.Namespace) -> None:
     found = find(args.checkpoint)
     settings = text_settings(args, found.defaults)
     every = pictures_below(args.folder)
-    wanted = [path for path in every if args.again or not caption_file(path).exists()]
-    print(f"{len(every)} pictures, {len(every) - len(wanted)} of them have a caption already", file=sys.stderr)
+    wanted, shared = lacking_captions(every, again=args.again), shared_captions(every)
+    have = len(every) - len(shared) - len(wanted)
+    print(f"{len(every)} pictures, {have} of them have a caption already", file=sys.stderr)
+    for path, owner in shared.items():
+        print(f"{path} is left out: {caption_file(path).name} is the caption of {owner.name}", file=sys.stderr)
     if not wanted:
         return
     model, vq = load(found, args)
+    unreadable = 0
     for path in tqdm(wanted, desc="caption", unit="picture", file=sys.stderr):
-        (words,) = jobs.describe_pictures(model, vq, [load_picture(path)], args.question, settings=settings)
+        try:
+            picture = load_picture(path)
+        except ValueError as error:
+            unreadable += 1
+            tqdm.write(str(error), file=sys.stderr)
+            continue
+        (words,) = jobs.describe_pictures(model, vq, [picture], args.question, settings=settings)
         write_whole(caption_file(path), words + "\n")
         tqdm.write(f"{path}: {words}", file=sys.stdout)
+    if unreadable:
+        raise ValueError(f"{unreadable} of {len(wanted)} pictures have no new caption, see above; mend or remove them.")
 
 
 def prompt_list(args: argparse.Namespace) -> None:
     """A picture for every prompt of a list; several processes of torchrun share the work."""
     found = find(args.checkpoint)
     usual = image_settings(args, found.defaults)
+    check_folder(args.output)
     size = args.size or found.defaults.size
     cfg = chosen(args.cfg, found.defaults.cfg)
     job = Job("", args.negative, size, usual.seed, usual.steps, cfg, usual.temperature)
@@ -261,8 +276,6 @@ def chosen(value: float | None, default: float) -> float:
 
 def image_settings(args: argparse.Namespace, defaults: Defaults) -> ImageSettings:
     """How to sample pictures; raises ValueError for a setting out of range."""
-    if args.batch < 1:
-        raise ValueError(f"--batch is {args.batch}; a whole number from 1 is needed.")
     steps, temperature = chosen(args.steps, defaults.steps), chosen(args.temperature, defaults.temperature)
     return ImageSettings(steps, temperature, args.seed, args.ml_cache, args.guidance_start)
 
@@ -338,14 +351,22 @@ def picture_files(args: argparse.Namespace) -> list[Path]:
 
     A file that the user names is overwritten, a file named by us never. Raises ValueError where no picture can be.
     """
-    output, seeds = args.output or Path(), range(args.seed, args.seed + args.batch)
+    if args.batch < 1:
+        raise ValueError(f"--batch is {args.batch}; a whole number from 1 is needed.")
+    output, seeds = args.output or Path(), [(args.seed + item) % SEEDS for item in range(args.batch)]
     if output.is_dir() or not output.suffix:
         output.mkdir(parents=True, exist_ok=True)
         return [unused(output, f"{args.command}-{seed}") for seed in seeds]
-    if output.suffix.lower() not in Image.registered_extensions():
+    if Image.registered_extensions().get(output.suffix.lower()) not in Image.SAVE:  # some can be read only
         raise ValueError(f"--output is {output}; a folder or a picture file such as picture.png is needed.")
     output.parent.mkdir(parents=True, exist_ok=True)
     return [output] if args.batch == 1 else [output.with_stem(f"{output.stem}-{seed}") for seed in seeds]
+
+
+def check_folder(path: Path) -> None:
+    """Raises ValueError where a folder is wanted and the user names a file."""
+    if not path.is_dir() and (path.exists() or path.suffix.lower() in Image.registered_extensions()):
+        raise ValueError(f"--output is {path}; the pictures of a list need a folder; name one, such as pictures.")
 
 
 def unused(folder: Path, stem: str) -> Path:
@@ -361,7 +382,8 @@ def facts(args: argparse.Namespace, found: Found) -> dict[str, Any]:
 
     Files are told by name and fingerprint, never by where they lie.
     """
-    name = "DiMOO-nano" if args.checkpoint == NANO else args.checkpoint.resolve().name
+    place = Path(os.path.abspath(found.path))  # not resolved: the links of the hub's cache lead to nameless files
+    name = "DiMOO-nano" if place == NANO.absolute() else place.name
     said = {
         key: value for key, value in vars(args).items() if key not in ("run", "checkpoint", "batch", "output", "list")
     }
@@ -431,7 +453,7 @@ def common_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def picture_arguments(parser: argparse.ArgumentParser) -> None:
+def sampling_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("sampling")
     ours = "the checkpoint's own, else"
     group.add_argument("--steps", type=int, metavar="N", help=f"more are slower and better ({ours} {Defaults.steps})")
@@ -445,7 +467,6 @@ def picture_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"variety; 0: the same picture for every seed ({ours} {Defaults.temperature:g})",
     )
     group.add_argument("--negative", default="", metavar="TEXT", help="what not to show")
-    group.add_argument("--batch", type=int, metavar="N", default=1, help="how many pictures (1)")
     group.add_argument(
         "--ml-cache",
         type=cache,
@@ -461,10 +482,14 @@ def picture_arguments(parser: argparse.ArgumentParser) -> None:
         default=0.0,
         help="share of the steps, at the beginning, that go without guidance: faster (0)",
     )
+    common_arguments(parser)
+
+
+def batch_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--batch", type=int, metavar="N", default=1, help="how many pictures (1)")
     parser.add_argument(
         "-o", "--output", type=Path, metavar="PATH", help="a picture file or a folder (here, as COMMAND-SEED.png)"
     )
-    common_arguments(parser)
 
 
 def generate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -472,7 +497,8 @@ def generate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--size", type=size, metavar="WxH", help="px, in steps of 16 (the checkpoint's, else 1024x1024)"
     )
-    picture_arguments(parser)
+    batch_arguments(parser)
+    sampling_arguments(parser)
 
 
 def edit_arguments(parser: argparse.ArgumentParser) -> None:
@@ -491,7 +517,8 @@ def edit_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help=f"how closely to follow the picture (the checkpoint's, else {Defaults.image_cfg:g})",
     )
-    picture_arguments(parser)
+    batch_arguments(parser)
+    sampling_arguments(parser)
 
 
 def inpaint_arguments(parser: argparse.ArgumentParser) -> None:
@@ -502,7 +529,8 @@ def inpaint_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mask-height", type=float, default=1.0, metavar="SHARE", help="the same, its height (1.0)")
     parser.add_argument("--outpaint", action="store_true", help="repaint what is NOT marked")
     parser.add_argument("--grow", type=int, default=0, metavar="CELLS", help="widen the mask by cells of 16 px (0)")
-    picture_arguments(parser)
+    batch_arguments(parser)
+    sampling_arguments(parser)
 
 
 def describe_arguments(parser: argparse.ArgumentParser) -> None:
@@ -522,7 +550,15 @@ def list_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--size", type=size, metavar="WxH", help="px, in steps of 16 (the checkpoint's, else 1024x1024)"
     )
-    picture_arguments(parser)
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        default=Path("pictures"),
+        help="the folder of the pictures, 00001.png and so on, and of results.json (pictures)",
+    )
+    sampling_arguments(parser)
 
 
 def answer_arguments(parser: argparse.ArgumentParser) -> None:

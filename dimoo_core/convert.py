@@ -11,7 +11,6 @@ read, and each part is written to its place.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor
 
 from .checkpoint import Found, check_weights
+from .folder import whole
 from .quantised import FP8, INT8, Quantised, largest_magnitude, quantise, scale_of
 from .single_file import (
     CONFIG,
@@ -122,15 +122,13 @@ def convert(found: Found, output: Path, kind: str, *, on_step: OnStep | None = N
     if free < total:
         raise ValueError(f"{output} needs {total} bytes, {free} are free; make room or name another place.")
 
-    def write(file: BinaryIO) -> None:
+    with whole(output, sync=True) as place, place.open("wb") as file:
         file.write(header)
         done = _put(file, len(header) + places[TOKENIZER][0], tokenizer)
         for name, begin, part in (piece for one in parts for piece in one.pieces()):
             done += _put(file, len(header) + places[name][0] + begin, part)
             if on_step is not None:
                 on_step(len(header) + done, total, None)
-
-    _write_whole(output, write)
     return total
 
 
@@ -196,16 +194,3 @@ def _put(file: BinaryIO, place: int, part: Tensor) -> int:
     """Writes a tensor's bytes from byte `place` on; how many they are."""
     file.seek(place)
     return file.write(part.contiguous().reshape(-1).view(torch.uint8).numpy())
-
-
-def _write_whole(output: Path, write: Callable[[BinaryIO], None]) -> None:
-    """The file appears under its name when all of it is on disk; stopped before, nothing of it is left."""
-    part = output.with_name(output.name + ".part")
-    try:
-        with part.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, output)
-    finally:
-        part.unlink(missing_ok=True)

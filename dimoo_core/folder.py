@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
@@ -13,11 +15,23 @@ def pictures_below(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder; name one that holds pictures.")
-    found = [path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()]
-    found = [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    found = [path for _, pictures in _walk(folder) for path in pictures]
     if not found:
         raise ValueError(f"{folder} holds no pictures ({', '.join(sorted(SUFFIXES))}); put some there.")
     return sorted(found)
+
+
+def folders_with_pictures(root: str | Path) -> list[Path]:
+    """Folders at and below `root` that hold pictures themselves, sorted, hidden ones left out."""
+    return sorted(folder for folder, pictures in _walk(Path(root)) if any(True for _ in pictures))
+
+
+def _walk(root: Path) -> Iterator[tuple[Path, Iterator[Path]]]:
+    """Every folder at and below `root` that is not hidden, and the pictures in it that are not."""
+    for place, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]  # in place: what os.walk goes on with
+        files = [Path(place, name) for name in names if not name.startswith(".")]
+        yield Path(place), (path for path in files if path.suffix.lower() in SUFFIXES and path.is_file())
 
 
 def caption_file(picture: Path) -> Path:
@@ -25,11 +39,39 @@ def caption_file(picture: Path) -> Path:
     return picture.with_suffix(".txt")
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file; a kill or a full disk leaves the old file or none, never half of one."""
+def shared_captions(pictures: Iterable[Path]) -> dict[Path, Path]:
+    """Pictures whose caption file belongs to an earlier picture, and that picture: a.png beside a.jpg."""
+    owners: dict[str, Path] = {}
+    owned = ((path, owners.setdefault(os.path.normcase(caption_file(path)), path)) for path in pictures)
+    return {path: owner for path, owner in owned if path != owner}
+
+
+def lacking_captions(pictures: Sequence[Path], *, again: bool = False) -> list[Path]:
+    """The pictures to caption: those without a caption file, or, `again`, all; of those that share one the first."""
+    shared = shared_captions(pictures)
+    return [path for path in pictures if path not in shared and (again or not caption_file(path).exists())]
+
+
+@contextmanager
+def whole(path: str | Path, *, sync: bool = False) -> Iterator[Path]:
+    """Gives the path to write to, PATH.part; at the end of the `with` the file there takes the place of `path`.
+
+    A kill, a full disk or an error inside leaves the old file or none under the name, never half of one. `sync`: the
+    content is on the disk before the name is.
+    """
+    path = Path(path)
     part = path.with_name(f"{path.name}.part")
     try:
-        part.write_text(text, encoding="utf-8")
+        yield part
+        if sync:
+            with part.open("rb+") as file:
+                os.fsync(file.fileno())
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    with whole(path) as part:
+        part.write_text(text, encoding="utf-8")

@@ -136,10 +136,11 @@ def edit(
     settings: ImageSettings,
     cfg: float = 4.0,
     image_cfg: float = 4.0,
+    batch: int = 1,
     on_step: ImageStep | None = None,
 ) -> Tensor:
-    """Edited pictures [B,3,h,w] of `picture` [B,3,h',w'], at the size it was fitted to."""
-    prompt, canvas, _ = request.prepare(vq, picture)
+    """Edited pictures [B,3,h,w] of `picture` [B,3,h',w'], at the size it was fitted to; `batch` of a single one."""
+    prompt, canvas, _ = request.prepare(vq, picture, batch)
     return decode(vq, sample(model, prompt, canvas, settings=settings, cfg=cfg, image_cfg=image_cfg, on_step=on_step))
 
 
@@ -154,7 +155,7 @@ def inpaint(
     cfg: float = 4.0,
     on_step: ImageStep | None = None,
 ) -> Tensor:
-    """`picture` [B,3,h,w] with its `cells` (bool [1 or B,H,W]) painted anew; every other pixel is the original's."""
+    """`picture` [1 or B,3,h,w] with its `cells` (bool [1 or B,H,W]) painted anew; every other pixel stays."""
     canvas = paint(vq, picture, cells)
     painted = decode(vq, sample(model, prompt, canvas, settings=settings, cfg=cfg, on_step=on_step))
     return composite(picture, painted, cells_to_mask(canvas.unknown, vq.scale))
@@ -176,8 +177,9 @@ class Edit:
     reference: Tensor | None = None
     side: int = 512
 
-    def prepare(self, vq: VQ, picture: Tensor) -> tuple[Prompt, Canvas, Tensor]:
-        """Prompt, blank canvas and the fitted picture [B,3,h,w] for `picture` [B,3,h',w'].
+    def prepare(self, vq: VQ, picture: Tensor, batch: int = 1) -> tuple[Prompt, Canvas, Tensor]:
+        """Prompt, blank canvas and the fitted picture [B,3,h,w] for `picture` [B,3,h',w']. For a single picture the
+        canvas has `batch` items.
 
         Style transfer keeps the size of the picture; the released script takes that of the style.
         """
@@ -192,15 +194,16 @@ class Edit:
         pictures = [picture] if self.reference is None else [picture, self.reference]
         fitted = [fit(one, *fit_size(one.shape[3], one.shape[2], self.side)) for one in pictures]
         images = tuple(encode(vq, one) for one in fitted)
-        batch = max(map(len, images))
+        batch = max(batch, *map(len, images))
         return Prompt(task, self.text, self.negative, images), Canvas.empty(batch, *images[0].shape[1:]), fitted[0]
 
 
 def paint(vq: VQ, picture: Tensor, cells: Tensor) -> Canvas:
-    """The canvas of a picture [B,3,h,w] with holes at `cells` bool [1 or B,H,W]; raises ValueError where none is."""
+    """The canvas of a picture [1 or B,3,h,w] with holes at `cells` bool [1 or B,H,W]; ValueError where none is."""
     if not bool(cells.any()):
         raise ValueError("The mask marks nothing, so there is nothing to repaint: paint over what should change.")
-    return Canvas.from_codes(encode(vq, picture), cells)
+    codes = encode(vq, picture)
+    return Canvas.from_codes(codes.expand(len(cells), -1, -1) if len(codes) == 1 else codes, cells)
 
 
 def painted_cells(vq: VQ, picture: Tensor, mask: Tensor, *, coverage: float = PAINTED, grow: int = 0) -> Tensor:

@@ -87,7 +87,7 @@ def _entries(path: Path) -> Iterator[Any]:
         raise ValueError(f"The list {path} cannot be read ({error.strerror}): check the path.") from None
     except UnicodeDecodeError:
         raise ValueError(f"The list {path} is no UTF-8 text; save it as such.") from None
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for line in text.split("\n") if line.strip()]  # JSON may hold other ends of lines
     try:
         if path.suffix.lower() == ".json":
             listed = json.loads(text)
@@ -95,7 +95,7 @@ def _entries(path: Path) -> Iterator[Any]:
                 raise ValueError(f"{path} holds a JSON {type(listed).__name__}; an array of prompts is wanted.")
             return iter(listed)
         return iter([json.loads(line) for line in lines] if path.suffix.lower() == ".jsonl" else lines)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not usable JSON ({error}); mend it.") from None
 
 
@@ -179,9 +179,17 @@ def work_off(
 
 
 def _same(made: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> bool:
-    """Whether a picture was made as it is wanted; other versions of this code or of torch make none anew."""
-    ours = {name: value for name, value in wanted.items() if name not in versions()}
-    return made is not None and ours == {name: value for name, value in made.items() if name not in versions()}
+    """Whether a picture was made as it is wanted; other versions of this code or of torch make none anew, nor does
+    another name of the same checkpoint."""
+    return made is not None and _lasting(made) == _lasting(wanted)
+
+
+def _lasting(said: Mapping[str, Any]) -> dict[str, Any]:
+    """What tells one picture from another, of all that is said of how it was made."""
+    kept = {name: value for name, value in said.items() if name not in versions()}
+    if isinstance(checkpoint := kept.get("checkpoint"), Mapping):
+        kept["checkpoint"] = checkpoint.get("fingerprint")
+    return kept
 
 
 def picture_file(folder: Path, number: int) -> Path:
@@ -190,11 +198,12 @@ def picture_file(folder: Path, number: int) -> Path:
 
 
 def facts_of(path: Path) -> dict[str, Any] | None:
-    """What a picture's metadata say of how it was made; None where there is no such picture, or half of one."""
+    """What a picture's metadata say of how it was made; None where there is no such picture, half of one, or one that
+    was not made here."""
     try:
         with Image.open(path) as image:
             said = json.loads(image.info.get(KEY, "null"))
             image.load()
-            return said
-    except (OSError, ValueError, SyntaxError, UnidentifiedImageError):
+            return said if isinstance(said, dict) else None
+    except (OSError, ValueError, SyntaxError, RecursionError, UnidentifiedImageError, Image.DecompressionBombError):
         return None

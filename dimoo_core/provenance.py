@@ -17,6 +17,8 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from .folder import whole
+
 VERSION = "0.1.0"  # as in pyproject.toml, which need not lie beside the code
 KEY = "dimoo"
 
@@ -65,16 +67,14 @@ def _digest(file: Path, size: int, _time: int) -> str:
 
 
 def save(picture: Image.Image, path: Path, facts: Mapping[str, Any]) -> None:
-    """Write a picture with `facts`: in a PNG as text, in a JPEG or WebP as EXIF's description, as far as there is room
-    for it; other formats take none."""
-    line, suffix = json.dumps(facts), path.suffix.lower()
+    """Write a picture, whole or not at all, with `facts`: in a PNG as text, in a JPEG or WebP as EXIF's description, as
+    far as there is room for it; other formats take none."""
+    line, suffix, told = json.dumps(facts), path.suffix.lower(), {}
     if suffix == ".png":
-        text = PngInfo()
-        text.add_text(KEY, line)
-        picture.save(path, pnginfo=text)
+        told["pnginfo"] = PngInfo()
+        told["pnginfo"].add_text(KEY, line)
     elif suffix in _EXIF_FORMATS and len(line) < _EXIF_ROOM:
-        exif = Image.Exif()
-        exif[_DESCRIPTION] = json.dumps({KEY: facts})
-        picture.save(path, exif=exif)
-    else:
-        picture.save(path)
+        told["exif"] = Image.Exif()
+        told["exif"][_DESCRIPTION] = json.dumps({KEY: facts})
+    with whole(path) as part:
+        picture.save(part, Image.registered_extensions()[suffix], **told)

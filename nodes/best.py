@@ -73,6 +73,7 @@ class BestOf(host.io.ComfyNode):
             ),
             search_aliases=["dimoo rank", "dimoo best of n", "dimoo verify", "dimoo score"],
             is_output_node=True,
+            hidden=[host.io.Hidden.unique_id],
             inputs=[
                 ModelSocket.Input("model", tooltip="The model that judges, usually the one that painted."),
                 VQSocket.Input("vq", tooltip="The VQ of the same checkpoint."),
@@ -106,4 +107,5 @@ class BestOf(host.io.ComfyNode):
         order = sorted(range(len(found)), key=lambda place: -found[place][0])  # of equals the first stays first
         lines = [f"picture {place + 1}: {found[place][0]:.1%}  {found[place][1]}".rstrip() for place in order]
         ranked = image[torch.tensor(order)]
+        host.show_text("\n".join(lines), getattr(cls.hidden, "unique_id", None))
         return host.io.NodeOutput(ranked[:1], ranked, "\n".join(lines), ui={"text": ["\n".join(lines)]})

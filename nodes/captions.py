@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Sequence
 from pathlib import Path
 
-from ..dimoo_core.folder import SUFFIXES, caption_file, pictures_below, write_whole
+from ..dimoo_core.folder import (
+    caption_file,
+    folders_with_pictures,
+    lacking_captions,
+    pictures_below,
+    shared_captions,
+    write_whole,
+)
 from ..dimoo_core.image import load_picture
 from ..dimoo_core.text_sampling import TextSettings
 from . import host, widgets
@@ -18,12 +25,7 @@ NOTHING = "(no folder with pictures)"
 def folders() -> list[str]:
     """Folders at and below ComfyUI's input folder that hold pictures themselves, as the node lists them."""
     root = host.input_folder()
-    holding = [
-        Path(place).relative_to(root).as_posix()
-        for place, _, files in os.walk(root)
-        if any(Path(name).suffix.lower() in SUFFIXES for name in files)
-    ]
-    return sorted(holding) or [NOTHING]
+    return sorted(folder.relative_to(root).as_posix() for folder in folders_with_pictures(root)) or [NOTHING]
 
 
 def chosen_folder(name: str) -> Path:
@@ -36,10 +38,40 @@ def chosen_folder(name: str) -> Path:
     return host.input_folder() / name
 
 
-def caption(model: LoadedModel, vq: LoadedVQ, path: Path, question: str, ask) -> str:
-    """What the model says of one picture file; `ask` is (settings, on_step)."""
-    (words,) = answered(model, encode_for(model, vq, [load_picture(path)]), question, ask)
-    return words
+def caption(
+    model: LoadedModel, vq: LoadedVQ, paths: Sequence[Path], question: str, settings: TextSettings, *, node: str | None
+) -> dict[Path, str]:
+    """Writes a text file beside each picture file; hands back those that cannot be read, and why."""
+    said: list[str] = []
+    failed: dict[Path, str] = {}
+    on_step = follow(model, node, said, len(paths))
+    for path in paths:
+        try:
+            picture = load_picture(path)
+        except ValueError as error:
+            host.log("DiMOO: %s", error)
+            failed[path] = str(error)
+            said.append(failed[path])
+            continue
+        said += answered(model, encode_for(model, vq, [picture]), question, (settings, on_step))
+        write_whole(caption_file(path), said[-1] + "\n")
+    return failed
+
+
+def report(every: Sequence[Path], failed: dict[Path, str]) -> tuple[list[str], list[str], list[str]]:
+    """Captions, the names of their pictures, and a line for every picture, those included that have no caption.
+
+    Raises ValueError where no picture has one.
+    """
+    shared, root, told = shared_captions(every), host.input_folder(), {}
+    for path in every:
+        if path not in shared and caption_file(path).exists():
+            told[path.relative_to(root).as_posix()] = caption_file(path).read_text(encoding="utf-8").strip()
+    if not told:
+        raise ValueError(f"None of the pictures can be read, such as: {next(iter(failed.values()))}")
+    trouble = {path: f"left out, its text file is that of {owner.name}" for path, owner in shared.items()} | failed
+    lines = [f"{path.relative_to(root).as_posix()}: {why}" for path, why in trouble.items()]
+    return list(told.values()), list(told), [*(f"{name}: {words}" for name, words in told.items()), *lines]
 
 
 class CaptionFolder(host.io.ComfyNode):
@@ -78,15 +110,10 @@ class CaptionFolder(host.io.ComfyNode):
         check_sockets(model=model, vq=vq)
         settings = TextSettings(max_tokens, steps, block_length)
         every = pictures_below(chosen_folder(folder))
-        wanted = [path for path in every if again or not caption_file(path).exists()]
-        node, said = getattr(cls.hidden, "unique_id", None), []
-        on_step = follow(model, node, said, len(wanted))
-        for path in wanted:
-            said.append(caption(model, vq, path, question, (settings, on_step)))
-            write_whole(caption_file(path), said[-1] + "\n")
-        captions = [caption_file(path).read_text(encoding="utf-8").strip() for path in every]
-        names = [path.relative_to(host.input_folder()).as_posix() for path in every]
-        lines = [f"{name}: {words}" for name, words in zip(names, captions, strict=True)]
+        node = getattr(cls.hidden, "unique_id", None)
+        failed = caption(model, vq, lacking_captions(every, again=again), question, settings, node=node)
+        captions, names, lines = report(every, failed)
+        host.show_text("\n\n".join(lines), node)
         return host.io.NodeOutput(captions, names, ui={"text": lines})
 
 

@@ -14,6 +14,7 @@ from dimoo_core import jobs
 from dimoo_core.__main__ import COMMANDS, main
 from dimoo_core.image import load_picture, to_pil
 from dimoo_core.text_policy import SPEEDS
+from dimoo_core.vq import VQ
 
 from .tiny import AUTOENCODER, TRANSFORMER, write_checkpoint
 
@@ -57,6 +58,11 @@ def test_a_batch_equals_singles_with_their_seeds(model: Path, here: Path) -> Non
     assert sorted(path.name for path in (here / "both").iterdir()) == ["generate-7.png", "generate-8.png"]
     assert torch.equal(load_picture("both/generate-8.png"), load_picture("single/one.png"))
     assert not torch.equal(load_picture("both/generate-7.png"), load_picture("single/one.png"))
+
+
+def test_the_seeds_in_names_begin_anew_at_their_end(model: Path, here: Path) -> None:
+    run(model, "generate", "x", "--steps", 1, "--batch", 2, "--seed", 2**64 - 1)
+    assert sorted(path.name for path in here.iterdir()) == ["generate-0.png", f"generate-{2**64 - 1}.png"]
 
 
 def test_names_of_our_own_never_overwrite(model: Path, here: Path, capsys: pytest.CaptureFixture) -> None:
@@ -105,6 +111,22 @@ def test_edit_with_a_style(model: Path, here: Path) -> None:
     noise_picture(here / "in.png", 64, 64), noise_picture(here / "style.png", 128, 32)
     run(model, "edit", "in.png", "--type", "image_ref_transfer", "--reference", "style.png", "-o", "out.png")
     assert Image.open("out.png").size == (64, 64)
+
+
+@pytest.mark.parametrize("line", ["edit in.png x", "inpaint in.png x --mask-width 0.4"])
+def test_a_batch_of_one_picture_is_encoded_once(
+    model: Path, here: Path, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    noise_picture(here / "in.png", 64, 64)
+    encode, encoded = VQ.encode, []
+    monkeypatch.setattr(
+        VQ, "encode", lambda vq, pixels, **rest: encoded.append(len(pixels)) or encode(vq, pixels, **rest)
+    )
+    run(model, *line.split(), "--batch", 3, "-o", "three")
+    assert encoded == [1] and len(list(Path("three").iterdir())) == 3
+    run(model, *line.split(), "--seed", 2, "-o", "one.png")
+    (last,) = Path("three").glob("*-2.png")
+    assert torch.equal(load_picture(last), load_picture("one.png"))
 
 
 def outside_is_untouched(before: Path, after: Path, painted: Image.Image) -> bool:
@@ -179,6 +201,7 @@ MISTAKES = {
     "steps that do not divide": ("describe in.png --steps 3", "use 2 or 4 steps"),
     "a device that is not": ("generate x --device toaster", "'toaster' cannot be used"),
     "an output that is no picture": ("generate x -o picture.xyz", "picture.xyz; a folder or a picture file"),
+    "an output that can be read only": ("generate x -o picture.psd", "picture.psd; a folder or a picture file"),
     "style without a reference": ("edit in.png --type image_ref_transfer", "needs a reference"),
     "a reference for nothing": ("edit in.png x --reference in.png", "takes no reference"),
     "a text too long": ("generate " + "x" * 50_000, "shorten it"),

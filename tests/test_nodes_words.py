@@ -36,6 +36,19 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the page shows on the node that runs, one after the other."""
+    texts: list[str] = []
+
+    def show(text: str, node: str | None) -> None:
+        assert node == "7", "the node's own id"
+        texts.append(text)
+
+    monkeypatch.setattr(nodepack.part("nodes.host"), "show_text", show)
+    return texts
+
+
 def scene(shape: str, colour: str = "red"):
     return scenes.Scene("white", shape, colour, "large", "in the middle")
 
@@ -52,7 +65,7 @@ def save(shown, path: Path) -> None:
 # Best Of ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_picture_that_shows_what_was_asked_comes_first(loaded) -> None:
+def test_the_picture_that_shows_what_was_asked_comes_first(loaded, shown: list) -> None:
     model, vq = loaded
     wanted = scene("star", "blue")
     batch = torch.stack([draw(one) for one in (scene("circle"), scene("star"), wanted)])
@@ -62,6 +75,7 @@ def test_the_picture_that_shows_what_was_asked_comes_first(loaded) -> None:
     ).args
     assert torch.equal(best, batch[2:]) and torch.equal(ranked, batch[[2, 1, 0]])
     assert scores.splitlines()[0] == f"picture 3: 100.0%  {scenes.caption(wanted)}"
+    assert shown == [scores], "the page shows them on the node"
 
 
 def test_prompts_that_no_picture_could_show_are_one_sentence(loaded) -> None:
@@ -89,6 +103,36 @@ def test_every_picture_of_a_folder_gets_its_words_once(loaded, places: Path) -> 
     text.write_text("mine", encoding="utf-8")
     assert run("DimooCaptionFolder", **given)[0] == ["mine", said[1]]
     assert run("DimooCaptionFolder", **given, again=True)[0] == said
+
+
+def test_a_picture_that_cannot_be_read_stops_no_other(loaded, places: Path, shown: list) -> None:
+    model, vq = loaded
+    folder = places / "input" / "set"
+    save(scene("circle"), folder / "a.jpg")
+    save(scene("star"), folder / "a.png")
+    save(scene("star"), folder / "c.png")
+    (folder / "b.png").write_bytes(b"no picture")
+    given = {"model": model, "vq": vq, "folder": "set", "question": "describe the picture", **SHORT}
+    for _ in range(2):
+        done = run("DimooCaptionFolder", **given)
+        said, files = done.args
+        assert files == ["set/a.jpg", "set/c.png"] and said[1] == scenes.caption(scene("star"))
+        assert "circle" in said[0], "a.txt is that of the first of its name"
+        lines = done.ui["text"]
+        assert len(lines) == 4 and shown[-1] == "\n\n".join(lines)
+        assert any(line.startswith("set/b.png: ") and "no readable picture" in line for line in lines)
+        assert any(line.startswith("set/a.png: left out") and "a.jpg" in line for line in lines)
+
+
+def test_a_folder_without_one_readable_picture_is_one_sentence(loaded, places: Path) -> None:
+    (places / "input" / "a.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"None of the pictures .*no readable picture"):
+        run("DimooCaptionFolder", model=loaded[0], vq=loaded[1], folder=".", question="x", **SHORT)
+
+
+def test_hidden_folders_are_not_offered(places: Path) -> None:
+    save(scene("circle"), places / "input" / ".cache" / "a.png")
+    assert captions.folders() == [captions.NOTHING]
 
 
 def test_a_folder_that_has_grown_is_noticed(places: Path) -> None:

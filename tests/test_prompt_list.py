@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
+from dimoo_core import jobs
 from dimoo_core.__main__ import main
-from dimoo_core.folder import pictures_below, write_whole
-from dimoo_core.prompt_list import Job, Team, picture_file, read_jobs, work_off
-from dimoo_core.provenance import save
+from dimoo_core.folder import folders_with_pictures, pictures_below, write_whole
+from dimoo_core.prompt_list import Job, Team, facts_of, picture_file, read_jobs, work_off
+from dimoo_core.provenance import KEY, save
 
 from .tiny import TRANSFORMER, write_checkpoint
 
@@ -51,6 +53,12 @@ def test_the_three_kinds_of_lists_say_the_same(tmp_path: Path) -> None:
     assert [(job.prompt, job.seed) for job in read[0]] == [("a red circle", 5), ("ein gr\u00fcner Stern", 6)]
 
 
+@pytest.mark.parametrize("sign", ["\u2028", "\u2029", "\u0085"])
+def test_only_a_new_line_ends_a_line(tmp_path: Path, sign: str) -> None:
+    rows = listed(tmp_path, "a.jsonl", f'"red{sign}circle"\r\n"blue star"')
+    assert [job.prompt for job in read_jobs(rows, USUAL, 16)] == [f"red{sign}circle", "blue star"]
+
+
 def test_an_entry_may_say_more_than_its_prompt(tmp_path: Path) -> None:
     entry = {
         "prompt": "x",
@@ -72,6 +80,8 @@ def test_an_entry_may_say_more_than_its_prompt(tmp_path: Path) -> None:
         ("a.json", "{}", "JSON dict; an array"),
         ("a.json", "[", "not usable JSON"),
         ("a.jsonl", '"x"\n{', "not usable JSON"),
+        ("a.json", "[" * 100_000, "not usable JSON"),
+        ("a.jsonl", "[" * 100_000, "not usable JSON"),
         ("a.json", '["x", 3]', "Entry 2 .* 3 came; a prompt is wanted"),
         ("a.json", '[{"text": "x"}]', 'Entry 1 .* object with "prompt"'),
         ("a.json", '[{"prompt": "x", "sede": 1}]', "no field 'sede'; there are prompt, negative"),
@@ -124,6 +134,57 @@ def test_only_what_is_missing_or_another_is_made(tmp_path: Path) -> None:
     assert work() == ["another"]
 
 
+def test_a_list_without_a_folder_goes_into_pictures(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("list", listed(tmp_path, "a.txt", "red circle"), "--checkpoint", model, "--device", "cpu") == 0
+    assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == ["00001.png", "results.json"]
+
+
+@pytest.mark.parametrize("name", ["x.png", "X.JPG", "a.txt"])
+def test_a_list_into_a_file_is_refused_before_any_work(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture, name: str
+) -> None:
+    path = listed(tmp_path, "a.txt", "red circle")
+    assert run("list", path, "-o", tmp_path / name, "--checkpoint", model) == 2
+    assert "need a folder" in (said := capsys.readouterr().err) and said.count("\n") == 1
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_list_takes_no_batch(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run("list", listed(tmp_path, "a.txt", "red circle"), "--batch", 2)
+    assert ended.value.code == 2 and "--batch" in capsys.readouterr().err
+
+
+def test_the_same_checkpoint_by_another_path_makes_nothing_anew(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, link = listed(tmp_path, "a.txt", "red circle"), tmp_path / "another name"
+    link.symlink_to(model)
+    monkeypatch.chdir(model)
+    written = set()
+    for place in (model, ".", "config.json", link):
+        assert run("list", path, "-o", tmp_path / "out", "--checkpoint", place, "--device", "cpu") == 0
+        written.add((tmp_path / "out" / "00001.png").stat().st_mtime_ns)
+    assert len(written) == 1
+
+
+@pytest.mark.parametrize("said", ["[]", '"x"', "1", "null", "{", "[" * 100_000])
+def test_a_picture_with_words_of_others_is_not_one_of_ours(tmp_path: Path, said: str) -> None:
+    text = PngInfo()
+    text.add_text(KEY, said)
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png", pnginfo=text)
+    assert facts_of(tmp_path / "a.png") is None
+
+
+def test_a_picture_too_large_to_read_is_not_one_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(Image.new("RGB", (64, 64)), tmp_path / "a.png", {"prompt": "x"})
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    assert facts_of(tmp_path / "a.png") is None
+
+
 def test_two_processes_make_what_one_makes(tmp_path: Path, model: Path) -> None:
     path = listed(tmp_path, "a.txt", "red circle\nblue star\ngreen square\n")
     rest = ("--checkpoint", model, "--device", "cpu", "--temperature", "1")
@@ -159,6 +220,39 @@ def test_a_folder_gets_a_text_beside_each_picture_once(
     assert "2 pictures, 1 of them" in capsys.readouterr().err
     assert run("caption", tmp_path, "--checkpoint", model, "--again") == 0
     assert (tmp_path / "a.txt").read_text(encoding="utf-8") != "mine"
+
+
+def test_a_picture_that_cannot_be_read_stops_no_other(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    Image.new("RGB", (64, 64)).save(tmp_path / "b.png")
+    for _ in range(2):
+        assert run("caption", tmp_path, "--checkpoint", model) == 2
+        assert (tmp_path / "b.txt").exists() and not (tmp_path / "a.txt").exists()
+        said = capsys.readouterr().err
+        assert "a.png is no readable picture" in said and "have no new caption" in said.splitlines()[-1]
+    assert "1 of 1 pictures" in said
+
+
+def test_of_pictures_with_one_text_file_the_first_has_it(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, colour in (("a.jpg", "red"), ("a.png", "blue")):
+        Image.new("RGB", (64, 64), colour).save(tmp_path / name)
+    monkeypatch.setattr(jobs, "describe_pictures", lambda _model, _vq, shown, *_, **__: [str(shown[0].argmax().item())])
+    assert run("caption", tmp_path, "--checkpoint", model, "--again") == 0
+    assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "0\n", "what the red one shows"
+    said = capsys.readouterr().err
+    assert "2 pictures, 0 of them" in said and "a.png is left out: a.txt is the caption of a.jpg" in said
+
+
+def test_hidden_folders_hold_no_pictures(tmp_path: Path) -> None:
+    for name in ("in/a.png", "in/.cache/b.png", ".c.png", "other/d.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert pictures_below(tmp_path) == [tmp_path / "in" / "a.png"]
+    assert folders_with_pictures(tmp_path) == [tmp_path / "in"]
 
 
 def test_folders_without_pictures_are_one_sentence(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from dimoo_core import provenance
 from dimoo_core.__main__ import main
@@ -127,6 +127,16 @@ def test_a_pictures_facts_are_enough_to_make_it_again(model: Path, here: Path, l
         assert str(here) not in json.dumps(said) and str(model.parent) not in json.dumps(said)
 
 
+def test_a_checkpoint_has_its_own_name_however_it_was_typed(
+    model: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "link").symlink_to(model)
+    monkeypatch.chdir(model / "vqvae")
+    for typed, name in (("..", "tiny"), ("../config.json", "tiny"), (here / "link", "link"), (model.parent, "tiny")):
+        run("generate", "x", "--checkpoint", typed, "-o", here / "made.png")
+        assert facts(here / "made.png")["checkpoint"]["name"] == name
+
+
 @pytest.mark.parametrize("suffix", ["jpg", "webp"])
 def test_other_formats_tell_it_in_their_description_as_far_as_there_is_room(tmp_path: Path, suffix: str) -> None:
     file = tmp_path / f"a.{suffix}"
@@ -135,6 +145,21 @@ def test_other_formats_tell_it_in_their_description_as_far_as_there_is_room(tmp_
         description = Image.open(file).getexif().get(0x010E)
         assert (description is not None) == told
         assert not told or json.loads(description) == {"dimoo": {"prompt": words}}
+
+
+def test_a_disk_that_is_full_leaves_no_half_of_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "a.png"
+    provenance.save(Image.new("RGB", (16, 16)), file, {})
+    before, encode = file.read_bytes(), ImageFile._save
+
+    def full(image: Image.Image, stream: Any, *rest: Any) -> None:
+        encode(image, stream, *rest)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ImageFile, "_save", full)
+    with pytest.raises(OSError, match="No space"):
+        provenance.save(Image.new("RGB", (16, 16), "red"), file, {})
+    assert file.read_bytes() == before and list(tmp_path.iterdir()) == [file]
 
 
 def test_formats_without_room_for_words_are_written_all_the_same(model: Path, here: Path) -> None:

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from dimoo_core import folder as folder_module
 from dimoo_core.config import TransformerConfig, VQConfig
 from dimoo_core.layout import image_ids
 from dimoo_core.prompt import DESCRIBE, Prompt, edit_task
@@ -330,7 +331,7 @@ def test_a_kill_while_saving_leaves_the_last_state_whole(
 
     with monkeypatch.context() as patch:
         patch.setattr(
-            *((trainer_module, "save_file") if moment == "while writing" else (trainer_module.os, "replace")), killed
+            *((trainer_module, "save_file") if moment == "while writing" else (folder_module.os, "replace")), killed
         )
         with pytest.raises(KeyboardInterrupt):
             Trainer(new_model(), DATA.draw, SHORT, mask_id=TABLE.mask, folder=tmp_path / "broken").run()

@@ -7,7 +7,6 @@ as JSON in its metadata. There is no pickle and nothing that could run.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby, islice
 from pathlib import Path
@@ -17,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..folder import caption_file, pictures_below
+from ..folder import caption_file, pictures_below, whole
 from ..image import fit, fit_size, load_picture
 from ..vq import VQ
 
@@ -50,9 +49,8 @@ def write_codes(path: str | Path, codes: Mapping[str, Tensor], captions: Mapping
     highest = max(int(grid.max()) for grid in codes.values())
     dtype = torch.int16 if highest < 2**15 else torch.int32
     tensors = {name: grid.to(dtype).contiguous() for name, grid in codes.items()}
-    part = Path(f"{path}.part")
-    save_file(tensors, part, metadata={"captions": json.dumps(dict(captions))})
-    os.replace(part, path)
+    with whole(path) as part:
+        save_file(tensors, part, metadata={"captions": json.dumps(dict(captions))})
 
 
 def read_codes(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..checks import number_in, whole_number
+from ..folder import whole
 from ..transformer import Transformer
 from .objective import Batch, masked_loss
 
@@ -140,9 +140,8 @@ class Trainer:
             for weight, state in optimiser.state.items():
                 tensors |= {f"state/{names[weight]}/{key}": torch.as_tensor(value) for key, value in state.items()}
         self.folder.mkdir(parents=True, exist_ok=True)
-        part = self.folder / "training.part"
-        save_file({k: v.contiguous() for k, v in tensors.items()}, part, metadata={"step": str(self.step)})
-        os.replace(part, self._file)
+        with whole(self._file) as part:
+            save_file({k: v.contiguous() for k, v in tensors.items()}, part, metadata={"step": str(self.step)})
 
     @property
     def _file(self) -> Path:
