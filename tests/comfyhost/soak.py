@@ -25,6 +25,7 @@ WARM_UP = 0.25  # of the prompts: until then every workflow has run several time
 WINDOW = 12  # prompts whose median memory is compared, so that one large picture at the end does not count
 MOST_GROWTH = 0.02
 MEGABYTE = 1 << 20
+TRACE = 3000  # characters of the log that are shown where something went wrong
 
 
 def prompts(client: Client) -> dict[str, Workflow]:
@@ -99,10 +100,12 @@ def main() -> int:
         parser.error(f"at least {4 * WINDOW} prompts are needed to see whether memory grows")
     with tempfile.TemporaryDirectory() as folder, Server(Path(folder), probe=True) as server:
         print(f"{arguments.prompts} prompts through one server ...", flush=True)
+        started = len(server.text())  # what ComfyUI says of nodes of its own that it could not load is not ours
         used, wrong = soak(Client(server.url), arguments.prompts)
         growth, wrong = verdict(used, wrong)
-        if "Traceback" in server.text():
-            wrong.append("the server's log has a traceback in it")
+        _, found, trace = server.text()[started:].partition("Traceback")
+        if found:
+            wrong.append(f"the server's log has a traceback in it:\n{found}{trace[:TRACE]}\n")
     print(f"Memory after the warm-up {used[int(len(used) * WARM_UP)] / MEGABYTE:.0f} MB, at the end", end=" ")
     print(f"{used[-1] / MEGABYTE:.0f} MB, growth of the medians {growth:+.2%}.")
     print("Not as it should be: " + "; ".join(wrong) + "." if wrong else "No error, and every picture came out again.")
