@@ -5,7 +5,8 @@ kernels for one uses them; what is here serves everywhere else and is what those
 
 * float8_e4m3fn: `weight` in fp8, one `weight_scale` [] for all of it. Only the weights are rounded.
 * int8_tensorwise: `weight` in int8, one `weight_scale` [N,1] per row. Activations are rounded to int8 too, each token
-  by its own scale when it comes, and the product of the two is exact.
+  by its own scale when it comes. The product of the two is exact in int32 and then rounded once, to fp32, before the
+  scales are applied.
 
 A layer may ask for full precision: then its activations stay as they are, and only the weights are rounded.
 
@@ -111,7 +112,8 @@ def linear(x: Tensor, weight: Tensor, scale: Tensor, layer: Quantised) -> Tensor
 
 
 def _int8_linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    """Both rounded to int8, multiplied exactly; each token has its own scale. In parts, so as to need little memory."""
+    """Both rounded to int8, multiplied exactly in int32; each token has its own scale. In parts, so as to need little
+    memory."""
     tokens, rows = x.reshape(-1, x.shape[-1]), weight.shape[0]
     result = x.new_empty(len(tokens), rows)
     at_once = max(_PRODUCT // (4 * rows), 1)
