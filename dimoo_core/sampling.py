@@ -82,8 +82,7 @@ def sample_image(
     total = max(map(len, plans))
     noise = Noise(settings.seed, len(plans), prefix.device)
     starts = [settings.guided_from(len(plan) or total) for plan in plans]  # without a hole an item begins with others
-    ask = partial(transformer, vocab=table.codes, at_once=at_once)
-    read = partial(_Reader, ask, table.mask, settings)
+    read = partial(_Reader, partial(transformer, vocab=table.codes, at_once=at_once), table.mask, settings)
     reader = read(prefix, canvas)
     guides = [_Guide(read, branch, canvas, starts) for branch in branches if branch.scale > 0]
     for step in range(total):
