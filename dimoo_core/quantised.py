@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 _INT_MM = ("cpu", "cuda", "meta")  # devices on which torch multiplies int8 matrices
 _INT_MM_ROWS, _INT_MM_STEP = 17, 8  # CUDA wants more than 16 tokens, and multiples of 8 for the other sides
-_PRODUCT = 64 << 20  # bytes of int32 that one part of a product may take
+PRODUCT = 64 << 20  # bytes of int32 that one part of a product may take
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def _int8_linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     memory."""
     tokens, rows = x.reshape(-1, x.shape[-1]), weight.shape[0]
     result = x.new_empty(len(tokens), rows)
-    at_once = max(_PRODUCT // (4 * rows), 1)
+    at_once = max(PRODUCT // (4 * rows), 1)
     for start in range(0, len(tokens), at_once):
         part = tokens[start : start + at_once].float()
         own = scale_of(largest_magnitude(part, INT8), INT8)
