@@ -1,8 +1,9 @@
 """Seconds and memory of the published size on a GPU: `python -m bench.gpu > bench/RESULTS.md`.
 
 Random weights are made on the device, no file is read: time does not depend on them. Every job runs twice; the second
-run is timed, and must give the tokens of the first. Beside it stands the baseline, the released way of working. An
-answer takes a step per token here, because how sure a model of random weights is means nothing.
+run is timed, and must give the tokens of the first. Beside it stands the baseline, the released way of working; its
+own copies of embedding and head are made before, and counted neither in seconds nor in memory. An answer takes a step
+per token here, because how sure a model of random weights is means nothing.
 
 So far this has been run on a CPU alone, with `--device cpu --tiny`, which checks that it runs and measures nothing.
 """
@@ -10,14 +11,13 @@ So far this has been run on a CPU alone, with `--device cpu --tiny`, which check
 from __future__ import annotations
 
 import argparse
-import importlib
-import importlib.util
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -25,6 +25,8 @@ from torch import nn
 
 from dimoo_core.cache import PRESETS
 from dimoo_core.config import VQConfig
+from dimoo_core.convert import KINDS, quantised_as
+from dimoo_core.quantised import LAYERS, largest_magnitude, quantise, scale_of, take_quantised
 from dimoo_core.sampling import ImageSettings
 from dimoo_core.text_policy import SPEEDS
 from dimoo_core.text_sampling import TextSettings
@@ -39,8 +41,6 @@ SIZES = ((1024, 1024), (1536, 768), (512, 512))  # width, height in px
 CELL = 16
 RELEASED_VQ = VQConfig(3, 3, (128, 256, 256, 512, 768), 2, 256, 8192, 256, 32, True)
 TINY_VQ = VQConfig(3, 3, (8, 8, 8, 8, 16), 1, 8, 64, 8, 4, False)
-QUANTISED = {"fp8": "float8_e4m3fn", "int8": "int8_tensorwise"}
-GUARDED = "ff_out"  # the matrix with outliers: int8 per row, its activations as they are, whatever the rest is
 
 Run = Callable[[], list]
 
@@ -63,7 +63,8 @@ SMALL = Scale(TINY, TINY_VQ, steps=4, tokens=8, block=4, words=8)
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds of the second run, peak bytes of it with the weights (None: not known), whether tokens were equal."""
+    """Seconds of the second run, peak bytes of it beside what was there before it (None: not known), whether tokens
+    were equal."""
 
     seconds: float
     peak: int | None
@@ -72,14 +73,15 @@ class Measured:
 
 def measure(run: Run, device: torch.device) -> Measured:
     """Run twice."""
-    first = run()
+    first, before = run(), 0
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
     start = time.perf_counter()
     second = run()  # what it gives is on the host, so it has ended
     took = time.perf_counter() - start
-    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    peak = torch.cuda.max_memory_allocated(device) - before if device.type == "cuda" else None
     return Measured(took, peak, first == second)
 
 
@@ -91,38 +93,40 @@ def picture_runs(network: Transformer, scale: Scale, cells: tuple[int, int], *, 
     table = scale.size.table
     for name, job in {"image": ImageJob(cells, scale.words), "edit": ImageJob(cells, scale.words, cells)}.items():
         if released:
-            yield name, "baseline", lambda job=job: released_picture(network, scale, job)
+            yield name, "baseline", released_picture(network, scale, job)
         for way, cache in PRESETS.items():
             settings = ImageSettings(scale.steps, cache=cache)
             way = "exact" if cache is None else f"ML-Cache {way}"
             yield name, way, lambda job=job, settings=settings: job.run(network, table, settings)
 
 
-def released_picture(network: Transformer, scale: Scale, job: ImageJob) -> list[int]:
-    """The picture, the released way."""
+def released_picture(network: Transformer, scale: Scale, job: ImageJob) -> Run:
+    """The picture, the released way. What that holds beside the network's weights is made here and lives with it."""
     device = next(network.parameters()).device
     sequences, scales = job.sequences(scale.size.table)
     how = {"steps": scale.steps, "temperature": 1.0, "seed": 0}
     ids = [one.to(device) for one in sequences]
-    return baseline.sample_image(baseline.Released(network), scale.size.table, ids, scales, **how).tolist()
+    released = baseline.Released(network)
+    return lambda: baseline.sample_image(released, scale.size.table, ids, scales, **how).tolist()
 
 
 def answer_runs(network: Transformer, scale: Scale, cells: tuple[int, int], *, released: bool) -> Iterator[tuple]:
     """(job, way, run) of a question about a picture."""
     table, job = scale.size.table, TextJob(cells, scale.words)
     if released:
-        yield "understanding", "baseline", lambda: released_answer(network, scale, job)
+        yield "understanding", "baseline", released_answer(network, scale, job)
     for way, policy in SPEEDS.items():
         steady = replace(policy, threshold=None)
         settings = TextSettings(scale.tokens, scale.tokens, scale.block, policy=steady)
         yield "understanding", way, lambda settings=settings: job.run(network, table, settings)
 
 
-def released_answer(network: Transformer, scale: Scale, job: TextJob) -> list[int]:
-    """The answer, the released way."""
+def released_answer(network: Transformer, scale: Scale, job: TextJob) -> Run:
+    """The answer, the released way, as `released_picture`."""
     ids = job.sequence(scale.size.table, scale.tokens).to(next(network.parameters()).device)
     how = {"steps": scale.tokens, "block_length": scale.block}
-    return baseline.sample_text(baseline.Released(network), scale.size.table, ids, **how)
+    released = baseline.Released(network)
+    return lambda: baseline.sample_text(released, scale.size.table, ids, **how)
 
 
 def decode_run(vq: VQ, cells: tuple[int, int]) -> Run:
@@ -135,30 +139,25 @@ def decode_run(vq: VQ, cells: tuple[int, int]) -> Run:
 # ----------------------------------------------------------------------------------------------------------- weights
 
 
-def kinds() -> list[str]:
-    """Ways to store weights that this pack has."""
-    known = importlib.util.find_spec("dimoo_core.quantised") is not None
-    return ["bf16", *(QUANTISED if known else ())]
-
-
 def build(scale: Scale, kind: str, device: torch.device) -> Transformer:
-    """The transformer with weights of a kind, bf16 where they are not quantised."""
+    """The transformer with weights of a kind, stored as in a file that `convert` writes."""
     if kind == "bf16":
         return scale.size.build(device, torch.bfloat16)
-    quantised = importlib.import_module("dimoo_core.quantised")
-    usual, careful = quantised.FORMATS[QUANTISED[kind]], quantised.FORMATS[QUANTISED["int8"]]
 
     def finish(name: str, layer: nn.Module) -> None:
-        if ".blocks." not in name or layer.weight.ndim == 1:
+        fields = quantised_as(f"{name}.weight", kind)
+        if fields is None:
             return
-        guarded = name.endswith(GUARDED)
-        form = careful if guarded else usual
-        factor = quantised.scale_of(quantised.largest_magnitude(layer.weight, form), form)
-        fields = quantised.Quantised(form, full_precision=guarded)
-        state = {"weight": quantised.quantise(layer.weight, factor, form), "weight_scale": factor}
-        quantised.take_quantised(layer, state | {"comfy_quant": fields.to_tensor()}, "")
+        factor = scale_of(largest_magnitude(layer.weight, fields.format), fields.format)
+        state = {"weight": quantise(layer.weight, factor, fields.format), "weight_scale": factor}
+        take_quantised(layer, state | {"comfy_quant": fields.to_tensor()}, "")
 
-    return scale.size.build(device, torch.bfloat16, ops=quantised.LAYERS, finish=finish)
+    return scale.size.build(device, torch.bfloat16, ops=LAYERS, finish=finish)
+
+
+def held(network: nn.Module) -> int:
+    """Bytes of the weights."""
+    return sum(weight.nbytes for weight in network.parameters())
 
 
 def build_vq(scale: Scale, device: torch.device) -> VQ:
@@ -178,10 +177,10 @@ def heading(device: torch.device) -> Iterator[str]:
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU, which says nothing about a GPU"
     yield f"Device: {name}. torch {torch.__version__}, CUDA {torch.version.cuda}, Python {sys.version.split()[0]}."
-    yield f"Commit {commit}, {date.today()}. GB are 10^9 bytes and hold the weights; x is against the baseline."
+    yield f"Commit {commit}, {date.today()}. GB are 10^9 bytes, the peak beside the weights; x is against the baseline."
     yield ""
-    yield "| picture, px | weights | job | way | seconds | x | peak GB | same tokens again |"
-    yield "|---|---|---|---|---|---|---|---|"
+    yield "| picture, px | weights | job | way | seconds | x | weights GB | peak GB | same tokens again |"
+    yield "|---|---|---|---|---|---|---|---|---|"
 
 
 def rows(
@@ -192,25 +191,28 @@ def rows(
     device, at = next(network.parameters()).device, {"released": kind == "bf16"}
     for width, height in sizes:
         cells, size = (height // CELL, width // CELL), f"{width}x{height}"
-        for job, way, run in (*picture_runs(network, scale, cells, **at), *answer_runs(network, scale, cells, **at)):
+        runs = (one(network, scale, cells, **at) for one in (picture_runs, answer_runs))
+        for job, way, run in chain.from_iterable(runs):  # one after the other: the next has the memory of the last
             measured = measure(run, device)
             if way == "baseline":
                 slow[f"{size} {job}"] = measured.seconds
-            yield line(f"{size} | {kind} | {job} | {way}", measured, slow.get(f"{size} {job}")), measured.same
+            text = line(f"{size} | {kind} | {job} | {way}", measured, held(network), slow.get(f"{size} {job}"))
+            yield text, measured.same
 
 
-def line(name: str, measured: Measured, baseline_seconds: float | None) -> str:
-    """One line of the table."""
+def line(name: str, measured: Measured, weights: int, baseline_seconds: float | None) -> str:
+    """One line of the table; weights: their bytes."""
     ratio = "-" if baseline_seconds is None else f"{baseline_seconds / measured.seconds:.2f}"
     peak = "-" if measured.peak is None else f"{measured.peak / 1e9:.2f}"
-    return f"| {name} | {measured.seconds:.2f} | {ratio} | {peak} | {'yes' if measured.same else 'NO'} |"
+    same = "yes" if measured.same else "NO"
+    return f"| {name} | {measured.seconds:.2f} | {ratio} | {weights / 1e9:.2f} | {peak} | {same} |"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Hands back 1 where a second run gives other tokens."""
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda", help="where to run (cuda)")
-    parser.add_argument("--weights", nargs="+", choices=kinds(), default=kinds(), help="kinds of weights (all)")
+    parser.add_argument("--weights", nargs="+", choices=KINDS, default=KINDS, help="kinds of weights (all)")
     parser.add_argument("--tiny", action="store_true", help="tiny networks and pictures, which measure nothing")
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
@@ -224,7 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     vq = build_vq(scale, device)
     for width, height in sizes:
         measured = measure(decode_run(vq, (height // CELL, width // CELL)), device)
-        print(line(f"{width}x{height} | fp32 | VQ decode | whole", measured, None), flush=True)
+        print(line(f"{width}x{height} | fp32 | VQ decode | whole", measured, held(vq), None), flush=True)
     return 1 if different else 0
 
 

@@ -101,6 +101,17 @@ def _rows(entry: Entry) -> Iterator[Tensor]:
         yield entry.read(slice(start, start + at_once))
 
 
+def quantised_as(name: str, kind: str) -> Quantised | None:
+    """How the weight that is published under `name` is stored in a file of `kind`, one of KINDS; None: in bf16."""
+    matrix = _MATRIX.fullmatch(name)
+    if matrix is None or kind == "bf16":
+        return None
+    guarded = matrix[1] == _GUARDED
+    if kind == "fp8":
+        return None if guarded else Quantised(FP8)
+    return Quantised(INT8, full_precision=guarded)
+
+
 def convert(found: Found, output: Path, kind: str, *, on_step: OnStep | None = None) -> int:
     """Writes the checkpoint into the one file `output`, whole or not at all; hands back its size in bytes.
 
@@ -148,14 +159,8 @@ def _check_output(found: Found, output: Path) -> None:
 
 def _transformer_parts(found: Found, kind: str) -> Iterator[_Part]:
     for name, entry in found.weights.items():
-        matrix = _MATRIX.fullmatch(name)
-        guarded = matrix is not None and matrix[1] == _GUARDED
-        if kind == "fp8" and matrix is not None and not guarded:
-            yield _Part(name, entry, FP8.stored, Quantised(FP8))
-        elif kind == "int8" and matrix is not None:
-            yield _Part(name, entry, INT8.stored, Quantised(INT8, full_precision=guarded))
-        else:
-            yield _Part(name, entry, "BF16")
+        layer = quantised_as(name, kind)
+        yield _Part(name, entry, "BF16" if layer is None else layer.format.stored, layer)
 
 
 def _vq_parts(found: Found) -> Iterator[_Part]:

@@ -1,24 +1,24 @@
 """A published checkpoint, downloaded into a folder of the user's: only when asked, only what is needed, checked.
 
 Files go to `FOLDER/NAME/`, as plain files, and nowhere else. While they come they end in `.part`, and so does what a
-cut, a cancel or a crash leaves; the next download goes on from there. Every byte is hashed against what the hub lists.
-Files get their names only when all of them are complete and right, so that a loader never sees half a checkpoint and
-a checkpoint that worked stays as it was until then.
+cut, a cancel or a crash leaves; the next download goes on from there. An empty `.download.lock` stays. Every byte is
+hashed against what the hub lists. Files get their names only when all of them are complete and right, so that a loader
+never sees half a checkpoint and a checkpoint that worked stays as it was until then.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from .attend import PATIENCE, attended
@@ -26,6 +26,7 @@ from .hub import LineLost, RemoteFile, Repo, listing, repository, stream
 
 REPO = "Alpha-VLLM/Lumina-DiMOO"
 VQ = "vqvae"
+LOCK = ".download.lock"
 LAYOUT = "config.json, tokenizer.json, all *.safetensors with their index, and vqvae/ with its two files"
 
 _TRIES = 5  # failures in a row, without a byte between them, until it is given up
@@ -165,8 +166,9 @@ def _fetch(transfer: Transfer, file: RemoteFile, meter: _Meter) -> None:
     """Brings one file, whole and right, to where it grows."""
     place, part = transfer.place(file), transfer.part(file)
     place.parent.mkdir(parents=True, exist_ok=True)
-    for stale in place.parent.iterdir():  # of other versions
-        if stale.name.startswith(f"{place.name}.") and stale.suffix == ".part" and stale != part:
+    versions = re.compile(re.escape(place.name) + r"\.[0-9a-f]{8}\.part")
+    for stale in place.parent.iterdir():  # the whole name: another file's may begin with this one's
+        if versions.fullmatch(stale.name) and stale != part:
             stale.unlink()
     meter.say(file.name)
     with _Growing(part, file, meter) as growing:
@@ -326,9 +328,14 @@ def _writing(target: Path, files: list[RemoteFile], meter: _Meter) -> Iterator[N
 
 @contextmanager
 def _alone(target: Path) -> Iterator[None]:
-    """Sees to it that nobody else downloads into the folder; raises ValueError where somebody does."""
-    path = target / ".download.lock"
-    lock = FileLock(path, timeout=0)
+    """Sees to it that nobody else downloads into the folder; raises ValueError where somebody does.
+
+    The empty file that is locked stays there: who removed it could take it from somebody who has just locked it, and a
+    third would lock a new one of that name.
+    """
+    from filelock import FileLock, Timeout  # comes with huggingface_hub, which is imported as late
+
+    lock = FileLock(target / LOCK, timeout=0)
     try:
         lock.acquire()
     except Timeout:
@@ -340,8 +347,6 @@ def _alone(target: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-        with suppress(OSError):
-            path.unlink()
 
 
 def _bytes(count: int) -> str:

@@ -59,12 +59,21 @@ def repository(name: str, revision: str = "main", endpoint: str | None = None) -
     that is not OWNER/NAME and an address that is none."""
     constants = _library().constants
     endpoint = (endpoint or os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
-    parts = urlsplit(endpoint)
-    if parts.scheme not in ("http", "https") or not parts.netloc:
+    if not _is_address(endpoint):
         raise ValueError(f"The hub's address is {endpoint!r:.80}; one like https://mirror.example is wanted.")
     if not re.fullmatch(r"[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}", name, re.ASCII):
         raise ValueError(f"The repository is {name!r:.80}; OWNER/NAME is wanted, such as Alpha-VLLM/Lumina-DiMOO.")
     return Repo(name, revision, endpoint)
+
+
+def _is_address(endpoint: str) -> bool:
+    if re.search(r"\s", endpoint):
+        return False
+    try:
+        parts = urlsplit(endpoint)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:  # a port that is no number or too large, brackets that do not match
+        return False
 
 
 def listing(repo: Repo) -> tuple[Repo, list[RemoteFile]]:

@@ -191,8 +191,10 @@ def cells_to_mask(cells: Tensor, scale: int = 16) -> Tensor:
 
 def composite(original: Tensor, painted: Tensor, mask: Tensor) -> Tensor:
     """`painted` where mask [B,h,w] is 1, `original` where it is 0, both bit for bit, and a blend in between; pictures
-    [B,3,h,w]."""
-    return torch.lerp(original, painted, mask[:, None].to(original))
+    [B,3,h,w]. What is not finite in one of them stays where that one is taken."""
+    share = mask[:, None].to(original)
+    mixed = torch.lerp(original, painted, share)  # 0 times NaN is NaN
+    return torch.where(share <= 0, original, torch.where(share >= 1, painted, mixed))
 
 
 def mosaic(codes: Tensor, unknown: Tensor, colours: Tensor) -> Tensor:

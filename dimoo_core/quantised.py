@@ -5,7 +5,8 @@ kernels for one uses them; what is here serves everywhere else and is what those
 
 * float8_e4m3fn: `weight` in fp8, one `weight_scale` [] for all of it. Only the weights are rounded.
 * int8_tensorwise: `weight` in int8, one `weight_scale` [N,1] per row. Activations are rounded to int8 too, each token
-  by its own scale when it comes, and the product of the two is exact.
+  by its own scale when it comes. The product of the two is exact in int32 and then rounded once, to fp32, before the
+  scales are applied.
 
 A layer may ask for full precision: then its activations stay as they are, and only the weights are rounded.
 
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 
 _INT_MM = ("cpu", "cuda", "meta")  # devices on which torch multiplies int8 matrices
 _INT_MM_ROWS, _INT_MM_STEP = 17, 8  # CUDA wants more than 16 tokens, and multiples of 8 for the other sides
-_PRODUCT = 64 << 20  # bytes of int32 that one part of a product may take
+PRODUCT = 64 << 20  # bytes of int32 that one part of a product may take
 
 
 @dataclass(frozen=True)
@@ -111,10 +112,11 @@ def linear(x: Tensor, weight: Tensor, scale: Tensor, layer: Quantised) -> Tensor
 
 
 def _int8_linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    """Both rounded to int8, multiplied exactly; each token has its own scale. In parts, so as to need little memory."""
+    """Both rounded to int8, multiplied exactly in int32; each token has its own scale. In parts, so as to need little
+    memory."""
     tokens, rows = x.reshape(-1, x.shape[-1]), weight.shape[0]
     result = x.new_empty(len(tokens), rows)
-    at_once = max(_PRODUCT // (4 * rows), 1)
+    at_once = max(PRODUCT // (4 * rows), 1)
     for start in range(0, len(tokens), at_once):
         part = tokens[start : start + at_once].float()
         own = scale_of(largest_magnitude(part, INT8), INT8)

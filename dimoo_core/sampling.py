@@ -35,8 +35,8 @@ ImageStep = Callable[[int, int, Canvas], None]
 @dataclass(frozen=True)
 class ImageSettings:
     """How an image is sampled. steps 1..10000, temperature 0 (deterministic) to 10, seed 0..2^64-1 (item i of a batch
-    uses seed + i), cache None: every step is exact. guidance_start in [0,1): share of the steps, at the start, that
-    go without the guiding branches; 0: none."""
+    uses seed + i), cache None: every step is exact. guidance_start in [0,1): share of an item's own steps, at the
+    start, that go without the guiding branches; 0: none."""
 
     steps: int = 64
     temperature: float = 1.0
@@ -51,9 +51,10 @@ class ImageSettings:
         if not number_in("guidance_start", self.guidance_start, 0, 1) < 1:
             raise ValueError(f"guidance_start is {self.guidance_start!r}; a number from 0 to below 1 is needed.")
 
-    def guides(self, step: int) -> bool:
-        """Whether the guiding branches are asked at step `step` (from 0)."""
-        return step >= int(self.guidance_start * self.steps)
+    def guided_from(self, planned: int) -> int:
+        """The step (from 0) from which an item with so many steps `planned` is guided. Few holes take fewer than
+        `steps`."""
+        return int(self.guidance_start * planned)
 
 
 @torch.no_grad()
@@ -80,17 +81,17 @@ def sample_image(
     plans = [holes_left(count, settings.steps) for count in canvas.holes.tolist()]
     total = max(map(len, plans))
     noise = Noise(settings.seed, len(plans), prefix.device)
-    asked = [Branch(prefix, 0.0), *(branch for branch in branches if branch.scale > 0)]
-    ask = partial(transformer, vocab=table.codes, at_once=at_once)
-    readers = [_Reader(ask, table.mask, branch.prefix, canvas, settings) for branch in asked]
+    starts = [settings.guided_from(len(plan) or total) for plan in plans]  # without a hole an item begins with others
+    read = partial(_Reader, partial(transformer, vocab=table.codes, at_once=at_once), table.mask, settings)
+    reader = read(prefix, canvas)
+    guides = [_Guide(read, branch, canvas, starts) for branch in branches if branch.scale > 0]
     for step in range(total):
         holes = hole_index(canvas.unknown.flatten(1))
         if not holes.shape[1]:
             break  # ties in certainty have decided more cells than planned
         answer = image_answer(canvas, table)
-        used = len(asked) if settings.guides(step) else 1
-        turns = list(zip(readers, asked, strict=True))[:used]
-        guided = [(reader.logits(answer, holes, step), branch.scale) for reader, branch in turns]
+        guided = [(reader.logits(answer, holes, step), 0.0)]
+        guided += [guide.turn(answer, holes, step, guided[0][0]) for guide in guides if guide.begins <= step]
         keep = torch.tensor([plan[step] if step < len(plan) else 0 for plan in plans], device=prefix.device)
         canvas = _decide(canvas, holes, guided, keep, (noise, step, settings.temperature))
         del guided  # before the next pass, which takes the most memory
@@ -102,7 +103,7 @@ def sample_image(
 class _Reader:
     """Code logits of one branch at the holes, by full passes or through ML-Cache; the cache dies with the reader."""
 
-    def __init__(self, ask: Callable[..., Tensor], mask: int, prefix: Tensor, canvas: Canvas, settings: ImageSettings):
+    def __init__(self, ask: Callable[..., Tensor], mask: int, settings: ImageSettings, prefix: Tensor, canvas: Canvas):
         """ask: the transformer, for logits of codes; mask: the id of a hole; prefix [1 or B,P]."""
         batch, height, width = canvas.codes.shape
         self.ask, self.mask, self.settings = ask, mask, settings
@@ -163,6 +164,36 @@ class _Reader:
 
     def _has_prefix(self, step: int) -> bool:
         return self.cache is not None and self._keeps_prefix(step)
+
+
+class _Guide:
+    """A guiding branch. Items of a batch that ask it from the same step on share a reader: so each has its full passes
+    when it would have them alone."""
+
+    def __init__(self, read: Callable[[Tensor, Canvas], _Reader], branch: Branch, canvas: Canvas, starts: list[int]):
+        """read: makes a reader of prefix and canvas; starts: for each item the step from which it is guided."""
+        self.scale, self.begins = branch.scale, min(starts)
+        self.groups: list[tuple[int, Tensor, _Reader]] = []
+        for start in sorted(set(starts)):
+            same = [item for item, one in enumerate(starts) if one == start]
+            items = torch.tensor(same, device=canvas.codes.device)
+            prefix = branch.prefix if len(branch.prefix) == 1 else branch.prefix[items]
+            self.groups.append((start, items, read(prefix, Canvas(canvas.codes[items], canvas.unknown[items]))))
+
+    def turn(self, answer: Tensor, holes: Tensor, step: int, own: Tensor) -> tuple[Tensor, float]:
+        """Logits [B,m,K] and the scale; for items that are not guided yet what the prompt itself said, `own` [B,m,K],
+        from which there is nowhere to move away. The rest as for a reader."""
+        asked = [
+            (items, reader.logits(answer[items], holes[items], step))
+            for start, items, reader in self.groups
+            if start <= step
+        ]
+        if len(self.groups) == 1:
+            return asked[0][1], self.scale
+        logits = own.clone()
+        for items, part in asked:
+            logits[items] = part
+        return logits, self.scale
 
 
 def _decide(canvas: Canvas, holes: Tensor, guided: Guided, keep: Tensor, draw: tuple[Noise, int, float]) -> Canvas:

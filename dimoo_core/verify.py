@@ -58,9 +58,9 @@ def yes_share(
     masked = prefix.new_full((len(prefix), places), model.table.mask)
     sequence = torch.cat((prefix, text_answer(masked, model.table)), dim=1)
     first = torch.full_like(prefix[:, :1], prefix.shape[1] + 1)
-    shares = model.transformer(sequence, rows=first, at_once=at_once)[:, 0].float().softmax(dim=-1)
-    yes, no = (shares[:, wanted].sum(dim=1) for wanted in ids)
-    return (yes / (yes + no)).tolist()
+    logits = model.transformer(sequence, rows=first, at_once=at_once)[:, 0].float()
+    yes, no = (logits[:, wanted].logsumexp(dim=1) for wanted in ids)
+    return (yes - no).sigmoid().tolist()  # of logits, since both shares of the vocabulary may be too small for fp32
 
 
 def description_share(

@@ -7,9 +7,11 @@ B batch, L sequence, N cells, K codes, V vocabulary rows.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 from ..dimoo_core.cache import CachePolicy
 from ..dimoo_core.config import TransformerConfig, VQConfig
+from ..dimoo_core.quantised import INT8, PRODUCT, Format
 from ..dimoo_core.strips import strip_rows
 from ..dimoo_core.vq import PALETTE_AT_ONCE
 
@@ -21,6 +23,7 @@ _IN_FLIGHT = 9  # strips that live at once where two residual convolutions and a
 _DECIDED = 2**22  # logits that are decided at a time, and what each takes: the noise of an image, and of a text in fp64
 _IMAGE_DECISION, _TEXT_DECISION = 32, 40
 _FP32 = 4
+_PRODUCTS = 3.5  # parts as large as one of an int8 product: itself in int32 and fp32, activations in fp32 and int8
 
 
 def forward_bytes(
@@ -61,6 +64,15 @@ def _layer_bytes(
     attending = copied + tokens * width + keys + 2 * rows * width
     feeding = copied + tokens * width + part * (width + max(2 * hidden, hidden + width))
     return max(turning, attending), feeding
+
+
+def quantised_bytes(config: TransformerConfig, itemsize: int, formats: Collection[Format]) -> int:
+    """What a layer with weights of these formats takes while it works, beside all else: its matrix in the dtype that is
+    computed in, or a part of an int8 product with what it is made of."""
+    if not formats:
+        return 0
+    widened = itemsize * config.d_model * config.mlp_hidden_size
+    return int(_ROUNDING * max(widened, _PRODUCTS * PRODUCT * (INT8 in formats)))
 
 
 def _keys_bytes(config: TransformerConfig, tokens: int, itemsize: int) -> int:

@@ -6,7 +6,7 @@ travel with their patcher: ComfyUI holds patchers weakly, so whoever hands a mod
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -18,6 +18,7 @@ from ..dimoo_core import jobs
 from ..dimoo_core.cache import CachePolicy
 from ..dimoo_core.canvas import Canvas
 from ..dimoo_core.prompt import Prompt
+from ..dimoo_core.quantised import Format
 from ..dimoo_core.strips import STRIP
 from ..dimoo_core.vq import VQ
 from . import estimates, host
@@ -95,18 +96,21 @@ class Palette:
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
-    """What travels on DIMOO_MODEL: transformer, tokenizer and ids, and the colours that previews are made of."""
+    """What travels on DIMOO_MODEL: transformer, tokenizer and ids, and the colours that previews are made of; with the
+    bytes of a number that is computed with, and the formats of quantised weights."""
 
     core: jobs.Model
     patcher: Any
     itemsize: int
     palette: Palette
+    formats: Collection[Format] = ()
 
     def ready(self, scratch: Callable[..., int]) -> tuple[torch.device, int | None]:
         """Brings the weights into memory beside what a job needs, and tells the device and how many rows the
         transformer should work on at a time: all (None) where the memory for that is free. `scratch(at_once=...)`
         tells the bytes."""
-        whole, in_parts = (scratch(at_once=rows) for rows in (None, estimates.AT_ONCE))
+        layer = estimates.quantised_bytes(self.core.transformer.config, self.itemsize, self.formats)
+        whole, in_parts = (scratch(at_once=rows) + layer for rows in (None, estimates.AT_ONCE))
         device = host.ready(self.patcher, whole)
         if host.free_bytes(device) >= whole:
             return device, None

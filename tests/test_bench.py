@@ -12,9 +12,13 @@ import torch
 from bench import __main__ as cpu
 from bench import baseline, counts, gpu
 from bench.workload import ImageJob, Size, TextJob
+from dimoo_core.checkpoint import find
+from dimoo_core.convert import KINDS, convert
 from dimoo_core.sampling import ImageSettings
 from dimoo_core.text_policy import EXACT, SPEEDS
 from dimoo_core.text_sampling import TextSettings
+
+from .tiny import write_checkpoint
 
 SIZE = Size(64, 2, 1, 192, 304, 64)
 NETWORK, TABLE = SIZE.build("cpu", torch.float32), SIZE.table
@@ -86,11 +90,33 @@ def test_the_gpu_bench_runs_and_prints_a_table(capsys: pytest.CaptureFixture) ->
     assert gpu.main(["--device", "cpu", "--tiny"]) == 0
     device, commit, _, *table = capsys.readouterr().out.splitlines()
     assert device.startswith("Device: CPU") and re.match(r"Commit \S+, \d{4}-", commit)
-    assert {line.count("|") for line in table} == {9}
+    assert {line.count("|") for line in table} == {10}
     named = {tuple(part.strip() for part in line.split("|")[2:5]) for line in table[2:]}
     jobs = {("image", "exact"), ("edit", "exact"), ("understanding", "exact"), ("understanding", "fast")}
-    assert named >= {(kind, *job) for kind in gpu.kinds() for job in jobs} | {("fp32", "VQ decode", "whole")}
+    assert named >= {(kind, *job) for kind in KINDS for job in jobs} | {("fp32", "VQ decode", "whole")}
     assert named >= {("bf16", job, "baseline") for job in ("image", "edit", "understanding")}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_gpu_bench_measures_the_model_that_convert_writes(kind: str, tmp_path: Path) -> None:
+    output = tmp_path / "one" / "model.safetensors"
+    convert(find(write_checkpoint(tmp_path / "hub")), output, kind)
+    written = {name.removesuffix(".weight"): entry.layer for name, entry in find(output).weights.items()}
+    network = gpu.build(gpu.SMALL, kind, torch.device("cpu"))
+    built = {name: getattr(layer, "layer", None) for name, layer in network.named_modules()}
+    assert {name: layer for name, layer in built.items() if layer} == {n: one for n, one in written.items() if one}
+    assert kind == "bf16" or any(built.values())
+
+
+def test_what_the_baseline_holds_is_made_before_it_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, honest = [], baseline.Released
+    monkeypatch.setattr(baseline, "Released", lambda network: made.append(network) or honest(network))
+    network, timed = gpu.build(gpu.SMALL, "bf16", torch.device("cpu")), 0
+    for runs in (gpu.picture_runs, gpu.answer_runs):
+        for _, way, run in runs(network, gpu.SMALL, (4, 6), released=True):
+            if way == "baseline":
+                timed += 1
+                assert len(made) == timed and run() == run() and len(made) == timed
 
 
 def test_passes_and_operations_of_an_answer_are_counted() -> None:

@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import filelock
 import pytest
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -61,7 +62,8 @@ def hub(served: Hub, monkeypatch: pytest.MonkeyPatch) -> Hub:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    files = [path for path in folder.rglob("*") if not path.is_dir()]
+    """What a folder has, but for the empty file that is locked."""
+    files = [path for path in folder.rglob("*") if not path.is_dir() and path.name != module.LOCK]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
@@ -145,6 +147,12 @@ def test_nothing_is_written_outside_the_folder(hub: Hub, tmp_path: Path) -> None
     assert any(path.endswith(SHARD) for path in written), "the hook sees what happens"
     assert [path for path in written if not Path(path).is_relative_to(tmp_path / "models")] == []
     assert not (tmp_path / "home").exists() and is_all_right(hub, tmp_path / "models" / NAME)
+
+
+def test_what_locks_is_imported_when_something_is_downloaded() -> None:
+    code = "import sys; sys.modules['filelock'] = None; import dimoo_core.__main__, dimoo_core.download"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_stand_in_speaks_the_protocol_of_the_real_library(hub: Hub, tmp_path: Path) -> None:
@@ -298,7 +306,7 @@ def test_cancel_is_heard_while_nothing_comes_and_leaves_what_came(hub: Hub, tmp_
         download(folder=tmp_path, on_progress=on_progress)
     assert caught.value is stop
     assert hub.starts(SHARD) == [0] and is_near([kept := parts(tmp_path / NAME)[SHARD]], [30_000])
-    assert candidates(tmp_path) == [] and not list(tmp_path.rglob("*.lock"))
+    assert candidates(tmp_path) == []
     hub.reset()
     assert is_all_right(hub, download(folder=tmp_path))
     assert hub.starts(SHARD) == [kept]
@@ -329,9 +337,42 @@ def test_cancel_is_heard_while_the_hub_is_asked_for_its_list(tmp_path: Path) -> 
 
 def test_two_at_once_do_not_spoil_each_other(hub: Hub, tmp_path: Path) -> None:
     (tmp_path / NAME).mkdir()
-    with FileLock(tmp_path / NAME / ".download.lock"):
+    with FileLock(tmp_path / NAME / module.LOCK):
         assert "Another download" in says(lambda: download(folder=tmp_path))
     assert is_all_right(hub, download(folder=tmp_path))
+
+
+def test_who_locks_a_folder_that_was_just_freed_has_it_alone(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second, third = (FileLock(tmp_path / NAME / module.LOCK, timeout=0) for _ in range(2))
+
+    class Followed(FileLock):
+        """Somebody else locks the folder as soon as it is free."""
+
+        def release(self, *options: object, **more: object) -> None:
+            held = self.is_locked
+            super().release(*options, **more)
+            if held:
+                second.acquire()
+
+    monkeypatch.setattr(filelock, "FileLock", Followed)
+    assert is_all_right(hub, download(folder=tmp_path))
+    assert second.is_locked
+    with pytest.raises(Timeout):
+        third.acquire()
+    second.release()
+
+
+def test_a_name_that_begins_as_another_does_not_cost_the_other(tmp_path: Path) -> None:
+    """model.safetensors comes last, when its index has come already and waits for its name."""
+    made = write_checkpoint(tmp_path / "hub")
+    for name in ("model.safetensors", VQ):
+        (made / f"{name}.index.json").write_text('{"weight_map": {}}')
+    with Hub(made) as both:
+        target = download(folder=tmp_path, endpoint=both.url)
+        assert contents(target) == {name: both.bytes_of(name) for name in both.names}
+        assert sorted(one.name for one in both.asked) == sorted(both.names)
 
 
 def test_a_drive_that_cannot_lock_serves(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -389,7 +430,9 @@ def test_offline_the_files_and_their_folder_are_named(tmp_path: Path, monkeypatc
 def test_what_is_no_name_and_what_is_no_hub(hub: Hub, tmp_path: Path) -> None:
     for name in ("", "x", "a/b/c", "../..", "a/..", "a/.", "a b/c", "https://x.example/a/b"):
         assert "OWNER/NAME is wanted" in says(lambda name=name: download(name, tmp_path))
-    for address in ("mirror.example", "file:///etc", "ftp://mirror.example"):
+    strange = ("http://127.0.0.1:x", "http://127.0.0.1:99999", "http://127.0.0.1:0", "http://:80", "http://[::1")
+    white = ("http://mirror. example", "http://mirror.example/a b", " http://mirror.example", "http://mirror.exa\nmple")
+    for address in ("mirror.example", "file:///etc", "ftp://mirror.example", *strange, *white):
         assert "one like https://" in says(lambda address=address: download(folder=tmp_path, endpoint=address))
     hub.faults.page = True
     assert "answers, but not as a hub does" in says(lambda: download(folder=tmp_path))

@@ -191,6 +191,15 @@ def test_compositing_keeps_the_original_bit_for_bit() -> None:
     )
 
 
+@pytest.mark.parametrize("strange", [torch.nan, torch.inf])
+def test_compositing_takes_nothing_from_where_the_mask_does_not_say(strange: float) -> None:
+    original, painted = torch.rand(2, 1, 3, 4, 4)
+    mask = torch.zeros(1, 4, 4)
+    mask[:, :, 2:] = 1
+    mixed = composite(torch.where(mask > 0, strange, original), torch.where(mask > 0, painted, strange), mask)
+    assert torch.equal(mixed, torch.where(mask > 0, painted, original))
+
+
 def test_the_mosaic_shows_codes_and_greys_holes() -> None:
     colours = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
     shown = mosaic(torch.tensor([[[0, 1]]]), torch.tensor([[[False, True]]]), colours)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -41,11 +42,11 @@ BOTH = cache.CachePolicy(ratio=0.05, warmup=0.0, refresh_interval=2, candidates=
 KERNELS = 32 * 2**20  # what an estimate may have beyond 15 %: work space that nobody counts
 
 
-def network(dtype: torch.dtype, layers: int = 4):
+def network(dtype: torch.dtype, layers: int = 4, **more):
     """The 8B model with fewer layers, on meta: they follow each other, and only ML-Cache keeps something of each.
     What the attention kernel takes is left out: torch's own on meta holds all scores, those of a GPU do not."""
     shape = config.TransformerConfig.from_dict({"model_type": "llada", "n_layers": layers, **EIGHT_B})
-    options = {"attention": lambda q, k, v: torch.empty_like(q), "device": "meta", "dtype": dtype}
+    options = {"attention": lambda q, k, v: torch.empty_like(q), "device": "meta", "dtype": dtype, **more}
     return transformer.Transformer(shape, code_offset=tokens.RELEASED.code_offset, **options).requires_grad_(False)
 
 
@@ -126,6 +127,45 @@ def test_a_long_answer_to_a_small_picture_takes_what_was_estimated() -> None:
         text_sampling.sample_text(net, tokens.RELEASED, ids, settings=settings, on_step=twice)
     shape = {"rows": 32, "branches": 1, "itemsize": 4, "keeps": True}
     assert holds(estimates.text_bytes(net.config, (300 + 4098, 4098), **shape), measured.peak)
+
+
+def quantised_network(dtype: torch.dtype, kind: str):
+    """The network with weights as in a file that `convert` writes."""
+    core, how = (nodepack.part(f"dimoo_core.{name}") for name in ("quantised", "convert"))
+    net = network(dtype, ops=core.LAYERS)
+    for name, part in net.named_modules():
+        layer = how.quantised_as(f"{name}.weight", kind)
+        if layer is not None:
+            rows, across = part.weight.shape
+            part.layer, scale = layer, torch.zeros(layer.format.scale_shape(rows), device="meta")
+            weight = torch.zeros(rows, across, device="meta").to(layer.format.dtype)
+            part.weight, part.weight_scale = (torch.nn.Parameter(one, requires_grad=False) for one in (weight, scale))
+    return net, {part.layer.format for part in net.modules() if getattr(part, "layer", None) is not None}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
+@pytest.mark.parametrize("kind", ["fp8", "int8"])
+@pytest.mark.parametrize(("tokens", "at_once"), [(40, None), (4220, None), (4220, estimates.AT_ONCE)])
+def test_a_pass_with_quantised_weights_takes_what_was_estimated(
+    dtype, kind: str, tokens: int, at_once: int | None
+) -> None:
+    net, formats = quantised_network(dtype, kind)
+    ids = torch.zeros(1, tokens, dtype=torch.int64, device="meta")
+    with torch.no_grad(), LiveBytes() as measured:
+        net(ids, rows=ids[:, :32], vocab=slice(0, 8192), at_once=at_once)
+    rows = {"logits": 8192, "rows": 32, "at_once": at_once}
+    plain = estimates.forward_bytes(net.config, tokens, dtype.itemsize, **rows)
+    layer = estimates.quantised_bytes(net.config, dtype.itemsize, formats)
+    assert plain < measured.peak <= plain + layer, "needed, enough, and too much by less than itself"
+
+
+def test_a_model_with_quantised_weights_asks_for_their_room_too(loaded, monkeypatch) -> None:
+    host, core, rooms = nodepack.part("nodes.host"), nodepack.part("dimoo_core.quantised"), []
+    monkeypatch.setattr(host, "ready", lambda _, scratch: rooms.append(scratch) or torch.device("cpu"))
+    for formats in ((), (core.FP8,)):
+        replace(loaded[0], formats=formats).ready(lambda at_once: 1000)
+    shape = loaded[0].core.transformer.config
+    assert rooms[0] == 1000 and rooms[1] >= 1000 + 4 * shape.d_model * shape.mlp_hidden_size
 
 
 def vq_peaks(module, size: tuple[int, int], strip: int | None) -> tuple[int, int]:

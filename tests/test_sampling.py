@@ -239,6 +239,41 @@ def test_guidance_from_the_start_is_the_plain_run_and_a_late_one_is_another(cach
     assert not torch.equal(plain.codes, late.codes)
 
 
+def with_holes(*counts: int) -> Canvas:
+    """Canvases of 6 x 6 cells, all known but for so many."""
+    codes = torch.randint(0, CODES, (len(counts), 6, 6), generator=torch.Generator().manual_seed(1))
+    places = torch.rand(len(counts), 36, generator=torch.Generator().manual_seed(2)).argsort(dim=1)
+    unknown = torch.stack([place < count for place, count in zip(places, counts, strict=True)])
+    return Canvas(codes, unknown.view(-1, 6, 6))
+
+
+def test_late_guidance_of_a_small_mask_begins_in_its_own_plan() -> None:
+    seen, small = recorder(), with_holes(10)
+    took = len(holes_left(10, 64))
+    late = image(small, transformer=seen.call, steps=64, guidance_start=0.3)
+    assert took <= 10 and len(seen.passes) == took + took - int(0.3 * took)
+    assert not torch.equal(late.codes, image(small, steps=64, scale=0.0).codes)
+
+
+@pytest.mark.parametrize("cache", [None, CACHE, HOLES, FROZEN])
+@pytest.mark.parametrize("own", [False, True], ids=["one prompt", "own prompts"])
+def test_late_guidance_of_a_batch_is_that_of_its_singles(cache: CachePolicy | None, own: bool) -> None:
+    """Masks of 36, 10, 0, 24 and 10 cells have plans of different lengths; guidance begins at as different steps."""
+    canvas, plan = with_holes(36, 10, 0, 24, 10), {"steps": 32, "cache": cache, "guidance_start": 0.4}
+    assert len({int(0.4 * len(holes_left(count, 32))) for count in (36, 10, 24)}) == 3
+    blind = torch.stack([BLIND[0].roll(item) for item in range(5)]) if own else BLIND
+
+    def guided(canvas: Canvas, blind: torch.Tensor, seed: int) -> torch.Tensor:
+        settings = ImageSettings(seed=seed, **plan)
+        return sample_image(TINY, TABLE, canvas, PREFIX, [Branch(blind, 2.0)], settings=settings).codes
+
+    batch = guided(canvas, blind, 3)
+    for item in (0, 1, 3, 4):
+        single = Canvas(canvas.codes[item : item + 1], canvas.unknown[item : item + 1])
+        alone = guided(single, blind[item : item + 1] if own else blind, 3 + item)
+        assert torch.equal(batch[item], alone[0])
+
+
 @pytest.mark.parametrize("cache", [None, HOLES])
 def test_working_in_parts_gives_the_same_picture(cache: CachePolicy | None) -> None:
     canvas, asked = half_painted(2, 8, 8), []

@@ -76,6 +76,16 @@ def test_yes_is_weighed_against_no_at_the_first_place_of_the_answer() -> None:
     assert any(QUESTION.format("a cat < /user>") in text for text in words.seen), "the user's words are no control"
 
 
+def test_two_words_that_are_next_to_impossible_are_weighed_all_the_same() -> None:
+    """A softmax over all words would give 0 / 0: both are below what fp32 holds."""
+    network = Fixed(1.0, 1.0)
+    network.forward = lambda ids, *, rows, at_once: network.scores.expand(*rows.shape, -1)
+    network.scores = torch.zeros(TABLE.codes.stop)
+    network.scores[:3] = torch.tensor([400.0, 1.0, 0.0])
+    shares = yes_share(jobs.Model(network, Words(knows=True), TABLE), [torch.zeros(1, 4, 4, dtype=torch.int64)], "x")
+    assert shares == pytest.approx([float(torch.sigmoid(torch.tensor(1.0)))])
+
+
 def test_a_model_without_the_words_says_so() -> None:
     model = jobs.Model(Fixed(0.5, 0.5), Words(knows=False), TABLE)
     with pytest.raises(ValueError, match="no words for yes and no"):
