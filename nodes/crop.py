@@ -2,25 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from torch import Tensor
-
 from ..dimoo_core.checkpoint import CELL
-from ..dimoo_core.crop import MAX_CONTEXT, Region, feathered, region_around, resize, resize_mask, stitch, working_size
+from ..dimoo_core.crop import MAX_CONTEXT, feathered, region_around, resize, resize_mask, stitch, working_size
 from . import host, pixels, widgets
-
-CropSocket = host.io.Custom("DIMOO_CROP")
-
-
-@dataclass(frozen=True, eq=False)
-class Crop:
-    """What travels on DIMOO_CROP: the whole picture [B,3,h,w], the part of it that was cut out, and that part's mask
-    [1 or B,h',w'] at the picture's own size."""
-
-    picture: Tensor
-    region: Region
-    mask: Tensor
+from .sockets import Crop, CropSocket, check_sockets
 
 
 class CropAroundMask(host.io.ComfyNode):
@@ -108,6 +93,7 @@ class Stitch(host.io.ComfyNode):
 
     @classmethod
     def execute(cls, crop, image, feather=0, mask=None):
+        check_sockets(crop=crop)
         painted = pixels.to_core(image)
         if mask is not None:
             mask = resize_mask(pixels.mask_to_core(mask, painted), crop.region.width, crop.region.height)

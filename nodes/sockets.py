@@ -17,6 +17,7 @@ from torch import Tensor
 from ..dimoo_core import jobs
 from ..dimoo_core.cache import CachePolicy
 from ..dimoo_core.canvas import Canvas
+from ..dimoo_core.crop import Region
 from ..dimoo_core.prompt import Prompt
 from ..dimoo_core.quantised import Format
 from ..dimoo_core.strips import STRIP
@@ -28,6 +29,7 @@ VQSocket = host.io.Custom("DIMOO_VQ")
 PromptSocket = host.io.Custom("DIMOO_PROMPT")
 CanvasSocket = host.io.Custom("DIMOO_CANVAS")
 CacheSocket = host.io.Custom("DIMOO_CACHE")
+CropSocket = host.io.Custom("DIMOO_CROP")
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +124,16 @@ class LoadedModel:
         return self.patcher.model_size()
 
 
+@dataclass(frozen=True, eq=False)
+class Crop:
+    """What travels on DIMOO_CROP: the whole picture [B,3,h,w], the part of it that was cut out, and that part's mask
+    [1 or B,h',w'] at the picture's own size."""
+
+    picture: Tensor
+    region: Region
+    mask: Tensor
+
+
 # what travels on our sockets, by the name of the input, and which node gives it
 _KINDS = {
     "model": (LoadedModel, "DiMOO Loader"),
@@ -129,6 +141,7 @@ _KINDS = {
     "prompt": (Prompt, "DiMOO Text Encode or DiMOO Image Edit"),
     "canvas": (Canvas, "DiMOO Empty Canvas, Image Edit, Mask Paint or VQ Encode"),
     "cache": (CachePolicy, "DiMOO Cache Settings"),
+    "crop": (Crop, "DiMOO Crop Around Mask"),
 }
 
 

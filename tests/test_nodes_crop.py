@@ -76,3 +76,8 @@ def test_cuts_that_make_no_sense_are_one_sentence(inputs: dict, sentence: str) -
     given = {"image": torch.rand(1, 64, 96, 3), "mask": torch.ones(1, 64, 96)} | inputs
     with pytest.raises(ValueError, match=sentence):
         run("DimooCropAroundMask", **given)
+
+
+def test_a_crop_of_another_pack_is_one_sentence() -> None:
+    with pytest.raises(ValueError, match="connect DiMOO Crop Around Mask"):
+        run("DimooStitch", crop=("x", "y"), image=torch.rand(1, 64, 96, 3))
