@@ -25,6 +25,7 @@ from . import jobs, provenance
 from .cache import CANDIDATES, PRESETS, CachePolicy
 from .checkpoint import CELL, NANO, Defaults, Found, find, load_tokenizer, load_transformer, load_vq
 from .convert import KINDS, convert
+from .devices import device
 from .download import REPO, download
 from .folder import caption_file, lacking_captions, pictures_below, shared_captions, write_whole
 from .image import PAINTED, RECTANGLE, centred_rectangle, load_mask, load_picture, to_pil
@@ -229,19 +230,6 @@ def load(found: Found, args: argparse.Namespace) -> tuple[jobs.Model, OnDevice]:
     transformer = load_transformer(found, device=where, dtype=wanted, dequantised=wanted is not None)
     model = jobs.Model(transformer, load_tokenizer(found), found.table, found.defaults.sides)
     return model, OnDevice(load_vq(found, device=where), where, STRIP if args.vq_strips else None)
-
-
-def device(name: str) -> torch.device:
-    """The device called `name`; auto is the accelerator where torch sees one. Raises ValueError for a strange name."""
-    accelerator = getattr(torch, "accelerator", None)  # since torch 2.6
-    if name == "auto":
-        there = accelerator is not None and accelerator.is_available()
-        return accelerator.current_accelerator() if there else torch.device("cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"The device {name!r} cannot be used ({reason}); try auto or cpu.") from None
 
 
 @dataclass(frozen=True, eq=False)

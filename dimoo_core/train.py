@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from .checkpoint import NANO, find, load_tokenizer, load_transformer, load_vq
+from .devices import device
 from .nano.build import FURTHER, TRAINING, build
 from .training.examples import Examples
 from .training.export import export_transformer, export_vq
@@ -45,6 +46,7 @@ def train_arguments(parser: argparse.ArgumentParser) -> None:
     tune.add_argument("--steps", type=int, default=1000, help="[1000]")
     tune.add_argument("--rate", type=float, default=1e-4, help="peak learning rate of AdamW [1e-4]")
     tune.add_argument("--seed", type=int, default=0, help="[0]")
+    tune.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps ... [auto]")
     tune.set_defaults(job_run=_tune)
 
 
@@ -111,7 +113,8 @@ def _tune(args: argparse.Namespace) -> None:
     settings = Training(steps=args.steps, rate=args.rate, matrix_rate=0.0, seed=args.seed)
     codes, captions = read_codes(args.codes)
     tokenizer = load_tokenizer(found)
-    transformer = load_transformer(found, dtype=torch.float32, dequantised=True, attention=attention_for_training)
+    weights = {"device": device(args.device), "dtype": torch.float32, "dequantised": True}
+    transformer = load_transformer(found, **weights, attention=attention_for_training)
     data = CaptionedPictures(Examples(tokenizer, found.table), codes, captions)
     trainer = Trainer(
         transformer.requires_grad_(True), data.draw, settings, mask_id=found.table.mask, folder=args.run_folder

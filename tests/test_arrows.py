@@ -19,7 +19,7 @@ BENCH = ROOT / "bench"
 # Row by row, as in the design: a file imports only from rows above its own. A name stands for a file or a folder;
 # files of one folder may import each other.
 ROWS = (
-    ("checks", "attend", "hub", "folder"),
+    ("checks", "devices", "attend", "hub", "folder"),
     ("provenance",),
     ("tokens", "config", "schedule", "image", "noise", "choices", "strips", "quantised"),
     ("canvas", "prompt", "guidance", "cache", "crop", "text_policy", "weight_files"),

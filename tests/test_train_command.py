@@ -186,6 +186,7 @@ MISTAKES = {
     "a folder without pictures": (ENCODE.replace("pictures", "empty"), "empty holds no pictures"),
     "no such folder": (ENCODE.replace("pictures", "nowhere"), "nowhere is no folder"),
     "a picture that is none": (ENCODE.replace("pictures", "junk"), "x.png is no readable picture"),
+    "a device that there is not": (f"{TUNE} --device nowhere", "The device 'nowhere' cannot be used"),
     "a side too small": (f"{ENCODE} --side 8", "side is 8; a whole number from 32 to 4096 is needed."),
     "encode without a checkpoint": (ENCODE.replace("model", "nowhere"), "nowhere does not exist"),
     "no such codes": (TUNE.replace("codes.s", "gone.s"), "gone.safetensors"),

@@ -135,6 +135,16 @@ def test_weights_and_share_count_as_they_say() -> None:
     torch.testing.assert_close(loss, F.cross_entropy(model.logits[first], targets))
 
 
+def test_a_batch_goes_where_the_model_is() -> None:
+    """On meta, where any tensor left behind on the CPU is an error, as it would be on a GPU."""
+    model = Transformer(TransformerConfig.from_dict(TRANSFORMER), code_offset=TABLE.code_offset, device="meta")
+    ids, places = torch.zeros(2, 9, dtype=torch.int64), torch.arange(4, 8)
+    may, all_of_it = torch.ones(2, 4, dtype=torch.bool), torch.tensor([True, False])
+    for batch in (Batch(ids, places), Batch(ids, places, None, may, all_of_it, torch.ones(2, 4), 2.0)):
+        loss = masked_loss(model, batch.to("meta"), TABLE.mask, dice())
+        assert loss.device.type == "meta" and loss.shape == ()
+
+
 def test_attention_for_training_is_attention() -> None:
     queries, keys, values = torch.randn(3, 2, 4, 9, 16, generator=dice())
     torch.testing.assert_close(attention_for_training(queries, keys, values), sdpa(queries, keys, values))

@@ -10,7 +10,7 @@ Shapes: B batch, L sequence, n places of the answer, V vocabulary rows.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,11 @@ class Batch:
     weights: Tensor | None = None
     share: float = 1.0
 
+    def to(self, device: torch.device | str) -> Batch:
+        """The batch for a model on `device`. What may be hidden stays: it is drawn on the CPU, the same everywhere."""
+        weights = None if self.weights is None else self.weights.to(device)
+        return replace(self, ids=self.ids.to(device), places=self.places.to(device), weights=weights)
+
 
 def draw_hidden(maskable: Tensor, generator: torch.Generator, whole: Tensor | None = None) -> Tensor:
     """Which places [B,n] to hide: at least one of each answer's `maskable` [B,n], the share cos(pi r / 2) of them, or
@@ -51,7 +56,7 @@ def draw_hidden(maskable: Tensor, generator: torch.Generator, whole: Tensor | No
 def masked_loss(model: nn.Module, batch: Batch, mask_id: int, generator: torch.Generator) -> Tensor:
     """The objective of one batch, a scalar; times its share."""
     answer = batch.ids[:, batch.places]
-    maskable = torch.ones_like(answer, dtype=torch.bool) if batch.maskable is None else batch.maskable
+    maskable = torch.ones(answer.shape, dtype=torch.bool) if batch.maskable is None else batch.maskable
     hidden = draw_hidden(maskable, generator, batch.whole).to(answer.device)
     ids = batch.ids.clone()
     ids[:, batch.places] = answer.masked_fill(hidden, mask_id)

@@ -114,9 +114,10 @@ class Trainer:
         generator = torch.Generator().manual_seed(seed)
         shares = sum(batch.share for batch in batches)
         total = 0.0
+        device = next(self.model.parameters()).device
         for batch in batches:
-            with torch.autocast(batch.ids.device.type, torch.bfloat16):
-                loss = masked_loss(self.model, batch, self.mask_id, generator) / shares
+            with torch.autocast(device.type, torch.bfloat16):
+                loss = masked_loss(self.model, batch.to(device), self.mask_id, generator) / shares
             loss.backward()
             total += loss.item()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
@@ -161,7 +162,9 @@ class Trainer:
                     weights[name].copy_(file.get_tensor(key))
                 else:
                     name, _, part = name.rpartition("/")
-                    owners[weights[name]].state[weights[name]][part] = file.get_tensor(key)
+                    state, weight = file.get_tensor(key), weights[name]
+                    # the optimisers count steps on the CPU, wherever the weights are
+                    owners[weight].state[weight][part] = state if part == "step" else state.to(weight.device)
 
     def _check_file(self, wanted: dict[str, list[int]]) -> None:
         """Raises ValueError unless the stored weights have the names and shapes `wanted`."""
