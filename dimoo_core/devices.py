@@ -5,12 +5,18 @@ from __future__ import annotations
 import torch
 
 
+def accelerators() -> list[torch.device]:
+    """The accelerators that torch sees; none where it sees none, or is older than 2.6."""
+    there = getattr(torch, "accelerator", None)
+    if there is None or not there.is_available():
+        return []
+    return [torch.device(there.current_accelerator().type, number) for number in range(there.device_count())]
+
+
 def device(name: str) -> torch.device:
     """The device called `name`; auto is the accelerator where torch sees one. Raises ValueError for a strange name."""
-    accelerator = getattr(torch, "accelerator", None)  # since torch 2.6
     if name == "auto":
-        there = accelerator is not None and accelerator.is_available()
-        return accelerator.current_accelerator() if there else torch.device("cpu")
+        return next(iter(accelerators()), torch.device("cpu"))
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:

@@ -18,9 +18,11 @@ import torch.distributed
 from PIL import Image, UnidentifiedImageError
 
 from .checks import number_in, whole_number
+from .devices import accelerators
 from .folder import write_whole
 from .guidance import MAX_SCALE
 from .image import check_size
+from .noise import SEEDS
 from .prompt import MAX_CHARACTERS
 from .provenance import KEY, versions
 from .sampling import ImageSettings
@@ -68,7 +70,7 @@ def read_jobs(path: str | Path, usual: Job, scale: int) -> list[Job]:
     jobs = []
     for number, entry in enumerate(_entries(Path(path))):
         try:
-            job = _job(entry, replace(usual, seed=(usual.seed + number) % 2**64))
+            job = _job(entry, replace(usual, seed=(usual.seed + number) % SEEDS))
             job.check(scale)
         except ValueError as error:
             raise ValueError(f"Entry {number + 1} of {path}: {error}") from None
@@ -131,11 +133,8 @@ class Team:
     @property
     def device(self) -> str:
         """Each process has an accelerator of its own, where there are any; otherwise all compute on the CPU."""
-        accelerator = getattr(torch, "accelerator", None)  # since torch 2.6
-        if accelerator is None or not accelerator.is_available():
-            return "cpu"
-        place = int(os.environ.get("LOCAL_RANK", "0")) % accelerator.device_count()
-        return f"{accelerator.current_accelerator().type}:{place}"
+        found = accelerators()
+        return str(found[int(os.environ.get("LOCAL_RANK", "0")) % len(found)]) if found else "cpu"
 
     def wait(self) -> None:
         """Until every process has come here."""

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -183,6 +184,16 @@ def test_a_picture_too_large_to_read_is_not_one_of_ours(tmp_path: Path, monkeypa
     save(Image.new("RGB", (64, 64)), tmp_path / "a.png", {"prompt": "x"})
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     assert facts_of(tmp_path / "a.png") is None
+
+
+def test_each_process_has_an_accelerator_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = [torch.device("cuda", 0), torch.device("cuda", 1)]
+    monkeypatch.setattr("dimoo_core.prompt_list.accelerators", lambda: seen)
+    for rank, wanted in ((None, "cuda:0"), ("1", "cuda:1"), ("2", "cuda:0")):
+        monkeypatch.delenv("LOCAL_RANK", raising=False)
+        if rank is not None:
+            monkeypatch.setenv("LOCAL_RANK", rank)
+        assert Team().device == wanted
 
 
 def test_two_processes_make_what_one_makes(tmp_path: Path, model: Path) -> None:
