@@ -105,7 +105,7 @@ def browser(session: nox.Session) -> None:
 def replay(session: nox.Session) -> None:
     """Replay recorded numbers: `nox -s replay -- FOLDER`."""
     environment(session)
-    python(session, "-m", "dimoo_core.replay", *session.posargs)
+    python(session, "-m", "dimoo_core.evaluation.replay", *session.posargs)
 
 
 @nox.session

@@ -22,13 +22,13 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from dimoo_core.cache import PRESETS, CachePolicy
-from dimoo_core.sampling import ImageSettings
-from dimoo_core.text_policy import SPEEDS
-from dimoo_core.text_sampling import TextSettings
-from tests.live_bytes import LiveBytes
+from dimoo_core.sampling.image import ImageSettings
+from dimoo_core.sampling.ml_cache import PRESETS, CachePolicy
+from dimoo_core.sampling.text import TextSettings
+from dimoo_core.sampling.text_cache import SPEEDS
 
 from . import baseline
+from .live_bytes import LiveBytes
 from .workload import ImageJob, Size, TextJob
 
 RELEASED_CACHE = CachePolicy(ratio=0.9, warmup=0.3, refresh_interval=5)

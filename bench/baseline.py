@@ -5,7 +5,7 @@ position of every branch and the logits of the whole vocabulary everywhere; norm
 small fp32 operations, made anew in every layer; an attention mask that hides nothing is built per pass and adjusted
 per layer; holes are found and filled by boolean indexing; an answer takes an fp64 softmax over all places.
 
-The random numbers are those of `dimoo_core.noise`, so that the same tokens must come out.
+The random numbers are those of `dimoo_core.sampling.noise`, so that the same tokens must come out.
 
 Shapes: B batch (1 wherever holes are indexed), L sequence, D width, h heads, d head width, V vocabulary, K codes.
 """
@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dimoo_core.noise import Noise
-from dimoo_core.tokens import TokenTable
-from dimoo_core.transformer import Transformer, module_to_hub
+from dimoo_core.model.transformer import Transformer, module_to_hub
+from dimoo_core.sampling.noise import Noise
+from dimoo_core.sequence.token_table import TokenTable
 
 
 class Released:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from dimoo_core.cache import KeyValues
-from dimoo_core.text_policy import SPEEDS, TextPolicy
-from dimoo_core.text_sampling import TextSettings, sample_text
-from dimoo_core.transformer import Transformer
+from dimoo_core.model.transformer import Transformer
+from dimoo_core.sampling.ml_cache import KeyValues
+from dimoo_core.sampling.text import TextSettings, sample_text
+from dimoo_core.sampling.text_cache import SPEEDS, TextPolicy
 
 from .baseline import Released
 from .workload import RELEASED_SIZE, Size, TextJob

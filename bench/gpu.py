@@ -23,15 +23,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from dimoo_core.cache import PRESETS
-from dimoo_core.config import VQConfig
-from dimoo_core.convert import KINDS, quantised_as
-from dimoo_core.quantised import LAYERS, largest_magnitude, quantise, scale_of, take_quantised
-from dimoo_core.sampling import ImageSettings
-from dimoo_core.text_policy import SPEEDS
-from dimoo_core.text_sampling import TextSettings
-from dimoo_core.transformer import Transformer
-from dimoo_core.vq import VQ
+from dimoo_core.checkpoint.convert import KINDS, quantised_as
+from dimoo_core.model.config import VQConfig
+from dimoo_core.model.quantised import LAYERS, largest_magnitude, quantise, scale_of, take_quantised
+from dimoo_core.model.transformer import Transformer
+from dimoo_core.model.vq import VQ
+from dimoo_core.sampling.image import ImageSettings
+from dimoo_core.sampling.ml_cache import PRESETS
+from dimoo_core.sampling.text import TextSettings
+from dimoo_core.sampling.text_cache import SPEEDS
 
 from . import baseline
 from .workload import RELEASED_SIZE, ImageJob, Size, TextJob

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dimoo_core.canvas import Canvas
-from dimoo_core.config import TransformerConfig
-from dimoo_core.guidance import Branch
-from dimoo_core.layout import image_answer, prompt_prefix, text_answer
-from dimoo_core.sampling import ImageSettings, sample_image
-from dimoo_core.text_sampling import TextSettings, sample_text
-from dimoo_core.tokens import RELEASED, TokenTable
-from dimoo_core.transformer import Transformer
+from dimoo_core.model.config import TransformerConfig
+from dimoo_core.model.transformer import Transformer
+from dimoo_core.sampling.guidance import Branch
+from dimoo_core.sampling.image import ImageSettings, sample_image
+from dimoo_core.sampling.text import TextSettings, sample_text
+from dimoo_core.sequence.canvas import Canvas
+from dimoo_core.sequence.layout import image_answer, prompt_prefix, text_answer
+from dimoo_core.sequence.token_table import RELEASED, TokenTable
 
 SPECIALS = tuple(name for name in RELEASED.to_dict() if name not in ("code_offset", "codebook_size"))
 Finish = Callable[[str, nn.Module], None]

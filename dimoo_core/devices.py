@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import dataclass
+
 import torch
+import torch.distributed
 
 
 def accelerators() -> list[torch.device]:
@@ -22,3 +26,36 @@ def device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"The device {name!r} cannot be used ({reason}); try auto or cpu.") from None
+
+
+@dataclass(frozen=True)
+class Team:
+    """The processes that share a list, as torchrun starts them; alone without it."""
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def from_environment(cls) -> Team:
+        """The team that torchrun's variables tell of, joined through gloo; nobody but us without them."""
+        size = int(os.environ.get("WORLD_SIZE", "1"))
+        if size == 1:
+            return cls()
+        if not torch.distributed.is_initialized():
+            torch.distributed.init_process_group("gloo")
+        return cls(torch.distributed.get_rank(), size)
+
+    @property
+    def device(self) -> str:
+        """Each process has an accelerator of its own, where there are any; otherwise all compute on the CPU."""
+        found = accelerators()
+        return str(found[int(os.environ.get("LOCAL_RANK", "0")) % len(found)]) if found else "cpu"
+
+    def wait(self) -> None:
+        """Until every process has come here."""
+        if self.size > 1:
+            torch.distributed.barrier()
+
+    def leave(self) -> None:
+        if self.size > 1:
+            torch.distributed.destroy_process_group()

@@ -12,26 +12,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .canvas import Canvas
-from .guidance import Branch
-from .image import (
-    GREY,
-    PAINTED,
-    cells_to_mask,
-    check_size,
-    composite,
-    fit,
-    fit_size,
-    mask_to_cells,
-    understanding_size,
-)
-from .layout import prompt_prefix
-from .prompt import DESCRIBE, GENERATE, Prompt, edit_task, prompt_strings
-from .sampling import ImageSettings, ImageStep, sample_image
-from .text_sampling import TextSettings, TextStep, sample_text
-from .tokens import TextTokenizer, TokenTable
-from .transformer import Transformer
-from .vq import VQ
+from .model.transformer import Transformer
+from .model.vq import VQ
+from .pictures.masks import PAINTED, cells_to_mask, mask_to_cells
+from .pictures.pixels import GREY, composite, fit
+from .pictures.sizes import check_size, fit_size, understanding_size
+from .sampling.guidance import Branch
+from .sampling.image import ImageSettings, ImageStep, sample_image
+from .sampling.text import TextSettings, TextStep, sample_text
+from .sequence.canvas import Canvas
+from .sequence.layout import prompt_prefix
+from .sequence.prompt import DESCRIBE, GENERATE, Prompt, edit_task, prompt_strings
+from .sequence.token_table import TokenTable
+from .sequence.tokenizer import TextTokenizer
 
 RELEASED_SIDES = (512, 1024)
 

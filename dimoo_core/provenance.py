@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from .folder import whole
+from .files import whole
 
 VERSION = "0.1.0"  # as in pyproject.toml, which need not lie beside the code
 KEY = "dimoo"

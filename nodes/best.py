@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..dimoo_core.prompt import GENERATE
-from ..dimoo_core.text_sampling import TextSettings
-from ..dimoo_core.verify import QUESTION, description_share, yes_share
+from ..dimoo_core.judge import QUESTION, description_share, yes_share
+from ..dimoo_core.sampling.text import TextSettings
+from ..dimoo_core.sequence.prompt import GENERATE
 from . import host, pixels, widgets
 from .describe import answering_bytes, encode_for
 from .sockets import LoadedModel, LoadedVQ, ModelSocket, PromptSocket, VQSocket, check_sockets

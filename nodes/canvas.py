@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from ..dimoo_core import jobs
-from ..dimoo_core.canvas import Canvas
-from ..dimoo_core.checkpoint import CELL
-from ..dimoo_core.image import check_size
+from ..dimoo_core.pictures.sizes import CELL, check_size
+from ..dimoo_core.sequence.canvas import Canvas
 from . import host, pixels, widgets
 from .sockets import CanvasSocket, VQSocket, check_sockets
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..dimoo_core.folder import (
+from ..dimoo_core.files import write_whole
+from ..dimoo_core.pictures.captions import (
     caption_file,
     folders_with_pictures,
     lacking_captions,
     pictures_below,
     shared_captions,
-    write_whole,
 )
-from ..dimoo_core.image import load_picture
-from ..dimoo_core.text_sampling import TextSettings
+from ..dimoo_core.pictures.pixels import load_picture
+from ..dimoo_core.sampling.text import TextSettings
 from . import host, widgets
 from .describe import answered, encode_for, follow
 from .sockets import LoadedModel, LoadedVQ, ModelSocket, VQSocket, check_sockets

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..dimoo_core.checkpoint import CELL
-from ..dimoo_core.crop import MAX_CONTEXT, feathered, region_around, resize, resize_mask, stitch, working_size
+from ..dimoo_core.pictures.crop import MAX_CONTEXT, feathered, region_around, resize, resize_mask, stitch, working_size
+from ..dimoo_core.pictures.sizes import CELL
 from . import host, pixels, widgets
 from .sockets import Crop, CropSocket, check_sockets
 

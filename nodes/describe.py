@@ -7,13 +7,14 @@ from functools import partial
 
 from torch import Tensor
 
-from ..dimoo_core import jobs
-from ..dimoo_core.image import fit, understanding_size
-from ..dimoo_core.noise import SEEDS
-from ..dimoo_core.prompt import DESCRIBE
-from ..dimoo_core.text_policy import SPEEDS
-from ..dimoo_core.text_sampling import TextSettings, TextStep
-from . import estimates, host, pixels, widgets
+from ..dimoo_core import jobs, memory
+from ..dimoo_core.pictures.pixels import fit
+from ..dimoo_core.pictures.sizes import understanding_size
+from ..dimoo_core.sampling.noise import SEEDS
+from ..dimoo_core.sampling.text import TextSettings, TextStep
+from ..dimoo_core.sampling.text_cache import SPEEDS
+from ..dimoo_core.sequence.prompt import DESCRIBE
+from . import host, pixels, widgets
 from .sockets import LoadedModel, LoadedVQ, ModelSocket, VQSocket, check_sockets
 
 
@@ -31,7 +32,7 @@ def answering_bytes(
     words = len(question.encode()) + len(DESCRIBE.system)
     answer = settings.max_tokens + 2
     return partial(
-        estimates.text_bytes,
+        memory.text_bytes,
         model.core.transformer.config,
         (cells + words + answer, answer),
         rows=settings.block_length,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ..dimoo_core.image import PATCH
 from ..dimoo_core.jobs import Edit
-from ..dimoo_core.prompt import EDITS
+from ..dimoo_core.pictures.sizes import PATCH
+from ..dimoo_core.sequence.prompt import EDITS
 from . import host, pixels, widgets
 from .sockets import CanvasSocket, PromptSocket, VQSocket, check_sockets
 

@@ -30,8 +30,8 @@ try:
 except ImportError as error:
     raise ImportError("The DiMOO nodes need ComfyUI 0.3.75 or newer; please update ComfyUI.") from error
 
-from ..dimoo_core import quantised
-from ..dimoo_core.quantised import FP8, Format, Quantised, take_quantised
+from ..dimoo_core.model import quantised
+from ..dimoo_core.model.quantised import FP8, Format, Quantised, take_quantised
 
 __all__ = ["ComfyExtension", "io", "ui"]
 

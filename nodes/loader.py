@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 
 from ..dimoo_core import jobs
-from ..dimoo_core.checkpoint import NANO, Found, candidates, find, load_tokenizer, load_transformer, load_vq
-from ..dimoo_core.download import REPO, download
+from ..dimoo_core.checkpoint.find import NANO, Found, candidates, find
+from ..dimoo_core.checkpoint.load import load_tokenizer, load_transformer, load_vq
+from ..dimoo_core.hub.download import REPO, download
 from . import host, widgets
 from .sockets import LoadedModel, LoadedVQ, ModelSocket, Palette, VQSocket
 

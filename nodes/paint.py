@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..dimoo_core import jobs
-from ..dimoo_core.crop import feathered
-from ..dimoo_core.image import PAINTED, RECTANGLE, cells_to_mask, centred_rectangle
+from ..dimoo_core.pictures.crop import feathered
+from ..dimoo_core.pictures.masks import PAINTED, RECTANGLE, cells_to_mask, centred_rectangle
 from . import host, pixels, widgets
 from .sockets import CanvasSocket, LoadedVQ, VQSocket, check_sockets
 

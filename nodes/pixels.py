@@ -13,7 +13,7 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from ..dimoo_core.image import GREY, mosaic, to_pil, to_rgb
+from ..dimoo_core.pictures.pixels import GREY, mosaic, to_pil, to_rgb
 
 MAX_SIDE = 16384  # px, as in ComfyUI's own nodes
 

@@ -7,13 +7,13 @@ from functools import partial
 
 from torch import Tensor
 
-from ..dimoo_core import jobs
-from ..dimoo_core.cache import CANDIDATES, PRESETS, CachePolicy
-from ..dimoo_core.canvas import Canvas
-from ..dimoo_core.guidance import Branch
-from ..dimoo_core.layout import image_answer
-from ..dimoo_core.sampling import ImageSettings, ImageStep
-from . import estimates, host, pixels, widgets
+from ..dimoo_core import jobs, memory
+from ..dimoo_core.sampling.guidance import Branch
+from ..dimoo_core.sampling.image import ImageSettings, ImageStep
+from ..dimoo_core.sampling.ml_cache import CANDIDATES, PRESETS, CachePolicy
+from ..dimoo_core.sequence.canvas import Canvas
+from ..dimoo_core.sequence.layout import image_answer
+from . import host, pixels, widgets
 from .sockets import CacheSocket, CanvasSocket, LoadedModel, ModelSocket, PromptSocket, check_sockets
 
 PUBLISHED = CachePolicy()
@@ -94,7 +94,7 @@ def sampling_bytes(
     longest = max(ids.shape[1] for ids in (prefix, *(branch.prefix for branch in branches)))
     batch, height, width = canvas.codes.shape
     return partial(
-        estimates.image_bytes,
+        memory.image_bytes,
         model.core.transformer.config,
         (batch, longest + image_answer(canvas, model.core.table).shape[1]),
         cells=height * width,

@@ -14,15 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..dimoo_core import jobs
-from ..dimoo_core.cache import CachePolicy
-from ..dimoo_core.canvas import Canvas
-from ..dimoo_core.crop import Region
-from ..dimoo_core.prompt import Prompt
-from ..dimoo_core.quantised import Format
-from ..dimoo_core.strips import STRIP
-from ..dimoo_core.vq import VQ
-from . import estimates, host
+from ..dimoo_core import jobs, memory
+from ..dimoo_core.model.quantised import Format
+from ..dimoo_core.model.vq import VQ
+from ..dimoo_core.model.vq_tiles import STRIP
+from ..dimoo_core.pictures.crop import Region
+from ..dimoo_core.sampling.ml_cache import CachePolicy
+from ..dimoo_core.sequence.canvas import Canvas
+from ..dimoo_core.sequence.prompt import Prompt
+from . import host
 
 ModelSocket = host.io.Custom("DIMOO_MODEL")
 VQSocket = host.io.Custom("DIMOO_VQ")
@@ -48,16 +48,16 @@ class LoadedVQ:
 
     def encode(self, pixels: Tensor) -> Tensor:
         """pixels [B,3,H*s,W*s] in 0..1 -> codes [B,H,W]"""
-        return self._each(self.vq.encode, pixels, estimates.encode_bytes, tuple(pixels.shape[2:]))
+        return self._each(self.vq.encode, pixels, memory.encode_bytes, tuple(pixels.shape[2:]))
 
     def decode(self, codes: Tensor) -> Tensor:
         """codes [B,H,W] -> pixels [B,3,H*s,W*s] in 0..1"""
         height, width = (cells * self.scale for cells in codes.shape[1:])
-        return self._each(self.vq.decode, codes, estimates.decode_bytes, (height, width))
+        return self._each(self.vq.decode, codes, memory.decode_bytes, (height, width))
 
     def mean_colours(self) -> Tensor:
         """One colour [K,3] in 0..1 per code."""
-        device = host.ready(self.patcher, estimates.palette_bytes(self.vq.config, self.itemsize))
+        device = host.ready(self.patcher, memory.palette_bytes(self.vq.config, self.itemsize))
         return self.vq.mean_colours(device).to(host.output_device())
 
     def get_ram_usage(self) -> int:
@@ -111,13 +111,13 @@ class LoadedModel:
         """Brings the weights into memory beside what a job needs, and tells the device and how many rows the
         transformer should work on at a time: all (None) where the memory for that is free. `scratch(at_once=...)`
         tells the bytes."""
-        layer = estimates.quantised_bytes(self.core.transformer.config, self.itemsize, self.formats)
-        whole, in_parts = (scratch(at_once=rows) + layer for rows in (None, estimates.AT_ONCE))
+        layer = memory.quantised_bytes(self.core.transformer.config, self.itemsize, self.formats)
+        whole, in_parts = (scratch(at_once=rows) + layer for rows in (None, memory.AT_ONCE))
         device = host.ready(self.patcher, whole)
         if host.free_bytes(device) >= whole:
             return device, None
         host.ready(self.patcher, in_parts)  # leaves more room to the weights
-        return device, estimates.AT_ONCE
+        return device, memory.AT_ONCE
 
     def get_ram_usage(self) -> int:
         """Bytes; asked for by ComfyUI when it has to choose which results to forget."""

@@ -11,7 +11,7 @@ import pytest
 from .comfyhost.boot import declare_missing_operators
 from .comfyhost.client import Client
 from .comfyhost.server import HERE, Server, comfyui_folder
-from .hub import Hub
+from .fake_hub import Hub
 from .tiny import write_checkpoint
 
 LIBRARY = declare_missing_operators()  # for ComfyUI and diffusers alike; kept: it ends with its last reference

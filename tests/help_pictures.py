@@ -18,16 +18,19 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from dimoo_core import jobs
-from dimoo_core.cache import PRESETS
-from dimoo_core.canvas import Canvas
-from dimoo_core.checkpoint import CELL, NANO, find, load_tokenizer, load_transformer, load_vq
-from dimoo_core.crop import region_around, resize, resize_mask, stitch, working_size
-from dimoo_core.image import RECTANGLE, centred_rectangle, mosaic, to_pil
+from dimoo_core.checkpoint.find import NANO, find
+from dimoo_core.checkpoint.load import load_tokenizer, load_transformer, load_vq
+from dimoo_core.judge import description_share
 from dimoo_core.nano.judge import judge, matches
-from dimoo_core.prompt import Prompt
-from dimoo_core.sampling import ImageSettings
-from dimoo_core.text_sampling import TextSettings
-from dimoo_core.verify import description_share
+from dimoo_core.pictures.crop import region_around, resize, resize_mask, stitch, working_size
+from dimoo_core.pictures.masks import RECTANGLE, centred_rectangle
+from dimoo_core.pictures.pixels import mosaic, to_pil
+from dimoo_core.pictures.sizes import CELL
+from dimoo_core.sampling.image import ImageSettings
+from dimoo_core.sampling.ml_cache import PRESETS
+from dimoo_core.sampling.text import TextSettings
+from dimoo_core.sequence.canvas import Canvas
+from dimoo_core.sequence.prompt import Prompt
 
 FOLDER = Path(__file__).parent.parent / "web" / "docs"
 TILE, GAP, LINE = 128, 24, 16  # px: side of a tile, room between two, height of a line of words

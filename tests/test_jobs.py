@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from dimoo_core import jobs
-from dimoo_core.cache import PRESETS
-from dimoo_core.config import TransformerConfig, VQConfig
-from dimoo_core.prompt import EDITS, Prompt
-from dimoo_core.sampling import ImageSettings
-from dimoo_core.text_sampling import TextSettings
-from dimoo_core.tokens import TextTokenizer
-from dimoo_core.transformer import Transformer
-from dimoo_core.vq import VQ
+from dimoo_core.model.config import TransformerConfig, VQConfig
+from dimoo_core.model.transformer import Transformer
+from dimoo_core.model.vq import VQ
+from dimoo_core.sampling.image import ImageSettings
+from dimoo_core.sampling.ml_cache import PRESETS
+from dimoo_core.sampling.text import TextSettings
+from dimoo_core.sequence.prompt import EDITS, Prompt
+from dimoo_core.sequence.tokenizer import TextTokenizer
 
 from .tiny import AUTOENCODER, TABLE, TRANSFORMER, random_weights, tokenizer_json
 

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image, ImageFile
 
 from dimoo_core import provenance
-from dimoo_core.__main__ import main
-from dimoo_core.checkpoint import find
+from dimoo_core.checkpoint.find import find
+from dimoo_core.cli.main import main
 
 from .tiny import TRANSFORMER, write_checkpoint
 

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from dimoo_core.config import TransformerConfig, VQConfig
-from dimoo_core.tokens import TokenTable
-from dimoo_core.transformer import Transformer, module_to_hub
-from dimoo_core.vq import VQ
+from dimoo_core.model.config import TransformerConfig, VQConfig
+from dimoo_core.model.transformer import Transformer, module_to_hub
+from dimoo_core.model.vq import VQ
+from dimoo_core.sequence.token_table import TokenTable
 
 WORDS = 256  # one id per byte
 CODES = 32

@@ -18,18 +18,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoint import Found, find, load_transformer, load_vq, read_vq
-from ..config import TransformerConfig, VQConfig
-from ..tokens import TextTokenizer, TokenTable
-from ..training.export import export_transformer, export_vq
+from ..checkpoint.export import export_transformer, export_vq
+from ..checkpoint.find import Found, find
+from ..checkpoint.load import load_transformer, load_vq, read_vq
+from ..model.config import TransformerConfig, VQConfig
+from ..model.transformer import Transformer
+from ..model.vq import VQ
+from ..sequence.token_table import TokenTable
+from ..sequence.tokenizer import TextTokenizer
+from ..training.engine import Trainer, Training, attention_for_training
 from ..training.pretokenise import encode_pictures, read_codes, write_codes
-from ..training.trainer import Trainer, Training, attention_for_training
-from ..training.vq import VQTraining, codebook_from, polish_decoder, train_vq
-from ..transformer import Transformer
-from ..vq import VQ
 from .lessons import Codes, Lessons
 from .recipe import centres, edge_scenes, vq_batches, vq_fields
 from .scenes import FORMATS, Scene, caption, draw, draw_edges, every_scene
+from .train_vq import VQTraining, codebook_from, polish_decoder, train_vq
 from .words import build_table, build_tokenizer
 
 VQ_TRAINING = VQTraining(steps=1400)

@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..canvas import Canvas
 from ..jobs import text_prompt
-from ..prompt import DESCRIBE, Prompt, edit_task
+from ..sequence.canvas import Canvas
+from ..sequence.prompt import DESCRIBE, Prompt, edit_task
 from .judge import open_patterns
 from .lessons import edges_only, taught_edits, taught_scenes
 from .scenes import BACKGROUNDS, COLOURS, SHAPES, Scene, box, caption, draw, draw_edges, every_scene, held_out

@@ -13,8 +13,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from ..prompt import DESCRIBE, GENERATE, Prompt, edit_task
-from ..tokens import TextTokenizer, TokenTable
+from ..sequence.prompt import DESCRIBE, GENERATE, Prompt, edit_task
+from ..sequence.token_table import TokenTable
+from ..sequence.tokenizer import TextTokenizer
 from ..training.examples import Condition, Examples, draw_condition, rarity
 from ..training.mixture import random_rectangle
 from ..training.objective import Batch

@@ -24,16 +24,19 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from ..cache import PRESETS, CachePolicy
-from ..canvas import Canvas
-from ..checkpoint import NANO, Defaults, find, load_tokenizer, load_transformer, load_vq
-from ..guidance import Branch
-from ..image import cells_to_mask, composite
+from ..checkpoint.defaults import Defaults
+from ..checkpoint.find import NANO, find
+from ..checkpoint.load import load_tokenizer, load_transformer, load_vq
 from ..jobs import Model, decode, describe, encode, guided
-from ..sampling import ImageSettings, sample_image
-from ..text_policy import EXACT, SPEEDS, TextPolicy
-from ..text_sampling import TextSettings
-from ..vq import VQ
+from ..model.vq import VQ
+from ..pictures.masks import cells_to_mask
+from ..pictures.pixels import composite
+from ..sampling.guidance import Branch
+from ..sampling.image import ImageSettings, sample_image
+from ..sampling.ml_cache import PRESETS, CachePolicy
+from ..sampling.text import TextSettings
+from ..sampling.text_cache import EXACT, SPEEDS, TextPolicy
+from ..sequence.canvas import Canvas
 from .cases import Case, Examiner
 from .judge import Verdict, judge_all, matches
 from .scenes import BACKGROUNDS, CELL, COLOURS, FORMATS, PLACES, SIZES

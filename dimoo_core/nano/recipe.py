@@ -10,7 +10,6 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ..training.vq import cluster
 from .scenes import (
     BACKGROUNDS,
     CELL,
@@ -27,6 +26,7 @@ from .scenes import (
     held_out,
     rgb,
 )
+from .train_vq import cluster
 
 MAX_CODES = 512
 

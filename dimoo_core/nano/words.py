@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
-from ..prompt import DESCRIBE, EDITS, GENERATE
-from ..tokens import TokenTable
+from ..sequence.prompt import DESCRIBE, EDITS, GENERATE
+from ..sequence.token_table import TokenTable
 from .scenes import BACKGROUNDS, COLOURS, SHAPES, SIZES
 
 QUESTIONS = (

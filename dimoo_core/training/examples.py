@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..canvas import Canvas
-from ..layout import cell_places, image_answer, prompt_prefix, text_answer
-from ..prompt import Prompt, prompt_strings
-from ..tokens import TextTokenizer, TokenTable
+from ..sequence.canvas import Canvas
+from ..sequence.layout import cell_places, image_answer, prompt_prefix, text_answer
+from ..sequence.prompt import Prompt, prompt_strings
+from ..sequence.token_table import TokenTable
+from ..sequence.tokenizer import TextTokenizer
 from .objective import Batch
 
 FILLER_WEIGHT = 3.0  # of all that follows an answer's end, together: it says nothing and would be most of the loss

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..prompt import DESCRIBE, GENERATE, Prompt
+from ..sequence.prompt import DESCRIBE, GENERATE, Prompt
 from .examples import Examples, draw_condition
 from .objective import Batch
 

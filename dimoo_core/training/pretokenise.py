@@ -16,9 +16,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..folder import caption_file, pictures_below, whole
-from ..image import fit, fit_size, load_picture
-from ..vq import VQ
+from ..files import whole
+from ..model.vq import VQ
+from ..pictures.captions import caption_file, pictures_below
+from ..pictures.pixels import fit, load_picture
+from ..pictures.sizes import fit_size
 
 
 def pictures_in(folder: str | Path, side: int) -> Iterator[tuple[str, Tensor, str]]:

@@ -14,8 +14,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from dimoo_core.checkpoint import NANO, find
-from dimoo_core.convert import KINDS, convert
+from dimoo_core.checkpoint.convert import KINDS, convert
+from dimoo_core.checkpoint.find import NANO, find
 
 from . import thumbnails, workflow
 from .client import Client, Workflow

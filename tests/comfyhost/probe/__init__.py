@@ -76,8 +76,8 @@ def to_a_file(arguments: tuple[Any, ...]) -> bool:
 
 # (owner, name, what to raise, which calls)
 PLACES = {
-    "sampler": lambda: (ours("dimoo_core.transformer").Transformer, "forward", out_of_memory(), always),
-    "decode": lambda: (ours("dimoo_core.vq").VQ, "decode", out_of_memory(), always),
+    "sampler": lambda: (ours("dimoo_core.model.transformer").Transformer, "forward", out_of_memory(), always),
+    "decode": lambda: (ours("dimoo_core.model.vq").VQ, "decode", out_of_memory(), always),
     "loading": lambda: (comfy.model_management, "load_models_gpu", out_of_memory(), always),
     "disk": lambda: (Image.Image, "save", OSError(28, "No space left on device"), to_a_file),
 }

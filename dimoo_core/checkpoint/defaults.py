@@ -1,0 +1,42 @@
+"""Settings that a checkpoint was made for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """Settings that a checkpoint was made for, used where nobody says otherwise; these are the published model's.
+
+    A checkpoint brings its own as "dimoo_defaults" in its config.json. Lengths are in px: `size` (width, height) of a
+    new picture, `side` of the square whose area an edited picture is fitted to, `sides` of the smallest and the
+    largest picture that is described.
+    """
+
+    size: tuple[int, int] = (1024, 1024)
+    side: int = 512
+    sides: tuple[int, int] = (512, 1024)
+    steps: int = 64
+    cfg: float = 4.0
+    image_cfg: float = 4.0
+    temperature: float = 1.0
+    max_tokens: int = 128
+    text_steps: int = 128
+    block_length: int = 32
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> Defaults:
+        """Raises ValueError for a name that is not above, and for a value of another kind or below 0."""
+        known = {field.name: field.default for field in fields(cls)}
+        for name, value in settings.items():
+            if name not in known:
+                raise ValueError(f"dimoo_defaults names {name!r:.80}; there are {', '.join(known)}.")
+            parts, pair = (value if isinstance(value, list) else [value]), isinstance(known[name], tuple)
+            number = (int, float) if isinstance(known[name], float) else int
+            fine = all(isinstance(part, number) and not isinstance(part, bool) and part >= 0 for part in parts)
+            if not fine or isinstance(value, list) != pair or (pair and len(parts) != 2):
+                raise ValueError(f"dimoo_defaults says {name} = {value!r:.80}; a value like {known[name]!r} is wanted.")
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()})

@@ -1,0 +1,336 @@
+"""Replay recorded numbers: `python -m dimoo_core.evaluation.replay FOLDER`, FOLDER laid out like `tests/golden`.
+
+Every case goes through the functions that the nodes call. One line per case, then `N of M cases equal`; the exit
+status is 1 if any differs. Nothing about sizes is assumed: networks come from the folder's `model/`, ids from
+`golden.json`, and the cases are those that the two files name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..checkpoint.load import read_transformer, read_vq
+from ..model.transformer import Transformer
+from ..pictures.masks import RECTANGLE, centred_rectangle, mask_to_cells
+from ..pictures.sizes import buckets, fit_size
+from ..sampling.guidance import Branch
+from ..sampling.image import ImageSettings, sample_image
+from ..sampling.ml_cache import CachePolicy
+from ..sampling.noise import gumbel
+from ..sampling.selection import gumbel_argmax, stays_masked
+from ..sampling.text import TextSettings, sample_text
+from ..sequence.canvas import Canvas
+from ..sequence.layout import cut_answer, image_answer, image_ids, prompt_prefix, text_answer
+from ..sequence.prompt import DESCRIBE, GENERATE, Prompt, Task, edit_task, prompt_strings
+from ..sequence.token_table import RELEASED, TokenTable
+
+TOLERANCE = 1e-4  # absolute, of logits and pixels
+_NAMES = {"boi": "image_begin", "eoi": "image_end", "boa": "answer_begin", "eoa": "answer_end", "eos": "end_of_text"}
+_NAMES |= {"codebook": "codebook_size", "image_token_offset": "code_offset", "mask_token": "mask"}
+_NAMES |= {"newline_token": "newline", "answer_start": "answer_begin"}
+
+Case = tuple[str, Callable[[], str]]  # its name, and what says how it differs ("" where it is equal)
+
+
+class Replay:
+    """A folder of recorded numbers and the networks they were recorded from."""
+
+    def __init__(self, folder: str | Path):
+        folder = Path(folder)
+        self.folder = folder
+        self.record: dict[str, Any] = json.loads((folder / "golden.json").read_text(encoding="utf-8"))
+        self.tensors = load_file(folder / "golden.safetensors")
+        noise = folder / "noise.safetensors"
+        self.noise = load_file(noise) if noise.exists() else {}
+        self.table = token_table(self.record["vocab"])
+        self._transformer: Transformer | None = None
+
+    @property
+    def transformer(self) -> Transformer:
+        """Read from the folder when a case first needs it."""
+        if self._transformer is None:
+            offset = self.table.code_offset
+            self._transformer = read_transformer(self.folder / "model", code_offset=offset, dtype=torch.float32)
+        return self._transformer
+
+    def cases(self) -> Iterator[Case]:
+        """Every case that the folder names."""
+        tensors = self.tensors
+        for name in sorted({key.rsplit(".", 1)[0] for key in tensors if key.startswith("forward.")}):
+            yield name, lambda name=name: self.forward(name)
+        replays = {"t2i": self.text_to_image, "i2i": self.edit, "mmu": self.describe}
+        for name, settings in self.record.get("cases", {}).items():
+            replay = replays.get(name.split(".")[0], unknown)
+            yield name, lambda name=name, settings=settings, replay=replay: replay(name, settings)
+        for name in sorted({key.rsplit(".", 1)[0] for key in tensors if key.startswith("vq.")}):
+            yield name, lambda name=name: self.vq(name)
+        for settings in self.record.get("paint", ()):
+            yield settings["key"], lambda settings=settings: self.paint(settings)
+        yield from self.tables()
+        for kind in sorted({key.split(".")[1] for key in self.noise}):
+            for name in self.noise:
+                if re.fullmatch(rf"noise\.{kind}\.(gumbel|sampled\..*|remask\..*)", name):
+                    yield name, lambda name=name: self.random(name)
+
+    def tables(self) -> Iterator[Case]:
+        """The cases of `golden.json` that need no tensor."""
+        record = self.record
+        for row in record.get("crops", ()):
+            width, height, side, *wanted = row
+            yield (
+                f"crops.{width}x{height}.{side}",
+                lambda row=row, wanted=wanted: differs(list(fit_size(*row[:3])), wanted),
+            )
+        for side, count in record.get("crop_buckets", {}).items():
+            yield f"crop_buckets.{side}", lambda side=side, count=count: differs(len(buckets(int(side))), count)
+        prompts = record.get("prompts", {})
+        if "t2i" in prompts:
+            yield "prompts.t2i", lambda: prompt_differs(GENERATE, prompts["t2i"], said(prompts["t2i"][0]))
+        if "mmu" in prompts:
+            yield "prompts.mmu", lambda: prompt_differs(DESCRIBE, [prompts["mmu"]], said(prompts["mmu"]))
+        for name, wanted in prompts.get("i2i", {}).items():
+            yield (
+                f"prompts.i2i.{name}",
+                lambda name=name, wanted=wanted: prompt_differs(edit_task(name), wanted, prompts["text"]),
+            )
+        if "released_ids" in record:
+            yield "released_ids", lambda: released_differ(record["released_ids"])
+        for name in record:
+            if size := re.fullmatch(r"released_sequence_(\d+)x(\d+)", name):
+                height, width = map(int, size.groups())
+                yield name, lambda name=name, cells=(height, width): sequence_differs(cells, record[name])
+
+    def forward(self, name: str) -> str:
+        """One pass of the transformer."""
+        with torch.no_grad():
+            logits = self.transformer(self.tensors[f"{name}.ids"])
+        return far(logits, self.tensors[f"{name}.logits"])
+
+    def text_to_image(self, name: str, settings: Mapping[str, Any]) -> str:
+        """Text-to-image and inpaint, with and without ML-Cache."""
+        sequence = self.tensors[f"{name}.sequence"]
+        height, width = settings["height"], settings["width"]
+        start = settings["code_start"] - 2
+        given, holes = self.tensors.get(f"{name}.given"), self.tensors.get(f"{name}.mask")
+        if holes is None:
+            canvas = self.recorded_canvas(sequence[:, start:], height, width)
+        else:
+            given, holes = (part.reshape(1, height, width) for part in (given, holes))
+            canvas = Canvas.from_codes(self.codes(given), holes.bool())
+        prefix = prompt_prefix(sequence[0, :start].tolist(), (), self.table)
+        branches = [Branch(self.tensors[f"{name}.uncond"], settings["cfg_scale"])]
+        return self.sequence_differs(prefix, canvas, sequence) or self.image(name, settings, canvas, prefix, branches)
+
+    def edit(self, name: str, settings: Mapping[str, Any]) -> str:
+        """Edits, with one image or two, guided by text, by image or by both."""
+        at = {part: self.tensors.get(f"{name}.{part}") for part in ("prompt_ids", "uncond_prompt_ids", "image_ids")}
+        references = [self.tensors[key] for key in (f"{name}.ref_image_ids",) if key in self.tensors]
+        images = [self.image_codes(ids[0].tolist()) for ids in (at["image_ids"], *references)]
+        text, twin = at["prompt_ids"][0].tolist(), at["uncond_prompt_ids"][0].tolist()
+        prefix = prompt_prefix(text, images, self.table)
+        branches = [
+            Branch(prompt_prefix(twin, images, self.table), settings["cfg_scale"]),
+            Branch(prompt_prefix(text, (), self.table), settings["cfg_img"]),
+        ]
+        wrong = differs(branches[0].prefix, self.tensors[f"{name}.uncond_text"])
+        wrong = wrong or differs(branches[1].prefix, self.tensors[f"{name}.uncond_image"])
+        for codes, ids in zip(images, (at["image_ids"], *references), strict=True):
+            wrong = wrong or differs(image_ids(codes, self.table), ids)
+        sequence = self.tensors[f"{name}.sequence"]
+        canvas = self.recorded_canvas(sequence[:, prefix.shape[1] :], settings["height"], settings["width"])
+        wrong = wrong or self.sequence_differs(prefix, canvas, sequence)
+        return wrong or self.image(name, settings, canvas, prefix, branches)
+
+    def image(
+        self, name: str, settings: Mapping[str, Any], canvas: Canvas, prefix: Tensor, branches: Sequence[Branch]
+    ) -> str:
+        """The image loop on a case's inputs, compared with its codes."""
+        policy = None
+        if settings.get("use_cache"):
+            policy = CachePolicy(settings["cache_ratio"], settings["warmup_ratio"], settings["refresh_interval"])
+        plan = ImageSettings(settings["steps"], settings["temperature"], cache=policy)
+        result = sample_image(self.transformer, self.table, canvas, prefix, branches, settings=plan)
+        return differs(result.codes[0], self.codes(self.tensors[f"{name}.codes"]))
+
+    def describe(self, name: str, settings: Mapping[str, Any]) -> str:
+        """Answers about images; compared up to the first end token, where sampling may stop."""
+        sequence, length = self.tensors[f"{name}.sequence"], settings["gen_length"]
+        start = settings["text_start"]
+        prefix = self.parsed_prefix(sequence[0, : start - 1].tolist())
+        blank = torch.full((1, length), self.table.mask)
+        wrong = differs(torch.cat((prefix, text_answer(blank, self.table)), dim=1), sequence)
+        plan = TextSettings(
+            max_tokens=length,
+            steps=settings["steps"],
+            block_length=settings["block_length"],
+            temperature=settings["temperature"],
+            cfg=settings["cfg_scale"],
+        )
+        (answer,) = sample_text(self.transformer, self.table, prefix, settings=plan)
+        recorded = self.tensors[f"{name}.output"][0, start : start + length].tolist()
+        return wrong or differs(answer, cut_answer(recorded, self.table))
+
+    def vq(self, name: str) -> str:
+        """Latents, codes and pixels of one of the folder's VQ models."""
+        vq, part = read_vq(self.folder / "model" / name.removeprefix("vq.")), self.tensors
+        with torch.no_grad():
+            wrong = far(vq.latents(part[f"{name}.pixels"]), part[f"{name}.latents"])
+        indices = part[f"{name}.indices"].reshape(1, *part[f"{name}.latents"].shape[2:])
+        wrong = wrong or differs(vq.encode(part[f"{name}.pixels"]), indices)
+        with torch.no_grad():  # recorded before the clipping to 0..1 that decode does
+            wrong = wrong or far(vq.reconstruct(indices), part[f"{name}.decoded"])
+        return wrong or far(vq.decode(indices), part[f"{name}.decoded"].clamp(0, 1))
+
+    def paint(self, settings: Mapping[str, Any]) -> str:
+        """Centred rectangles, their outsides and their growth, on 16 px cells."""
+        width, height = settings["width"], settings["height"]
+        ratios = {"width_ratio": settings["mask_w_ratio"], "height_ratio": settings["mask_h_ratio"]}
+        mask = centred_rectangle(width, height, **ratios)
+        if settings["mode"] == "outpainting":
+            mask = 1 - mask
+        cells = mask_to_cells(mask, (height // 16, width // 16), coverage=RECTANGLE, grow=settings["dilate"])
+        return differs(cells[0], self.tensors[settings["key"]].bool())
+
+    def random(self, name: str) -> str:
+        """The random choices for given uniforms, in the dtype they were recorded in."""
+        kind, what = name.split(".")[1:3]
+        part = {key.removeprefix(f"noise.{kind}."): value for key, value in self.noise.items() if f".{kind}." in key}
+        if what == "gumbel":
+            # Processors round fp32 logarithms differently in the last place; rounded to bf16 they agree.
+            return (far if kind == "fp32" else differs)(gumbel(part["uniform"]), part["gumbel"])
+        value = name.split(".", 3)[3]
+        if what == "sampled":
+            noise = gumbel(part["uniform"])
+            return differs(gumbel_argmax(part["logits"], noise, float(value)), part[f"sampled.{value}"])
+        certain = torch.log(part["confidence"].clamp_min(1e-20))
+        masked = stays_masked(certain, torch.tensor([int(value)]), gumbel(part["uniform2"]), 1.0)
+        return differs(masked, part[f"remask.{value}"])
+
+    def codes(self, values: Tensor) -> Tensor:
+        """Recorded codes, with or without the offset, as codes 0..K-1."""
+        offset = self.table.code_offset
+        return torch.where(values >= offset, values - offset, values) if int(values.max()) >= offset else values
+
+    def recorded_canvas(self, answer: Tensor, height: int, width: int) -> Canvas:
+        """The canvas of a recorded image answer [1,A]."""
+        cells = answer[:, 2:-2].reshape(1, height, width + 1)[:, :, :-1]
+        unknown = cells == self.table.mask
+        return Canvas((cells - self.table.code_offset).masked_fill(unknown, 0), unknown)
+
+    def image_codes(self, ids: Sequence[int]) -> Tensor:
+        """Codes [1,H,W] of a recorded image, begin to end."""
+        width = ids.index(self.table.newline) - 1
+        rows = torch.tensor(ids[1:-1]).reshape(1, -1, width + 1)
+        return rows[:, :, :-1] - self.table.code_offset
+
+    def parsed_prefix(self, ids: Sequence[int]) -> Tensor:
+        """A recorded prefix taken apart into prompt and images, and built again by layout."""
+        text, images, place = [], [], 0
+        while place < len(ids):
+            if ids[place] == self.table.image_begin:
+                stop = ids.index(self.table.image_end, place) + 1
+                images.append(self.image_codes(ids[place:stop]))
+                place = stop
+            else:
+                text.append(ids[place])
+                place += 1
+        return prompt_prefix(text, images, self.table)
+
+    def sequence_differs(self, prefix: Tensor, canvas: Canvas, sequence: Tensor) -> str:
+        """How the sequence that layout builds differs from the recorded one."""
+        return differs(torch.cat((prefix, image_answer(canvas, self.table)), dim=1), sequence)
+
+
+def token_table(vocab: Mapping[str, int]) -> TokenTable:
+    """The id table of a recorded vocabulary, whose names are the released code's."""
+    ids = {_NAMES.get(name, name): number for name, number in vocab.items()}
+    return TokenTable.from_dict({name: number for name, number in ids.items() if name in RELEASED.to_dict()})
+
+
+def unknown(name: str, _: Mapping[str, Any]) -> str:
+    """For a case of a kind that is not known here: it must not pass unseen."""
+    return f"there is no replay for cases like {name}"
+
+
+def said(prompt: str) -> str:
+    """The user's text in a recorded prompt."""
+    return prompt.split("<user>", 1)[1].removesuffix("</user>")
+
+
+def prompt_differs(task: Task, wanted: Sequence[str], text: str) -> str:
+    """How prompt, unconditional prompt and system prompt (as many as are recorded) differ."""
+    images = (torch.zeros(1, 1, 1, dtype=torch.int64),) * task.images
+    built = [*prompt_strings(Prompt(task, text, images=images), str), task.system]
+    return differs(built[: len(wanted)], list(wanted))
+
+
+def released_differ(wanted: Mapping[str, int]) -> str:
+    """How the published checkpoint's ids differ."""
+    ids = RELEASED.to_dict() | {"vocab_size": RELEASED.codes.stop}
+    return differs({name: ids.get(_NAMES.get(name, name)) for name in wanted}, dict(wanted))
+
+
+def sequence_differs(cells: tuple[int, int], wanted: Sequence[int]) -> str:
+    """How a blank answer in published ids differs, after the prompt ids that are recorded with it."""
+    answer = image_answer(Canvas.empty(1, *cells), RELEASED)
+    prompt = list(wanted[: len(wanted) - answer.shape[1]])
+    return differs(torch.cat((prompt_prefix(prompt, (), RELEASED), answer), dim=1)[0].tolist(), list(wanted))
+
+
+def differs(came: Any, wanted: Any) -> str:
+    """ "" where both are equal, otherwise a few words on how they differ."""
+    if isinstance(came, Tensor) and isinstance(wanted, Tensor):
+        if came.shape != wanted.shape:
+            return f"shape {list(came.shape)} instead of {list(wanted.shape)}"
+        wrong = int((came != wanted).sum())
+        return f"{wrong} of {came.numel()} values differ" if wrong else ""
+    return "" if came == wanted else f"{came!r:.200} instead of {wanted!r:.200}"
+
+
+def far(came: Tensor, wanted: Tensor) -> str:
+    """ "" where both are within the tolerance, otherwise how far apart they are."""
+    if came.shape != wanted.shape:
+        return f"shape {list(came.shape)} instead of {list(wanted.shape)}"
+    distance = float((came.double() - wanted.double()).abs().max())
+    return "" if distance <= TOLERANCE else f"off by up to {distance:.2g}, {TOLERANCE:g} is allowed"
+
+
+def replay(folder: str | Path) -> Iterator[tuple[str, str]]:
+    """(name, how it differs) of every case; a case that fails to run differs too."""
+    for name, run in Replay(folder).cases():
+        try:
+            yield name, run()
+        except (ValueError, RuntimeError, KeyError, IndexError) as error:
+            yield name, f"{type(error).__name__}: {error}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print a line per case and the sum; 0 if all are equal, otherwise 1."""
+    parser = argparse.ArgumentParser(prog="python -m dimoo_core.evaluation.replay", description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path, help="a folder with golden.json, golden.safetensors and model/")
+    folder = parser.parse_args(arguments).folder
+    equal = total = 0
+    try:
+        for name, wrong in replay(folder):
+            total += 1
+            equal += not wrong
+            sys.stdout.write(f"{'differs' if wrong else 'equal  '}  {name}{f': {wrong}' if wrong else ''}\n")
+    except (OSError, ValueError, KeyError) as error:
+        sys.stderr.write(f"{folder} cannot be replayed: {error}\n")
+        return 1
+    sys.stdout.write(f"{equal} of {total} cases equal\n")
+    return int(equal < total or not total)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

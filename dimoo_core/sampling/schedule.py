@@ -1,0 +1,63 @@
+"""How many tokens are decided at which step; the whole schedule is a list before the loop starts."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+
+from ..checks import whole_number
+
+
+def holes_left(holes: int, steps: int) -> list[int]:
+    """Holes that stay open after each step of an image: the cosine schedule of MaskGIT, eq. 3.
+
+    After step s of `steps`: max(1, floor(holes cos(pi/2 (s+1)/steps))), at most one less than before, 0 at the last.
+    The list ends where no hole is left, so it may be shorter than `steps`.
+    """
+    whole_number("steps", steps, 1)
+    left, plan = whole_number("holes", holes, 0), []
+    for step in range(steps):
+        if left == 0:
+            break
+        wanted = 0 if step == steps - 1 else max(1, _cosine_share(holes, (step + 1) / steps))
+        left = min(wanted, left - 1)
+        plan.append(left)
+    return plan
+
+
+@lru_cache(maxsize=2**14)  # the items of a batch, and prompt after prompt, ask for the same few
+def _cosine_share(holes: int, progress: float) -> int:
+    # In fp32, as the released code computes it: for 16 holes of which half should stay, fp64 says 8 and fp32 says 7.
+    cosine = torch.cos(0.5 * math.pi * torch.tensor([progress], dtype=torch.float32))
+    return int((torch.tensor([holes], dtype=torch.float32) * cosine).floor())
+
+
+def tokens_per_step(length: int, steps: int, block_length: int) -> list[list[int]]:
+    """Tokens decided at each step, one list per block of a text answer of `length` tokens, blocks left to right.
+
+    Each block has steps / blocks steps and spreads its tokens evenly, the remainder over the first ones; steps that
+    would decide nothing are left out. Raises ValueError, naming values that do, where lengths or steps do not divide.
+    """
+    whole_number("max_tokens", length, 1, 65536)
+    whole_number("block_length", block_length, 1)
+    whole_number("steps", steps, 1, 65536)
+    if length % block_length:
+        fitting = [size for size in range(1, length + 1) if length % size == 0]
+        nearest = sorted(sorted(fitting, key=lambda size: abs(size - block_length))[:3])
+        raise ValueError(
+            f"block_length {block_length} does not divide max_tokens {length}: use a block_length such as "
+            f"{', '.join(map(str, nearest))}."
+        )
+    blocks = length // block_length
+    if steps % blocks:
+        below, above = steps // blocks * blocks, (steps // blocks + 1) * blocks
+        raise ValueError(
+            f"{steps} steps do not divide evenly over {blocks} blocks ({length} tokens in blocks of {block_length}): "
+            f"use {f'{below} or ' if below else ''}{above} steps."
+        )
+    per_block = steps // blocks
+    share, rest = divmod(block_length, per_block)
+    counts = [share + (step < rest) for step in range(per_block)]
+    return [[count for count in counts if count]] * blocks

@@ -1,0 +1,248 @@
+"""Converting: the one file is the checkpoint again, in ComfyUI's layout, and is there whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from dimoo_core import jobs
+from dimoo_core.checkpoint import convert as converting
+from dimoo_core.checkpoint.convert import KINDS, convert
+from dimoo_core.checkpoint.find import NANO, find
+from dimoo_core.checkpoint.headers import Entry
+from dimoo_core.checkpoint.load import load_tokenizer, load_transformer, load_vq
+from dimoo_core.cli.main import main
+from dimoo_core.sampling.image import ImageSettings
+from dimoo_core.sampling.text import TextSettings
+
+from ..tiny import TRANSFORMER, write_checkpoint
+
+WIDTHS = {"d_model": 32, "mlp_hidden_size": 52}  # no multiple of what kernels like
+BLOCK = "model.transformer.blocks.1."
+MATRICES = ("q_proj", "k_proj", "v_proj", "attn_out", "ff_proj", "up_proj")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_checkpoint(tmp_path / "hub", transformer=TRANSFORMER | WIDTHS, shards=2)
+
+
+@pytest.fixture(scope="module")
+def nano(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """DiMOO-nano in every kind."""
+    place = tmp_path_factory.mktemp("nano")
+    for kind in KINDS:
+        convert(find(NANO), place / f"{kind}.safetensors", kind)
+    return {kind: place / f"{kind}.safetensors" for kind in KINDS}
+
+
+def made(folder: Path, kind: str) -> Path:
+    output = folder.parent / "files" / f"{kind}.safetensors"
+    size = convert(find(folder), output, kind)
+    assert output.stat().st_size == size
+    return output
+
+
+def header(path: Path) -> dict:
+    with path.open("rb") as file:
+        return json.loads(file.read(int.from_bytes(file.read(8), "little")))
+
+
+def draw_and_tell(path: Path) -> tuple[torch.Tensor, list[str]]:
+    """A picture and what the model says of it."""
+    found = find(path)
+    transformer, vq = load_transformer(found), load_vq(found)
+    model = jobs.Model(transformer, load_tokenizer(found), found.table, found.defaults.sides)
+    settings = ImageSettings(steps=4, temperature=1.0, seed=3, cache=None)
+    prompt = jobs.text_prompt("a large red circle on the left on a white background", "")
+    picture = jobs.generate(model, vq, prompt, (128, 128), settings=settings, cfg=0.0, batch=1)
+    answers = jobs.describe_pictures(
+        model, vq, [picture], "Describe the image.", settings=TextSettings(max_tokens=16, steps=8, block_length=16)
+    )
+    return picture, answers
+
+
+def test_nano_in_one_bf16_file_gives_the_same_tokens(nano: dict[str, Path]) -> None:
+    picture, answers = draw_and_tell(NANO)
+    again, same = draw_and_tell(nano["bf16"])
+    assert torch.equal(picture, again) and answers == same
+
+
+def test_one_file_holds_what_the_folder_holds(folder: Path) -> None:
+    found, single = find(folder), find(made(folder, "bf16"))
+    for one, other in (
+        (load_transformer(found, dtype=torch.bfloat16), load_transformer(single)),
+        (load_vq(found, dtype="auto"), load_vq(single, dtype="auto")),
+    ):
+        wanted, came = one.state_dict(), other.state_dict()
+        assert wanted.keys() == came.keys()
+        assert all(torch.equal(wanted[name], came[name]) and wanted[name].dtype is came[name].dtype for name in wanted)
+    assert single.tokenizer_text() == found.tokenizer_text()
+    fields = ("settings", "config", "table", "defaults", "vq_settings", "vq_config")
+    assert all(getattr(found, name) == getattr(single, name) for name in fields)
+    assert single.kind == "single file" and single.files == (single.path,)
+
+
+@pytest.mark.parametrize("kind", ["fp8", "int8"])
+def test_the_layout_is_comfyuis_and_ff_out_is_guarded(folder: Path, kind: str) -> None:
+    content = header(made(folder, kind))
+    stored = {"fp8": "F8_E4M3", "int8": "I8"}[kind]
+    layers = json.loads(content["__metadata__"]["_quantization_metadata"])["layers"]
+    for leaf in MATRICES:
+        rows = content[f"{BLOCK}{leaf}.weight"]["shape"][0]
+        assert content[f"{BLOCK}{leaf}.weight"]["dtype"] == stored
+        scale = content[f"{BLOCK}{leaf}.weight_scale"]
+        assert (scale["dtype"], scale["shape"]) == ("F32", [] if kind == "fp8" else [rows, 1])
+        assert layers[f"{BLOCK}{leaf}"] == {"format": {"fp8": "float8_e4m3fn", "int8": "int8_tensorwise"}[kind]}
+    guarded = f"{BLOCK}ff_out"
+    if kind == "fp8":
+        assert content[f"{guarded}.weight"]["dtype"] == "BF16" and guarded not in layers
+    else:
+        assert content[f"{guarded}.weight"]["dtype"] == "I8" and layers[guarded]["full_precision_matrix_mult"] is True
+    plain = ("model.transformer.wte", "model.transformer.ff_out", "model.transformer.ln_f", f"{BLOCK}attn_norm")
+    assert {content[f"{name}.weight"]["dtype"] for name in plain} == {"BF16"}
+    assert content["vqvae.quant_conv.weight"]["dtype"] == "F32", "the VQ stays as it was"
+    quantised = [name for name, field in content.items() if name[0] != "_" and field["dtype"] == stored]
+    assert len(quantised) == len(layers) == TRANSFORMER["n_layers"] * (6 if kind == "fp8" else 7)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_tensor_is_where_its_numbers_can_be_read_in_place(folder: Path, kind: str) -> None:
+    path = made(folder, kind)
+    content, sizes = header(path), {"F32": 4, "BF16": 2, "F8_E4M3": 1, "I8": 1, "U8": 1}
+    content.pop("__metadata__")
+    with path.open("rb") as file:
+        assert int.from_bytes(file.read(8), "little") % 8 == 0
+    assert all(field["data_offsets"][0] % sizes[field["dtype"]] == 0 for field in content.values())
+    with safe_open(path, framework="pt") as file:  # the library reads it, and checks that there is no gap
+        assert set(file.keys()) == set(content)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tensor_by_tensor_in_parts(folder: Path, kind: str, monkeypatch) -> None:
+    """Small parts make the same bytes, and no more than a part is ever asked of the source."""
+    whole = made(folder, kind).read_bytes()
+    seen: list[int] = []
+    read = Entry.read
+    monkeypatch.setattr(Entry, "read", lambda *asked: seen.append((tensor := read(*asked)).numel()) or tensor)
+    monkeypatch.setattr(converting, "_AT_ONCE", 100)
+    assert made(folder, kind).read_bytes() == whole
+    assert max(seen) <= 288, "one output channel of the VQ's widest convolution is the least that is a part"
+
+
+@pytest.mark.parametrize(("kind", "most", "agreeing"), [("fp8", 0.15, 0.9), ("int8", 0.08, 0.95)])
+def test_logits_stay_close(nano: dict[str, Path], kind: str, most: float, agreeing: float) -> None:
+    """Measured: fp8 0.08 to 0.12 and 0.96 of the likeliest tokens, int8 0.03 to 0.06 and 0.98."""
+    ids = torch.randint(0, 534, (2, 100), generator=torch.Generator().manual_seed(0))
+    plain = load_transformer(find(NANO), dtype=torch.float32)(ids)
+    came = load_transformer(find(nano[kind]), dtype=torch.float32)(ids)
+    assert 0 < (came - plain).pow(2).mean().sqrt() / plain.std() <= most
+    assert (came.argmax(-1) == plain.argmax(-1)).float().mean() >= agreeing
+
+
+@pytest.mark.parametrize("kind", ["fp8", "int8"])
+def test_asked_for_they_are_dequantised_while_loading(nano: dict[str, Path], kind: str) -> None:
+    found, ids = find(nano[kind]), torch.arange(60)[None]
+    plain = load_transformer(found, dtype=torch.float32, dequantised=True)
+    assert {part.dtype for part in plain.parameters()} == {torch.float32}
+    kept = load_transformer(found, dtype=torch.float32)
+    assert found.formats and not find(nano["bf16"]).formats
+    if kind == "fp8":
+        assert torch.equal(kept(ids), plain(ids))
+    stored = sum(part.nbytes for part in kept.parameters())
+    assert stored < 0.62 * sum(part.nbytes for part in plain.parameters())
+
+
+# Whole or not at all ------------------------------------------------------------------------------------------------
+
+
+def test_stopped_half_way_nothing_is_left_and_nothing_is_lost(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "files" / "x.safetensors"
+    output.parent.mkdir()
+    output.write_bytes(b"what was there")
+
+    def stop(done: int, total: int, _state: object) -> None:
+        assert done < total
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert(find(folder), output, "int8", on_step=stop)
+    assert output.read_bytes() == b"what was there" and list(output.parent.iterdir()) == [output]
+
+
+def test_progress_ends_at_the_size_of_the_file(folder: Path, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    size = convert(
+        find(folder), tmp_path / "x.safetensors", "fp8", on_step=lambda done, total, _: seen.append((done, total))
+    )
+    assert seen[-1] == (size, size) and seen == sorted(seen)
+
+
+def test_its_own_input_is_never_overwritten(folder: Path, tmp_path: Path) -> None:
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    shard = sorted(folder.glob("*.safetensors"))[0]
+    link, twin, place = tmp_path / "link.safetensors", tmp_path / "twin.safetensors", tmp_path / "place"
+    link.symlink_to(shard)
+    os.link(shard, twin)
+    place.symlink_to(folder, target_is_directory=True)
+    for output in (shard, link, twin, place / shard.name):
+        with pytest.raises(ValueError, match="is a part of the checkpoint that is read"):
+            convert(find(folder), output, "bf16")
+    for output in (folder / "new.safetensors", folder / "vqvae" / "new.safetensors", place / "new.safetensors"):
+        with pytest.raises(ValueError, match="among the checkpoint's own files"):
+            convert(find(folder), output, "bf16")
+    single = made(folder, "bf16")
+    with pytest.raises(ValueError, match="is a part of the checkpoint"):
+        convert(find(single), single, "fp8")
+    assert convert(find(single), single.with_name("again.safetensors"), "bf16") == single.stat().st_size
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_cannot_be_converted_is_one_sentence(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    output = tmp_path / "x.safetensors"
+    for name in ("x", "x.bin", "x.safetensors.part"):
+        with pytest.raises(ValueError, match=r"a file name that ends in \.safetensors is wanted"):
+            convert(find(folder), tmp_path / name, "fp8")
+    (tmp_path / "d.safetensors").mkdir()
+    with pytest.raises(ValueError, match="is a folder"):
+        convert(find(folder), tmp_path / "d.safetensors", "fp8")
+    with pytest.raises(ValueError, match="'fp4' came; one of bf16, fp8, int8 is wanted"):
+        convert(find(folder), output, "fp4")
+    with pytest.raises(ValueError, match="is quantised already"):
+        convert(find(made(folder, "fp8")), output, "int8")
+    monkeypatch.setattr(converting.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(ValueError, match="bytes, 1000 are free; make room"):
+        convert(find(folder), output, "fp8")
+    monkeypatch.undo()
+    shard = sorted(folder.glob("*.safetensors"))[0]
+    state = load_file(shard)
+    lost = sorted(state)[0]
+    state.pop(lost)
+    save_file(state, shard)
+    with pytest.raises(ValueError, match=f"1 missing .{lost}"):
+        convert(find(folder), output, "fp8")
+    assert not output.exists()
+
+
+def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    output = tmp_path / "new folder" / "mine.safetensors"
+    assert main(["convert", str(folder), str(output), "--dtype", "int8"]) == 0
+    assert str(output) in capsys.readouterr().out
+    assert main(["describe", str(picture(tmp_path)), "--max-tokens", "4", "--steps", "4", "--block-length", "4",
+                 "--checkpoint", str(output), "--device", "cpu"]) == 0  # fmt: skip
+    assert main(["convert", str(output), str(tmp_path / "again.safetensors")]) == 2
+    assert "is quantised already" in capsys.readouterr().err
+
+
+def picture(folder: Path) -> Path:
+    from dimoo_core.pictures.pixels import to_pil
+
+    to_pil(torch.rand(3, 32, 32)).save(folder / "picture.png")
+    return folder / "picture.png"

@@ -1,0 +1,141 @@
+"""The VQ in strips gives what it gives whole, whatever the size; and choosing codes takes little memory.
+
+Sums in another order differ by rounding: seen up to 5e-5 of values of size 6, in fp32. A seam, or a norm that knew its
+strip alone, would be off by a tenth and more; `test_the_tolerance_tells_a_mistake` holds that.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bench.live_bytes import LiveBytes
+from dimoo_core.checkpoint.find import NANO, find
+from dimoo_core.checkpoint.load import load_vq
+from dimoo_core.model import vq_tiles as strips
+from dimoo_core.model.config import VQConfig
+from dimoo_core.model.vq import VQ
+
+from ..tiny import AUTOENCODER
+
+ATOL = 3e-4  # a thirteenth of 1/255
+LITTLE = 2**11  # values in a strip: many strips of the least height even for small pictures
+PLAIN = {"tiny": AUTOENCODER, "with attention": {**AUTOENCODER, "mid_block_add_attention": True}}
+PLAIN["widths that change"] = {**AUTOENCODER, "block_out_channels": [8, 16, 8, 12], "layers_per_block": 2}
+SIZES = [(20, 12), (3, 40), (40, 3), (1, 1), (13, 1)]  # cells, width and height
+
+
+def network(settings: dict) -> VQ:
+    """Random weights under which every part matters: matrices keep a signal's size, norms and biases say something."""
+    vq, generator = VQ(VQConfig.from_dict(settings)), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for part in vq.parameters():
+            noise = torch.randn(part.shape, generator=generator) / (part[0].numel() if part.ndim > 1 else 16) ** 0.5
+            part.copy_(noise if part.ndim > 1 else 1 + noise)
+    return vq
+
+
+@pytest.fixture(scope="module", params=[*PLAIN, "nano"])
+def vq(request: pytest.FixtureRequest) -> VQ:
+    return load_vq(find(NANO)) if request.param == "nano" else network(PLAIN[request.param])
+
+
+def codes_for(vq: VQ, size: tuple[int, int], batch: int = 1) -> Tensor:
+    width, height = size
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(vq.config.codebook_size, (batch, height, width), generator=generator)
+
+
+def close(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and float((one - other).abs().max()) <= ATOL
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: "x".join(map(str, size)))
+def test_decoding_in_strips_equals_decoding_whole(vq: VQ, size: tuple[int, int]) -> None:
+    codes = codes_for(vq, size)
+    whole, stripped = (vq.decode(codes, strip=strip) for strip in (None, LITTLE))
+    assert whole.shape == (1, 3, size[1] * vq.scale, size[0] * vq.scale) and close(whole, stripped)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: "x".join(map(str, size)))
+def test_encoding_in_strips_gives_the_same_codes(vq: VQ, size: tuple[int, int]) -> None:
+    pixels = vq.decode(codes_for(vq, size)).contiguous()
+    with torch.no_grad():
+        whole, stripped = (vq.latents(pixels, strip=strip) for strip in (None, LITTLE))
+        assert close(whole / whole.abs().max(), stripped / whole.abs().max())
+        nearest = vq.quantize.distances(whole).sort(dim=-1).values
+    same = vq.encode(pixels) == vq.encode(pixels, strip=LITTLE)
+    tied = nearest[..., 1] - nearest[..., 0] < 10 * ATOL  # two codes as near as rounding: either is right
+    assert (same | tied).all() and same.float().mean() > 0.99
+
+
+def test_every_picture_of_a_batch_has_its_own_norms() -> None:
+    vq = network(AUTOENCODER)
+    codes = codes_for(vq, (6, 9), batch=3)
+    assert close(vq.decode(codes, strip=LITTLE), vq.decode(codes))
+    pixels = vq.decode(codes) * torch.tensor([0.1, 0.5, 1.0])[:, None, None, None]
+    assert torch.equal(vq.encode(pixels, strip=LITTLE), vq.encode(pixels))
+
+
+def test_the_tolerance_tells_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    vq = network(AUTOENCODER)
+    codes = codes_for(vq, (8, 20))
+    whole = vq.decode(codes)
+    honest = strips.norm_silu
+
+    def of_the_first_strip(norm: nn.GroupNorm, flow: strips.Flow):
+        return honest(norm, iter([next(flow)]))
+
+    monkeypatch.setattr("dimoo_core.model.vq.norm_silu", of_the_first_strip)
+    assert not close(vq.decode(codes, strip=LITTLE), whole), "norms must know the whole map"
+    monkeypatch.undo()
+    monkeypatch.setattr(
+        "dimoo_core.model.vq.conv3", lambda conv, flow: (conv(strip) for strip in flow)
+    )  # zeros instead of the neighbours' rows
+    assert not close(vq.decode(codes, strip=LITTLE), whole), "strips must see their neighbours"
+
+
+def test_a_map_can_be_cut_in_any_way() -> None:
+    whole = torch.rand(2, 3, 23, 5)
+    for sizes in ((23,), (1,) * 23, (4, 8, 11), (16, 1, 6)):
+        for rows in (1, 4, 8, 23, 40):
+            cut = list(strips.recut(iter(whole.split(sizes, dim=2)), rows))
+            assert torch.equal(torch.cat(cut, dim=2), whole)
+            assert all(part.shape[2] == rows for part in cut[:-1]) and 0 < cut[-1].shape[2] <= rows
+
+
+def test_pictures_are_made_without_autograd() -> None:
+    vq = network(AUTOENCODER)
+    for strip in (None, LITTLE):
+        assert not vq.decode(codes_for(vq, (3, 3)), strip=strip).requires_grad
+
+
+def test_choosing_codes_holds_few_distances_at_a_time() -> None:
+    vq = VQ(VQConfig.from_dict({**AUTOENCODER, "num_vq_embeddings": 8192}), device="meta")
+    latents = torch.zeros(1, 8, 256, 256, device="meta")  # of 4096x4096 px: 2.1 GB of distances
+    with LiveBytes() as measured, torch.no_grad():
+        assert vq.quantize.nearest(latents).shape == (1, 256, 256)
+    assert measured.peak < 50 * 2**20
+
+
+def test_choosing_codes_in_parts_chooses_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    vq = network(AUTOENCODER)
+    latents = torch.randn(2, 8, 9, 7, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        wanted = vq.quantize.distances(latents).argmin(dim=-1)
+        monkeypatch.setattr("dimoo_core.model.vq._DISTANCES_AT_ONCE", 1000)
+        assert torch.equal(vq.quantize.nearest(latents), wanted)
+
+
+def test_how_a_picture_lies_in_memory_changes_no_code() -> None:
+    vq = network(AUTOENCODER)
+    pixels = vq.decode(codes_for(vq, (20, 12))).contiguous()
+    as_in_comfyui = pixels.contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        exact = vq.double().latents(pixels.double())
+        latents: list[Tensor] = []
+        nearest = vq.float().quantize.nearest
+        vq.quantize.nearest = lambda given: latents.append(given) or nearest(given)
+        assert torch.equal(vq.encode(as_in_comfyui), vq.encode(pixels))
+    assert all(close(given, exact.float()) for given in latents)

@@ -1,0 +1,391 @@
+"""Memory: memory that are neither below the truth nor far above it, and weights that ComfyUI can move in parts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from bench.live_bytes import LiveBytes
+
+from .. import nodepack
+from ..tiny import AUTOENCODER, write_checkpoint
+
+cache, canvas, config, memory, layout, loader, sampling, text_policy, text_sampling, tokens, transformer, vq = (
+    nodepack.part(name)
+    for name in (
+        "dimoo_core.sampling.ml_cache",
+        "dimoo_core.sequence.canvas",
+        "dimoo_core.model.config",
+        "dimoo_core.memory",
+        "dimoo_core.sequence.layout",
+        "nodes.loader",
+        "dimoo_core.sampling.image",
+        "dimoo_core.sampling.text_cache",
+        "dimoo_core.sampling.text",
+        "dimoo_core.sequence.token_table",
+        "dimoo_core.model.transformer",
+        "dimoo_core.model.vq",
+    )
+)
+STRIP = nodepack.part("dimoo_core.model.vq_tiles").STRIP
+RELEASED_VQ = {**AUTOENCODER, "block_out_channels": [128, 256, 256, 512, 768], "latent_channels": 256}
+RELEASED_VQ |= {"num_vq_embeddings": 8192, "norm_num_groups": 32, "layers_per_block": 2}
+
+
+EIGHT_B = {"d_model": 4096, "n_heads": 32, "mlp_hidden_size": 12288, "vocab_size": 134656, "rope_theta": 500000.0}
+CACHED = cache.CachePolicy(warmup=0.0, refresh_interval=2)  # a full pass, a cached one, and so on
+HOLES = cache.CachePolicy(warmup=0.0, refresh_interval=2, candidates="holes")
+FROZEN = cache.CachePolicy(warmup=0.0, refresh_interval=2, prefix_interval=4)
+BOTH = cache.CachePolicy(ratio=0.05, warmup=0.0, refresh_interval=2, candidates="holes", prefix_interval=4)
+KERNELS = 32 * 2**20  # what an estimate may have beyond 15 %: work space that nobody counts
+
+
+def network(dtype: torch.dtype, layers: int = 4, **more):
+    """The 8B model with fewer layers, on meta: they follow each other, and only ML-Cache keeps something of each.
+    What the attention kernel takes is left out: torch's own on meta holds all scores, those of a GPU do not."""
+    shape = config.TransformerConfig.from_dict({"model_type": "llada", "n_layers": layers, **EIGHT_B})
+    options = {"attention": lambda q, k, v: torch.empty_like(q), "device": "meta", "dtype": dtype, **more}
+    return transformer.Transformer(shape, code_offset=tokens.RELEASED.code_offset, **options).requires_grad_(False)
+
+
+def holds(estimate: int, measured: int) -> bool:
+    return measured <= estimate <= 1.15 * measured + KERNELS
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
+@pytest.mark.parametrize(
+    ("cells", "prefix", "branches", "policy"),
+    [
+        pytest.param((64, 64), 60, 0, None, id="1024x1024 without guidance"),
+        pytest.param((64, 64), 60, 1, None, id="1024x1024"),
+        pytest.param((48, 96), 60, 1, CACHED, id="1536x768 with ML-Cache"),
+        pytest.param((32, 32), 1120, 2, None, id="edit 512x512"),
+        pytest.param((64, 64), 4300, 2, CACHED, id="edit 1024x1024 with ML-Cache"),
+        pytest.param((64, 64), 4300, 2, HOLES, id="edit 1024x1024 with ML-Cache of holes"),
+        pytest.param((64, 64), 4300, 1, FROZEN, id="edit 1024x1024 with a frozen prefix"),
+        pytest.param((64, 64), 60, 1, BOTH, id="1024x1024 with little reused"),
+    ],
+)
+@pytest.mark.parametrize("at_once", [None, memory.AT_ONCE], ids=["whole", "in parts"])
+def test_sampling_takes_what_was_estimated(
+    dtype, cells: tuple[int, int], prefix: int, branches: int, policy, at_once: int | None
+) -> None:
+    net, table = network(dtype), tokens.RELEASED
+    blank, ids = canvas.Canvas.empty(1, *cells), torch.zeros(1, prefix, dtype=torch.int64, device="meta")
+    settings = sampling.ImageSettings(steps=4 if policy else 2, cache=policy)
+    guides = [sampling.Branch(ids, 1.0)] * branches
+    count = cells[0] * cells[1]
+    with LiveBytes(answer=count) as measured:  # no hole is ever filled, as if every step were the first
+        sampling.sample_image(net, table, blank, ids, guides, settings=settings, at_once=at_once)
+    estimate = memory.image_bytes(
+        net.config,
+        (1, prefix + layout.image_answer(blank, table).shape[1]),
+        cells=count,
+        codes=table.codebook_size,
+        branches=1 + branches,
+        itemsize=dtype.itemsize,
+        steps=settings.steps,
+        cache=policy,
+        at_once=at_once,
+    )
+    assert holds(estimate, measured.peak)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
+@pytest.mark.parametrize(("prefix", "block", "cfg"), [(4300, 32, 0.0), (1200, 256, 0.0), (1200, 256, 1.0)])
+@pytest.mark.parametrize(
+    ("speed", "at_once"), [("exact", None), ("exact", memory.AT_ONCE), ("balanced", None), ("fast", None)]
+)
+def test_an_answer_takes_what_was_estimated(
+    dtype, prefix: int, block: int, cfg: float, speed: str, at_once: int | None
+) -> None:
+    net, policy = network(dtype), text_policy.SPEEDS[speed]
+    how = {"cfg": cfg, "temperature": 1.0, "policy": policy}
+    settings = text_sampling.TextSettings(max_tokens=block, steps=2, block_length=block, **how)
+    with LiveBytes(answer=block) as measured:
+        ids = torch.zeros(1, prefix, dtype=torch.int64, device="meta")
+        text_sampling.sample_text(net, tokens.RELEASED, ids, settings=settings, at_once=at_once)
+    shape = {"rows": block, "branches": 1 + (cfg > 0), "itemsize": dtype.itemsize, "keeps": policy.keeps}
+    sequence = (prefix + block + 2, block + 2)
+    assert holds(memory.text_bytes(net.config, sequence, **shape, at_once=at_once), measured.peak)
+
+
+def test_a_long_answer_to_a_small_picture_takes_what_was_estimated() -> None:
+    """Where the answer is most of the sequence, a pass over it takes more than the first pass, whose keys it has."""
+    net, policy = network(torch.float32), text_policy.SPEEDS["balanced"]
+    settings = text_sampling.TextSettings(max_tokens=4096, steps=256, block_length=32, policy=policy)
+    calls = iter(range(2))
+
+    def twice(*_) -> None:
+        if next(calls):
+            raise InterruptedError
+
+    with LiveBytes(answer=32) as measured, pytest.raises(InterruptedError):
+        ids = torch.zeros(1, 300, dtype=torch.int64, device="meta")
+        text_sampling.sample_text(net, tokens.RELEASED, ids, settings=settings, on_step=twice)
+    shape = {"rows": 32, "branches": 1, "itemsize": 4, "keeps": True}
+    assert holds(memory.text_bytes(net.config, (300 + 4098, 4098), **shape), measured.peak)
+
+
+def quantised_network(dtype: torch.dtype, kind: str):
+    """The network with weights as in a file that `convert` writes."""
+    core, how = (nodepack.part(f"dimoo_core.{name}") for name in ("model.quantised", "checkpoint.convert"))
+    net = network(dtype, ops=core.LAYERS)
+    for name, part in net.named_modules():
+        layer = how.quantised_as(f"{name}.weight", kind)
+        if layer is not None:
+            rows, across = part.weight.shape
+            part.layer, scale = layer, torch.zeros(layer.format.scale_shape(rows), device="meta")
+            weight = torch.zeros(rows, across, device="meta").to(layer.format.dtype)
+            part.weight, part.weight_scale = (torch.nn.Parameter(one, requires_grad=False) for one in (weight, scale))
+    return net, {part.layer.format for part in net.modules() if getattr(part, "layer", None) is not None}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
+@pytest.mark.parametrize("kind", ["fp8", "int8"])
+@pytest.mark.parametrize(("tokens", "at_once"), [(40, None), (4220, None), (4220, memory.AT_ONCE)])
+def test_a_pass_with_quantised_weights_takes_what_was_estimated(
+    dtype, kind: str, tokens: int, at_once: int | None
+) -> None:
+    net, formats = quantised_network(dtype, kind)
+    ids = torch.zeros(1, tokens, dtype=torch.int64, device="meta")
+    with torch.no_grad(), LiveBytes() as measured:
+        net(ids, rows=ids[:, :32], vocab=slice(0, 8192), at_once=at_once)
+    rows = {"logits": 8192, "rows": 32, "at_once": at_once}
+    plain = memory.forward_bytes(net.config, tokens, dtype.itemsize, **rows)
+    layer = memory.quantised_bytes(net.config, dtype.itemsize, formats)
+    assert plain < measured.peak <= plain + layer, "needed, enough, and too much by less than itself"
+
+
+def test_a_model_with_quantised_weights_asks_for_their_room_too(loaded, monkeypatch) -> None:
+    host, core, rooms = nodepack.part("nodes.host"), nodepack.part("dimoo_core.model.quantised"), []
+    monkeypatch.setattr(host, "ready", lambda _, scratch: rooms.append(scratch) or torch.device("cpu"))
+    for formats in ((), (core.FP8,)):
+        replace(loaded[0], formats=formats).ready(lambda at_once: 1000)
+    shape = loaded[0].core.transformer.config
+    assert rooms[0] == 1000 and rooms[1] >= 1000 + 4 * shape.d_model * shape.mlp_hidden_size
+
+
+def vq_peaks(module, size: tuple[int, int], strip: int | None) -> tuple[int, int]:
+    """Bytes that decoding and encoding a picture of `size` (h, w) px take."""
+    height, width = size
+    with LiveBytes() as decoding:
+        module.decode(torch.zeros(1, height // 16, width // 16, dtype=torch.int64, device="meta"), strip=strip)
+    picture = torch.zeros(1, height, width, 3, device="meta").movedim(-1, 1)  # as ComfyUI's lie in memory
+    with LiveBytes() as encoding:
+        module.encode(picture, strip=strip)
+    return decoding.peak, encoding.peak
+
+
+def check_vq(size: tuple[int, int], dtype: torch.dtype, strip: int | None) -> tuple[int, int]:
+    """Holds the memory against what is counted, and gives that: decoding, encoding."""
+    shape = config.VQConfig.from_dict(RELEASED_VQ)
+    decoding, encoding = vq_peaks(vq.VQ(shape, device="meta", dtype=dtype), size, strip)
+    assert holds(memory.decode_bytes(shape, size, dtype.itemsize, strip=strip), decoding)
+    assert holds(memory.encode_bytes(shape, size, dtype.itemsize, strip=strip), encoding)
+    return decoding, encoding
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("size", [(512, 512), (1024, 1024), (768, 1536), (4096, 4096)])
+def test_the_vq_takes_what_was_estimated(dtype: torch.dtype, size: tuple[int, int]) -> None:
+    decoding, encoding = check_vq(size, dtype, None)
+    if size == (1024, 1024):
+        assert max(decoding, encoding) < 2.75e9
+
+
+def test_the_vq_in_strips_takes_what_was_estimated() -> None:
+    assert max(check_vq((1024, 1024), torch.float32, STRIP)) < 0.9e9
+
+
+def test_the_palette_takes_what_was_estimated() -> None:
+    shape = config.VQConfig.from_dict(RELEASED_VQ | {"num_vq_embeddings": 200})  # more batches take no more
+    module = vq.VQ(shape, device="meta")  # beforehand: weights are no part of an estimate
+    with LiveBytes() as palette:
+        module.mean_colours("meta")
+    assert holds(memory.palette_bytes(shape, 4), palette.peak) and palette.peak < 0.4e9
+
+
+@pytest.fixture
+def loaded(tmp_path, monkeypatch):
+    nodepack.put_checkpoint(write_checkpoint(tmp_path / "models" / "tiny").parent, monkeypatch)
+    return nodepack.run(nodepack.nodes()["DimooLoader"], checkpoint="tiny")
+
+
+def test_every_weight_is_in_a_layer_that_comfyui_can_stream(loaded) -> None:
+    for module in (loaded[0].core.transformer, loaded[1].vq):
+        assert not list(module.buffers()), "a buffer outside a layer is never moved"
+        for name, part in module.named_modules():
+            if list(part.parameters(recurse=False)):
+                assert hasattr(part, "comfy_cast_weights") and not list(part.children()), name
+
+
+def test_nothing_else_is_needed_where_no_weight_fits(loaded, monkeypatch) -> None:
+    """A stand-in for a GPU too small for any weight: all stay on the CPU, each layer brings its own along."""
+    import comfy.ldm.modules.attention as attention
+    import comfy.model_patcher
+
+    monkeypatch.setattr(attention, "optimized_attention", attention.attention_pytorch)  # others ask a GPU for its size
+    host = nodepack.part("nodes.host")
+    ids = torch.zeros(1, 40, dtype=torch.int64, device="meta")
+    jobs = {
+        loaded[0].core.transformer: [
+            lambda net: net(ids),
+            lambda net: net(ids, rows=ids[:, :3], vocab=slice(272, 304)),
+        ],
+        loaded[1].vq: [
+            lambda net: net.decode(ids.view(1, 5, 8)),
+            lambda net: net.decode(ids.view(1, 5, 8), strip=2**10),
+            lambda net: net.encode(torch.zeros(1, 3, 64, 32, device="meta")),
+            lambda net: net.mean_colours("meta"),
+        ],
+    }
+    for module, calls in jobs.items():
+        patcher = host.managed(module, (torch.device("meta"), torch.device("cpu")))
+        assert isinstance(patcher, comfy.model_patcher.ModelPatcher)
+        patcher.load(torch.device("meta"), lowvram_model_memory=1)
+        assert all(parameter.device.type == "cpu" for parameter in module.parameters())
+        for call in calls:
+            assert call(module).device.type == "meta"
+
+
+def test_streamed_weights_give_the_same_numbers(loaded) -> None:
+    net, ids = loaded[0].core.transformer, torch.arange(40)[None]
+    with torch.inference_mode():
+        plain = net(ids)
+        for part in net.modules():
+            if hasattr(part, "comfy_cast_weights"):
+                part.comfy_cast_weights = True
+        assert torch.equal(net(ids), plain)
+
+
+def test_weights_may_be_kept_in_bf16_and_computed_in_fp32(tmp_path, monkeypatch) -> None:
+    nodepack.put_checkpoint(write_checkpoint(tmp_path / "models" / "tiny").parent, monkeypatch)
+    model = nodepack.run(nodepack.nodes()["DimooLoader"], checkpoint="tiny", weight_dtype="bf16")[0]
+    kept = next(model.core.transformer.parameters()).dtype
+    assert kept is torch.bfloat16 and model.itemsize == 4
+    assert model.core.transformer(torch.arange(20)[None]).dtype is torch.float32
+
+
+def test_comfyuis_unloading_reaches_both_models(loaded) -> None:
+    import comfy.model_management
+
+    host = nodepack.part("nodes.host")
+    for patcher in (loaded[0].patcher, loaded[1].patcher):
+        host.ready(patcher, 0)
+        assert patcher in [entry.model for entry in comfy.model_management.current_loaded_models]
+    comfy.model_management.unload_all_models()
+    held = [entry.model for entry in comfy.model_management.current_loaded_models]
+    assert loaded[0].patcher not in held and loaded[1].patcher not in held
+    assert loaded[1].decode(torch.zeros(1, 2, 2, dtype=torch.int64)).shape == (1, 3, 32, 32)
+
+
+@pytest.fixture
+def asked(loaded, monkeypatch):
+    """The VQ, and in which way each picture was decoded: whole (None) or in strips. `free` is what ComfyUI tells."""
+    import comfy.model_management
+
+    module, ways = loaded[1].vq, []
+    honest = module.decode
+
+    def decode(codes, *, strip=None):
+        ways.append(strip)
+        if strip is None and decode.fails is not None:
+            raise decode.fails
+        return honest(codes, strip=strip)
+
+    decode.fails, decode.ways, decode.free = None, ways, 2**40
+    monkeypatch.setattr(module, "decode", decode)
+    monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda *_, **__: decode.free)
+    return loaded[1], decode
+
+
+CODES = torch.zeros(2, 3, 2, dtype=torch.int64)
+
+
+def test_strips_serve_where_memory_is_short(asked) -> None:
+    loaded_vq, decode = asked
+    plenty = loaded_vq.decode(CODES)
+    decode.free = memory.decode_bytes(loaded_vq.vq.config, (48, 32), 4) - 1
+    little = loaded_vq.decode(CODES)
+    assert decode.ways == [None, None, STRIP, STRIP]
+    assert plenty.shape == (2, 3, 48, 32) and torch.allclose(plenty, little, atol=1e-4)
+
+
+def test_out_of_memory_is_met_with_strips_and_nothing_else_is(asked) -> None:
+    import comfy.model_management as management
+
+    loaded_vq, decode = asked
+    decode.fails = management.OOM_EXCEPTION("no memory")
+    assert loaded_vq.decode(CODES).shape == (2, 3, 48, 32)
+    assert decode.ways == [None, STRIP] * 2
+    for error in (management.InterruptProcessingException(), ValueError("another")):
+        decode.fails, decode.ways[:] = error, []
+        with pytest.raises(type(error)):
+            loaded_vq.decode(CODES)
+        assert decode.ways == [None], "a cancel must stop the work"
+
+
+def test_out_of_memory_in_strips_too_reaches_comfyui(asked, monkeypatch) -> None:
+    import comfy.model_management as management
+
+    def never(codes, *, strip=None):
+        raise management.OOM_EXCEPTION("no memory")
+
+    monkeypatch.setattr(asked[0].vq, "decode", never)
+    with pytest.raises(management.OOM_EXCEPTION):
+        asked[0].decode(CODES)
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Pretends that there are so many `free` bytes, and notes for how much room ComfyUI was asked, and what the
+    transformer was told to work on at a time. Parts are small, since the model is."""
+    import comfy.model_management as management
+
+    jobs, rooms, told, load = nodepack.part("dimoo_core.jobs"), [], [], management.load_models_gpu
+
+    def noted(name: str) -> None:
+        honest = getattr(jobs, name)
+        monkeypatch.setattr(jobs, name, lambda *a, **b: told.append(b["at_once"]) or honest(*a, **b))
+
+    def loading(models, memory_required=0, **options) -> None:
+        rooms.append(memory_required)
+        load(models, memory_required=memory_required, **options)
+
+    for name in ("sample", "describe"):
+        noted(name)
+    monkeypatch.setattr(management, "load_models_gpu", loading)
+    monkeypatch.setattr(nodepack.part("nodes.host"), "free_bytes", lambda _: state.free)
+    monkeypatch.setattr(memory, "AT_ONCE", 48)
+    state = SimpleNamespace(free=2**40, rooms=rooms, told=told)
+    return state
+
+
+def test_a_picture_is_the_same_where_memory_is_short(loaded, short) -> None:
+    nodes = nodepack.nodes()
+    picture = torch.linspace(0, 1, 3 * 256 * 256).view(1, 256, 256, 3)
+    prompt, blank, _ = nodepack.run(nodes["DimooImageEdit"], vq=loaded[1], image=picture, text="x", side=256)
+    ask = {"model": loaded[0], "prompt": prompt, "canvas": blank, "seed": 3, "steps": 4}
+    nodepack.run(nodes["DimooSampler"], **ask)  # makes the palette
+    short.rooms.clear(), short.told.clear()
+    plenty = nodepack.run(nodes["DimooSampler"], **ask)[0]
+    short.free = short.rooms[0] - 1
+    little = nodepack.run(nodes["DimooSampler"], **ask)[0]
+    assert torch.equal(plenty.codes, little.codes) and short.told == [None, 48]
+    whole, again, in_parts = short.rooms
+    assert whole == again > in_parts
+
+
+def test_an_answer_is_the_same_where_memory_is_short(loaded, short) -> None:
+    ask = {"max_tokens": 8, "steps": 8, "block_length": 4, "image": torch.rand(1, 128, 128, 3), "question": "What?"}
+    describe = nodepack.nodes()["DimooDescribe"]
+    plenty = nodepack.run(describe, model=loaded[0], vq=loaded[1], **ask)[0]
+    short.free = short.rooms[-1] - 1
+    short.rooms.clear()
+    little = nodepack.run(describe, model=loaded[0], vq=loaded[1], **ask)[0]
+    assert plenty == little and short.told == [None, 48]
+    assert short.rooms[-2] == short.free + 1 >= short.rooms[-1]

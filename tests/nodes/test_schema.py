@@ -1,0 +1,203 @@
+"""What saved workflows depend on: node ids, sockets, input names, defaults and bounds. These only grow."""
+
+from __future__ import annotations
+
+import pytest
+
+from .. import nodepack
+
+NODES = nodepack.nodes()
+INFO = {name: node.GET_NODE_INFO_V1() for name, node in NODES.items()}
+SEED = ("INT", 0, 0, 2**64 - 1)
+SCALE = ("FLOAT", 4.0, 0.0, 20.0)
+MODEL, VQ, PROMPT, CANVAS = "DIMOO_MODEL", "DIMOO_VQ", "DIMOO_PROMPT", "DIMOO_CANVAS"
+
+# node: ({input: type, or (type, default, least, most)}, {output: type})
+CARD = {
+    "DimooLoader": (
+        {"checkpoint": ("COMBO", "DiMOO-nano (built in)"), "weight_dtype": ("COMBO", "auto")},
+        {"model": MODEL, "vq": VQ},
+    ),
+    "DimooTextEncode": ({"text": ("STRING", ""), "negative": ("STRING", "")}, {"prompt": PROMPT}),
+    "DimooEmptyCanvas": (
+        {"width": ("INT", 1024, 16, 4096), "height": ("INT", 1024, 16, 4096), "batch_size": ("INT", 1, 1, 64)},
+        {"canvas": CANVAS},
+    ),
+    "DimooImageEdit": (
+        {
+            "vq": VQ,
+            "image": "IMAGE",
+            "edit_type": ("COMBO", "edit_add"),
+            "text": ("STRING", ""),
+            "side": ("INT", 512, 128, 2048),
+            "reference_image": "IMAGE",
+        },
+        {"prompt": PROMPT, "canvas": CANVAS, "fitted image": "IMAGE"},
+    ),
+    "DimooMaskPaint": (
+        {
+            "vq": VQ,
+            "image": "IMAGE",
+            "mode": ("COMBO", "inpaint"),
+            "mask_h_ratio": ("FLOAT", 1.0, 0.0, 1.0),
+            "mask_w_ratio": ("FLOAT", 0.2, 0.0, 1.0),
+            "grow": ("INT", 0, 0, 64),
+            "mask": "MASK",
+            "feather": ("INT", 0, 0, 256),
+        },
+        {"canvas": CANVAS, "snapped mask": "MASK", "preview": "IMAGE"},
+    ),
+    "DimooCacheSettings": (
+        {
+            "cache_ratio": ("FLOAT", 0.9, 0.01, 0.99),
+            "warmup_ratio": ("FLOAT", 0.3, 0.0, 0.99),
+            "refresh_interval": ("INT", 5, 2, 1024),
+            "candidates": ("COMBO", "all"),
+            "prefix_interval": ("INT", 1, 1, 1024),
+        },
+        {"cache": "DIMOO_CACHE"},
+    ),
+    "DimooSampler": (
+        {
+            "model": MODEL,
+            "prompt": PROMPT,
+            "canvas": CANVAS,
+            "seed": SEED,
+            "steps": ("INT", 64, 1, 1024),
+            "cfg": SCALE,
+            "image_cfg": SCALE,
+            "temperature": ("FLOAT", 1.0, 0.0, 4.0),
+            "ml_cache": ("COMBO", "off"),
+            "cache": "DIMOO_CACHE",
+            "guidance_start": ("FLOAT", 0.0, 0.0, 0.95),
+        },
+        {"canvas": CANVAS},
+    ),
+    "DimooVQEncode": ({"vq": VQ, "image": "IMAGE"}, {"canvas": CANVAS}),
+    "DimooVQDecode": ({"vq": VQ, "canvas": CANVAS}, {"image": "IMAGE"}),
+    "DimooDescribe": (
+        {
+            "model": MODEL,
+            "vq": VQ,
+            "image": "IMAGE",
+            "question": ("STRING", "Describe the image."),
+            "max_tokens": ("INT", 128, 1, 4096),
+            "steps": ("INT", 128, 1, 4096),
+            "block_length": ("INT", 32, 1, 4096),
+            "temperature": ("FLOAT", 0.0, 0.0, 4.0),
+            "cfg": ("FLOAT", 0.0, 0.0, 20.0),
+            "seed": SEED,
+            "all_in_one_question": ("BOOLEAN", False),
+            "speed": ("COMBO", "exact"),
+            "image_2": "IMAGE",
+            "image_3": "IMAGE",
+        },
+        {"text": "STRING"},
+    ),
+    "DimooCropAroundMask": (
+        {"image": "IMAGE", "mask": "MASK", "context": ("FLOAT", 2.0, 1.0, 16.0), "side": ("INT", 1024, 0, 4096)},
+        {"image": "IMAGE", "mask": "MASK", "crop": "DIMOO_CROP"},
+    ),
+    "DimooStitch": (
+        {"crop": "DIMOO_CROP", "image": "IMAGE", "feather": ("INT", 0, 0, 256), "mask": "MASK"},
+        {"image": "IMAGE"},
+    ),
+    "DimooBestOf": (
+        {"model": MODEL, "vq": VQ, "image": "IMAGE", "prompt": PROMPT, "judge_by": ("COMBO", "yes or no")},
+        {"best": "IMAGE", "ranked": "IMAGE", "scores": "STRING"},
+    ),
+    "DimooCaptionFolder": (
+        {
+            "model": MODEL,
+            "vq": VQ,
+            "folder": "COMBO",
+            "question": ("STRING", "Describe the image."),
+            "again": ("BOOLEAN", False),
+            "max_tokens": ("INT", 128, 1, 4096),
+            "steps": ("INT", 128, 1, 4096),
+            "block_length": ("INT", 32, 1, 4096),
+        },
+        {"captions": "STRING", "files": "STRING"},
+    ),
+    "DimooSaveText": ({"text": "STRING", "filename_prefix": ("STRING", "dimoo/caption")}, {"file": "STRING"}),
+}
+# inputs that may be left unconnected or unsaid, by node
+OPTIONAL = {
+    "DimooImageEdit": {"reference_image"},
+    "DimooMaskPaint": {"mask", "feather"},
+    "DimooCacheSettings": {"candidates", "prefix_interval"},
+    "DimooSampler": {"cache", "guidance_start"},
+    "DimooDescribe": {"all_in_one_question", "speed", "image_2", "image_3"},
+    "DimooStitch": {"mask"},
+}
+STEPS = {("DimooEmptyCanvas", "width"): 16, ("DimooEmptyCanvas", "height"): 16, ("DimooImageEdit", "side"): 32}
+STEPS |= {("DimooCropAroundMask", "side"): 16, ("DimooCropAroundMask", "context"): 0.25}
+
+
+def inputs(name: str) -> dict:
+    return {**INFO[name]["input"]["required"], **INFO[name]["input"].get("optional", {})}
+
+
+def test_the_pack_has_the_nodes_of_the_card() -> None:
+    assert list(INFO) == list(CARD)
+
+
+@pytest.mark.parametrize("name", CARD)
+def test_inputs_and_outputs_are_those_of_the_card(name: str) -> None:
+    wanted, outputs = CARD[name]
+    shown = {}
+    for key, (kind, options) in inputs(name).items():
+        bounds = [options[field] for field in ("default", "min", "max") if field in options]
+        shown[key] = (kind, *bounds) if bounds else kind
+    assert shown == wanted
+    assert list(shown) == list(wanted), "widgets are saved by their place"
+    assert dict(zip(INFO[name]["output_name"], INFO[name]["output"], strict=True)) == outputs
+    assert set(INFO[name]["input"].get("optional", {})) == OPTIONAL.get(name, set())
+
+
+@pytest.mark.parametrize("name", CARD)
+def test_everything_is_explained(name: str) -> None:
+    info = INFO[name]
+    assert info["category"] == "DiMOO" and info["display_name"].startswith("DiMOO ") and len(info["description"]) > 30
+    explained = [options.get("tooltip", "") for _, options in inputs(name).values()] + list(info["output_tooltips"])
+    assert all(text and len(text) > 15 and text[-1] == "." for text in explained)
+
+
+def test_sizes_go_in_steps_of_cells_and_seeds_can_change_by_themselves() -> None:
+    for name in CARD:
+        for key, (_, options) in inputs(name).items():
+            assert options.get("step", 1) == STEPS.get((name, key), options.get("step", 1))
+            assert bool(options.get("control_after_generate")) == (key == "seed")
+    assert STEPS.keys() == {(name, key) for name in CARD for key in inputs(name) if (name, key) in STEPS}
+
+
+def test_choices_are_those_of_the_core() -> None:
+    prompt, cache = nodepack.part("dimoo_core.sequence.prompt"), nodepack.part("dimoo_core.sampling.ml_cache")
+    assert inputs("DimooImageEdit")["edit_type"][1]["options"] == list(prompt.EDITS)
+    assert (
+        inputs("DimooSampler")["ml_cache"][1]["options"]
+        == list(cache.PRESETS)
+        == ["off", "quality", "balanced", "fast"]
+    )
+    speeds = list(nodepack.part("dimoo_core.sampling.text_cache").SPEEDS)
+    assert inputs("DimooDescribe")["speed"][1]["options"] == speeds == ["exact", "balanced", "fast"]
+    assert inputs("DimooCacheSettings")["candidates"][1]["options"] == list(cache.CANDIDATES)
+
+
+def test_nodes_with_words_to_show_end_a_graph_and_give_lists() -> None:
+    ends = [name for name, info in INFO.items() if info["output_node"]]
+    assert ends == ["DimooDescribe", "DimooBestOf", "DimooCaptionFolder", "DimooSaveText"]
+    assert [name for name, info in INFO.items() if any(info["output_is_list"])] == [ends[0], ends[2]]
+
+
+def test_a_newer_comfyui_gets_more_and_an_older_one_nothing_it_does_not_know(monkeypatch) -> None:
+    host = nodepack.part("nodes.host")
+
+    class Newer(host.io.Schema):
+        def __init__(self, node_id, search_aliases=(), **rest):
+            super().__init__(node_id, **rest)
+            self.search_aliases = search_aliases
+
+    monkeypatch.setattr(host.io, "Schema", Newer)
+    made = host.schema(node_id="x", search_aliases=["y"], invented_later=1, display_name="Z")
+    assert (made.node_id, made.search_aliases) == ("x", ["y"])

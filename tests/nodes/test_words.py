@@ -1,0 +1,168 @@
+"""Best Of, Caption Folder and Save Text, on a real ComfyUI with nano."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from .. import nodepack
+
+NODES = nodepack.nodes()
+scenes, captions = nodepack.part("dimoo_core.nano.scenes"), nodepack.part("nodes.captions")
+SHORT = {"max_tokens": 32, "steps": 32, "block_length": 32}
+
+
+def run(name: str, **inputs):
+    return nodepack.run(NODES[name], **inputs)
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return run("DimooLoader", checkpoint="DiMOO-nano (built in)").args
+
+
+@pytest.fixture
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """ComfyUI's input and output folders, empty ones of our own."""
+    import folder_paths
+
+    for kind in ("input", "output"):
+        (tmp_path / kind).mkdir()
+        monkeypatch.setattr(folder_paths, f"{kind}_directory", str(tmp_path / kind))
+    return tmp_path
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the page shows on the node that runs, one after the other."""
+    texts: list[str] = []
+
+    def show(text: str, node: str | None) -> None:
+        assert node == "7", "the node's own id"
+        texts.append(text)
+
+    monkeypatch.setattr(nodepack.part("nodes.host"), "show_text", show)
+    return texts
+
+
+def scene(shape: str, colour: str = "red"):
+    return scenes.Scene("white", shape, colour, "large", "in the middle")
+
+
+def draw(shown) -> torch.Tensor:
+    return scenes.draw(shown, 8, 8).movedim(0, -1)
+
+
+def save(shown, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray((draw(shown) * 255).round().byte().numpy()).save(path)
+
+
+# Best Of ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_picture_that_shows_what_was_asked_comes_first(loaded, shown: list) -> None:
+    model, vq = loaded
+    wanted = scene("star", "blue")
+    batch = torch.stack([draw(one) for one in (scene("circle"), scene("star"), wanted)])
+    prompt = run("DimooTextEncode", text=scenes.caption(wanted))[0]
+    best, ranked, scores = run(
+        "DimooBestOf", model=model, vq=vq, image=batch, prompt=prompt, judge_by="description"
+    ).args
+    assert torch.equal(best, batch[2:]) and torch.equal(ranked, batch[[2, 1, 0]])
+    assert scores.splitlines()[0] == f"picture 3: 100.0%  {scenes.caption(wanted)}"
+    assert shown == [scores], "the page shows them on the node"
+
+
+def test_prompts_that_no_picture_could_show_are_one_sentence(loaded) -> None:
+    model, vq = loaded
+    edit, *_ = run("DimooImageEdit", vq=vq, image=torch.rand(1, 64, 64, 3), edit_type="edit_add", text="x", side=128)
+    for prompt in (edit, run("DimooTextEncode", text=" ")[0]):
+        with pytest.raises(ValueError, match="connect Text Encode"):
+            run("DimooBestOf", model=model, vq=vq, image=torch.rand(1, 64, 64, 3), prompt=prompt)
+
+
+# Captions -----------------------------------------------------------------------------------------------------------
+
+
+def test_every_picture_of_a_folder_gets_its_words_once(loaded, places: Path) -> None:
+    model, vq = loaded
+    save(scene("circle"), places / "input" / "set" / "a.png")
+    save(scene("star"), places / "input" / "set" / "deeper" / "b c.png")
+    assert captions.folders() == ["set", "set/deeper"]
+    given = {"model": model, "vq": vq, "folder": "set", "question": "describe the picture", **SHORT}
+    said, files = run("DimooCaptionFolder", **given).args
+    assert files == ["set/a.png", "set/deeper/b c.png"]
+    assert said == [scenes.caption(scene("circle")), scenes.caption(scene("star"))]
+    text = places / "input" / "set" / "a.txt"
+    assert text.read_text(encoding="utf-8") == said[0] + "\n"
+    text.write_text("mine", encoding="utf-8")
+    assert run("DimooCaptionFolder", **given)[0] == ["mine", said[1]]
+    assert run("DimooCaptionFolder", **given, again=True)[0] == said
+
+
+def test_a_picture_that_cannot_be_read_stops_no_other(loaded, places: Path, shown: list) -> None:
+    model, vq = loaded
+    folder = places / "input" / "set"
+    save(scene("circle"), folder / "a.jpg")
+    save(scene("star"), folder / "a.png")
+    save(scene("star"), folder / "c.png")
+    (folder / "b.png").write_bytes(b"no picture")
+    given = {"model": model, "vq": vq, "folder": "set", "question": "describe the picture", **SHORT}
+    for _ in range(2):
+        done = run("DimooCaptionFolder", **given)
+        said, files = done.args
+        assert files == ["set/a.jpg", "set/c.png"] and said[1] == scenes.caption(scene("star"))
+        assert "circle" in said[0], "a.txt is that of the first of its name"
+        lines = done.ui["text"]
+        assert len(lines) == 4 and shown[-1] == "\n\n".join(lines)
+        assert any(line.startswith("set/b.png: ") and "no readable picture" in line for line in lines)
+        assert any(line.startswith("set/a.png: left out") and "a.jpg" in line for line in lines)
+
+
+def test_a_folder_without_one_readable_picture_is_one_sentence(loaded, places: Path) -> None:
+    (places / "input" / "a.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"None of the pictures .*no readable picture"):
+        run("DimooCaptionFolder", model=loaded[0], vq=loaded[1], folder=".", question="x", **SHORT)
+
+
+def test_hidden_folders_are_not_offered(places: Path) -> None:
+    save(scene("circle"), places / "input" / ".cache" / "a.png")
+    assert captions.folders() == [captions.NOTHING]
+
+
+def test_a_folder_that_has_grown_is_noticed(places: Path) -> None:
+    save(scene("circle"), places / "input" / "a.png")
+    node = NODES["DimooCaptionFolder"]
+    before = node.fingerprint_inputs(folder=".")
+    assert node.fingerprint_inputs(folder=".") == before
+    save(scene("star"), places / "input" / "b.png")
+    assert node.fingerprint_inputs(folder=".") != before
+
+
+@pytest.mark.parametrize("name", ["..", "/etc", "set/../..", "absent", captions.NOTHING])
+def test_nothing_outside_the_input_folder_is_read(loaded, places: Path, name: str) -> None:
+    save(scene("circle"), places / "outside.png")
+    save(scene("circle"), places / "input" / "set" / "a.png")
+    with pytest.raises(ValueError, match="input folder"):
+        run("DimooCaptionFolder", model=loaded[0], vq=loaded[1], folder=name, question="x")
+    assert not list(places.rglob("*.txt"))
+
+
+def test_texts_are_numbered_like_the_pictures_of_their_prefix(places: Path) -> None:
+    folder = places / "output" / "set"
+    folder.mkdir()
+    (folder / "[x]_00001_.png").touch()  # as SaveImage leaves it
+    names = [os.path.relpath(run("DimooSaveText", text=t, filename_prefix="set/[x]")[0], folder) for t in ("a", "b")]
+    assert names == ["[x]_00001_.txt", "[x]_00002_.txt"]
+    assert (folder / "[x]_00002_.txt").read_text(encoding="utf-8") == "b\n"
+
+
+def test_nothing_is_saved_outside_the_output_folder(places: Path) -> None:
+    with pytest.raises(Exception, match=r"output folder|outside"):
+        run("DimooSaveText", text="x", filename_prefix="../../x")
+    assert not list(places.rglob("*.txt"))

@@ -1,0 +1,114 @@
+"""Randomness: reproducible, independent where it should be, and distributed as the released code's on a GPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dimoo_core.sampling.noise import SEEDS, Noise, gumbel
+from dimoo_core.sampling.selection import stays_masked
+
+
+def tokens(seed: int, *, step: int = 0, cells: int = 64, codes: int = 512, batch: int = 1) -> torch.Tensor:
+    """Noise [B,cells,codes] of one step."""
+    index = torch.arange(cells).expand(batch, -1)
+    return torch.cat([part for _, part in Noise(seed, batch, "cpu").for_tokens(step, index, codes)], dim=1)
+
+
+def uniform(seed: int, *, step: int = 0, cells: int = 256, codes: int = 1024) -> torch.Tensor:
+    """The fp64 uniforms [cells,codes] behind the noise of text."""
+    index = torch.arange(cells)[None]
+    drawn = torch.cat([part for _, part in Noise(seed, 1, "cpu").for_text(step, index, codes)], dim=1)
+    return torch.exp(-torch.exp(-drawn))[0]
+
+
+def test_a_seed_gives_the_same_numbers_wherever_and_in_whatever_parts_they_are_drawn() -> None:
+    whole = tokens(7, cells=64)
+    assert torch.equal(whole, tokens(7, cells=64))
+    some = torch.tensor([[3, 60, 17]])
+    drawn = torch.cat([part for _, part in Noise(7, 1, "cpu").for_tokens(0, some, 512)], dim=1)
+    assert torch.equal(drawn, whole[:, some[0]])
+    assert torch.equal(tokens(7, codes=100), whole[:, :, :100])
+
+
+def test_large_draws_come_in_parts_that_cover_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = tokens(1, cells=50, codes=300, batch=2)
+    monkeypatch.setattr("dimoo_core.sampling.noise._DRAWS_AT_ONCE", 300 * 2 * 7)
+    parts = list(Noise(1, 2, "cpu").for_tokens(0, torch.arange(50).expand(2, -1), 300))
+    assert len(parts) == 8 and torch.equal(torch.cat([part for _, part in parts], dim=1), whole)
+    assert [index for part, _ in parts for index in range(50)[part]] == list(range(50))
+
+
+def test_item_i_of_a_batch_draws_as_a_single_run_with_seed_plus_i() -> None:
+    for seed in (0, 5, SEEDS - 2):
+        batch = tokens(seed, batch=3)
+        for item in range(3):
+            assert torch.equal(batch[item : item + 1], tokens((seed + item) % SEEDS))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**32, 2**63, 2**64 - 1])
+def test_every_64_bit_seed_serves_and_differs_from_its_neighbours(seed: int) -> None:
+    mine = tokens(seed)
+    for other in ((seed + 1) % SEEDS, seed ^ 2**32, seed ^ 2**63):
+        assert (mine == tokens(other)).float().mean() < 0.03
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64, 1.0, None, True, float("nan")])
+def test_other_seeds_are_refused(seed: object) -> None:
+    with pytest.raises(ValueError, match=r"seed is .* a whole number from 0 to 18446744073709551615 is needed"):
+        Noise(seed, 1, "cpu")
+
+
+def test_uniforms_are_uniform() -> None:
+    drawn = uniform(3)
+    counts = torch.histc(drawn.float(), 64, 0, 1)
+    expected = drawn.numel() / 64
+    chi_square = float(((counts - expected) ** 2 / expected).sum())
+    assert 30 < chi_square < 115, "63 degrees of freedom: beyond that only once in 10^4"
+    assert abs(float(drawn.mean()) - 0.5) < 0.003 and abs(float(drawn.var()) - 1 / 12) < 0.001
+
+
+def test_neighbours_in_code_cell_step_and_seed_are_uncorrelated() -> None:
+    def correlation(a: torch.Tensor, b: torch.Tensor) -> float:
+        return abs(float(torch.corrcoef(torch.stack((a.flatten(), b.flatten())))[0, 1]))
+
+    drawn = uniform(11)
+    limit = 5 / drawn.numel() ** 0.5
+    for distance in (1, 2, 64):
+        assert correlation(drawn[:, distance:], drawn[:, :-distance]) < limit
+        assert correlation(drawn[distance:], drawn[:-distance]) < limit
+    assert correlation(drawn, uniform(11, step=1)) < limit
+    assert correlation(drawn, uniform(12)) < limit
+
+
+def test_cells_win_their_codes_independently() -> None:
+    # noise that is not rounded: among equal logits, rounded noise ties and the first code wins
+    winners = uniform(5, cells=2048, codes=256).argmax(dim=-1)
+    counts = torch.bincount(winners, minlength=256).float()
+    assert float(((counts - 8) ** 2 / 8).sum()) < 380, "255 degrees of freedom: beyond that only once in 10^6"
+
+
+def test_image_noise_is_that_of_bf16_uniforms() -> None:
+    # on a GPU bf16 uniforms end at 0.9961, so the noise ends at 5.53 and 1 of 256 codes ties for it
+    drawn = tokens(9, cells=256, codes=2048)
+    assert float(drawn.max()) == float(gumbel(torch.tensor(0.99609375, dtype=torch.bfloat16)))
+    assert abs(float((drawn == drawn.max()).float().mean()) * 256 - 1) < 0.1
+    assert torch.equal(drawn, drawn.to(torch.bfloat16).float())
+    assert abs(float(drawn.mean()) - 0.555) < 0.01, "0.577 less what is cut off"
+
+
+def test_doubt_noise_is_not_the_noise_of_any_code() -> None:
+    cells = torch.arange(4096)[None]
+    doubt = Noise(4, 1, "cpu").for_remask(0, cells)
+    assert doubt.shape == (1, 4096)
+    assert (doubt == tokens(4, cells=4096, codes=1)[:, :, 0]).float().mean() < 0.02
+    assert not torch.equal(doubt, Noise(4, 1, "cpu").for_remask(1, cells))
+
+
+def test_the_least_certain_stay_masked_and_ties_are_decided() -> None:
+    certain = torch.tensor([[0.1, 0.5, 0.5, 0.5, 0.9]]).log()
+    still = torch.zeros_like(certain)
+    assert stays_masked(certain, torch.tensor([1]), still, 1.0).tolist() == [[True, False, False, False, False]]
+    assert stays_masked(certain, torch.tensor([3]), still, 1.0).tolist() == [[True, False, False, False, False]]
+    assert stays_masked(certain, torch.tensor([4]), still, 1.0).tolist() == [[True, True, True, True, False]]
+    assert not stays_masked(certain, torch.tensor([0]), still, 1.0).any()
