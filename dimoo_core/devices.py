@@ -29,15 +29,15 @@ def device(name: str) -> torch.device:
 
 
 @dataclass(frozen=True)
-class Team:
+class Ranks:
     """The processes that share a list, as torchrun starts them; alone without it."""
 
     rank: int = 0
     size: int = 1
 
     @classmethod
-    def from_environment(cls) -> Team:
-        """The team that torchrun's variables tell of, joined through gloo; nobody but us without them."""
+    def from_environment(cls) -> Ranks:
+        """The ranks that torchrun's variables tell of, joined through gloo; nobody but us without them."""
         size = int(os.environ.get("WORLD_SIZE", "1"))
         if size == 1:
             return cls()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 @contextmanager
-def whole(path: str | Path, *, sync: bool = False) -> Iterator[Path]:
+def atomic_write(path: str | Path, *, sync: bool = False) -> Iterator[Path]:
     """Gives the path to write to, PATH.part; at the end of the `with` the file there takes the place of `path`.
 
     A kill, a full disk or an error inside leaves the old file or none under the name, never half of one. `sync`: the
@@ -27,7 +27,7 @@ def whole(path: str | Path, *, sync: bool = False) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-def write_whole(path: Path, text: str) -> None:
+def atomic_write_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all."""
-    with whole(path) as part:
+    with atomic_write(path) as part:
         part.write_text(text, encoding="utf-8")

@@ -63,17 +63,17 @@ def sample(
     image_cfg: float = 4.0,
     on_step: ImageStep | None = None,
     device: torch.device | str | None = None,
-    at_once: int | None = None,
+    chunk_rows: int | None = None,
 ) -> Canvas:
     """Fill the holes of a canvas: text-to-image, edit and inpaint alike. See `sample_image` for `on_step` and
-    `at_once`.
+    `chunk_rows`.
 
     `device` is where to compute (None: where the weights are); the result comes back to where the canvas was.
     """
     prefix, branches = guided(model, prompt, cfg=cfg, image_cfg=image_cfg)
     device = _device(model, device)
     branches = [Branch(branch.prefix.to(device), branch.scale) for branch in branches]
-    prefix, options = prefix.to(device), {"settings": settings, "on_step": on_step, "at_once": at_once}
+    prefix, options = prefix.to(device), {"settings": settings, "on_step": on_step, "chunk_rows": chunk_rows}
     return sample_image(model.transformer, model.table, canvas, prefix, branches, **options)
 
 
@@ -85,14 +85,14 @@ def describe(
     settings: TextSettings,
     on_step: TextStep | None = None,
     device: torch.device | str | None = None,
-    at_once: int | None = None,
+    chunk_rows: int | None = None,
 ) -> list[str]:
     """One answer per batch item to a question about images, codes [1 or B,h,w] each; several images: one question.
-    See `sample_text` for `on_step` and `at_once`."""
+    See `sample_text` for `on_step` and `chunk_rows`."""
     prompt = Prompt(DESCRIBE, question, images=tuple(images))
     string, _ = prompt_strings(prompt, model.tokenizer.defuse)
     prefix = prompt_prefix(model.tokenizer.encode(string), prompt.images, model.table).to(_device(model, device))
-    options = {"settings": settings, "on_step": on_step, "at_once": at_once}
+    options = {"settings": settings, "on_step": on_step, "chunk_rows": chunk_rows}
     answers = sample_text(model.transformer, model.table, prefix, **options)
     return [answer_text(model, ids) for ids in answers]
 

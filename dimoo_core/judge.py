@@ -40,11 +40,11 @@ def yes_share(
     *,
     places: int = 8,
     device: torch.device | str | None = None,
-    at_once: int | None = None,
+    chunk_rows: int | None = None,
 ) -> list[float]:
     """P(yes) / (P(yes) + P(no)) as the first word of the answer to whether the images, codes [1 or B,h,w] each, show
     `text`; one number per batch item. One pass over an answer of `places` masked tokens, on `device` (None: where the
-    weights are), `at_once` as for the transformer.
+    weights are), `chunk_rows` as for the transformer.
 
     Raises ValueError where the model does not know the two words.
     """
@@ -58,7 +58,7 @@ def yes_share(
     masked = prefix.new_full((len(prefix), places), model.table.mask)
     sequence = torch.cat((prefix, text_answer(masked, model.table)), dim=1)
     first = torch.full_like(prefix[:, :1], prefix.shape[1] + 1)
-    logits = model.transformer(sequence, rows=first, at_once=at_once)[:, 0].float()
+    logits = model.transformer(sequence, rows=first, chunk_rows=chunk_rows)[:, 0].float()
     yes, no = (logits[:, wanted].logsumexp(dim=1) for wanted in ids)
     return (yes - no).sigmoid().tolist()  # of logits, since both shares of the vocabulary may be too small for fp32
 

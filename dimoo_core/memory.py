@@ -11,15 +11,15 @@ from collections.abc import Collection
 
 from .model.config import TransformerConfig, VQConfig
 from .model.quantised import INT8, PRODUCT, Format
-from .model.vq import PALETTE_AT_ONCE
-from .model.vq_tiles import strip_rows
+from .model.vq import PALETTE_CHUNK
+from .model.vq_tiles import tile_rows
 from .sampling.ml_cache import CachePolicy
 
-AT_ONCE = 1024  # rows that the transformer works on at a time where memory is short
+CHUNK_ROWS = 1024  # rows that the transformer works on at a time where memory is short
 
 _ROUNDING = 1.03  # allocators round up and leave gaps, and the head has a few rows more than there are codes
 _KERNELS = 32 << 20  # work space of convolutions, and the distances of some cells to all codes
-_IN_FLIGHT = 9  # strips that live at once where two residual convolutions and a resampling follow each other
+_IN_FLIGHT = 9  # tiles that live at once where two residual convolutions and a resampling follow each other
 _DECIDED = 2**22  # logits that are decided at a time, and what each takes: the noise of an image, and of a text in fp64
 _IMAGE_DECISION, _TEXT_DECISION = 32, 40
 _FP32 = 4
@@ -33,10 +33,10 @@ def forward_bytes(
     *,
     logits: int,
     rows: int | None = None,
-    at_once: int | None = None,
+    chunk_rows: int | None = None,
     keeps: bool = False,
 ) -> int:
-    """One pass over B*L `tokens`, so many `logits` for each of B*r `rows` (None: all), turned and fed `at_once`;
+    """One pass over B*L `tokens`, so many `logits` for each of B*r `rows` (None: all), turned and fed `chunk_rows`;
     `keeps`: keys and values of all layers stay."""
     keys = keeps * _keys_bytes(config, tokens, itemsize)
     heading = config.n_layers * keys + itemsize * (tokens if rows is None else rows) * (2 * config.d_model + logits)
@@ -45,13 +45,13 @@ def forward_bytes(
         layers.append((config.n_layers - 2, None))  # the last layer that all rows go through
     peak = heading
     for before, wanted in layers:
-        attending, feeding = _layer_bytes(config, (tokens, wanted), itemsize, at_once)
+        attending, feeding = _layer_bytes(config, (tokens, wanted), itemsize, chunk_rows)
         peak = max(peak, before * keys + attending, (before + 1) * keys + feeding)
     return peak + 2 * _FP32 * config.head_dim * (tokens + (rows or 0))  # and the tables of angles
 
 
 def _layer_bytes(
-    config: TransformerConfig, sizes: tuple[int, int | None], itemsize: int, at_once: int | None
+    config: TransformerConfig, sizes: tuple[int, int | None], itemsize: int, chunk_rows: int | None
 ) -> tuple[int, int]:
     """Attending, with keys and values of its own, and feeding forward; `sizes`: tokens that come, rows that go on."""
     tokens, wanted = sizes
@@ -59,7 +59,7 @@ def _layer_bytes(
     keys = _keys_bytes(config, tokens, itemsize)
     rows = tokens if wanted is None else wanted
     copied = 0 if wanted is None else rows * width  # of the layer's input, and of its norm
-    part = min(rows, at_once or rows)
+    part = min(rows, chunk_rows or rows)
     turning = 2 * copied + tokens * 2 * width + keys // 2 + rows * width + part * 2 * _FP32 * config.d_model
     attending = copied + tokens * width + keys + 2 * rows * width
     feeding = copied + tokens * width + part * (width + max(2 * hidden, hidden + width))
@@ -90,21 +90,21 @@ def image_bytes(
     itemsize: int,
     steps: int,
     cache: CachePolicy | None,
-    at_once: int | None = None,
+    chunk_rows: int | None = None,
 ) -> int:
     """Sampling an image: `sequence` (B, L), `cells` N, `codes` K, `branches` the conditional one included, in so many
-    `steps`; `at_once` as for the transformer."""
+    `steps`; `chunk_rows` as for the transformer."""
     batch, length = sequence
     tokens, rows, others = batch * length, batch * cells, branches - 1
     logits = itemsize * rows * codes  # of one branch; they wait until all can be combined
     kept = 0
     if cache is None:
-        passing = forward_bytes(config, tokens, itemsize, logits=codes, rows=rows, at_once=at_once)
+        passing = forward_bytes(config, tokens, itemsize, logits=codes, rows=rows, chunk_rows=chunk_rows)
     else:
         keys = config.n_layers * _keys_bytes(config, tokens, itemsize)
         kept = keys + logits
         wanted = None if cache.candidates == "all" else rows
-        ask = {"logits": codes, "at_once": at_once}
+        ask = {"logits": codes, "chunk_rows": chunk_rows}
         full = forward_bytes(config, tokens, itemsize, rows=wanted, keeps=True, **ask)
         fresh = batch * cache.budget(length, cells, steps)
         cached = kept + forward_bytes(config, fresh, itemsize, **ask)
@@ -122,15 +122,15 @@ def text_bytes(
     branches: int,
     itemsize: int,
     keeps: bool = False,
-    at_once: int | None = None,
+    chunk_rows: int | None = None,
 ) -> int:
     """Sampling an answer: `sequence` (L, and how much of it the answer is), logits over the whole vocabulary at so many
-    `rows` at a time. Each branch may keep keys and values; `at_once` as for the transformer."""
+    `rows` at a time. Each branch may keep keys and values; `chunk_rows` as for the transformer."""
     length, answer = sequence
     logits = itemsize * rows * config.vocab_size  # of one branch; they wait until all can be combined
     kept = keeps * config.n_layers * _keys_bytes(config, length, itemsize)
     # The head gives logits of words and logits of codes, then both in one.
-    ask = {"logits": 2 * config.vocab_size, "rows": rows, "at_once": at_once}
+    ask = {"logits": 2 * config.vocab_size, "rows": rows, "chunk_rows": chunk_rows}
     passing = forward_bytes(config, length, itemsize, keeps=keeps, **ask)
     if keeps:
         passing = max(passing, kept + forward_bytes(config, answer, itemsize, **ask))
@@ -138,36 +138,36 @@ def text_bytes(
     return int(_ROUNDING * ((branches - 1) * (logits + kept) + max(passing, deciding))) + _KERNELS
 
 
-def decode_bytes(config: VQConfig, size: tuple[int, int], itemsize: int, *, strip: int | None = None) -> int:
-    """Decoding a picture of `size` (h, w) px, at once or in strips of so many values."""
-    return _levels_bytes(config, size, itemsize, up=True, strip=strip) + _KERNELS
+def decode_bytes(config: VQConfig, size: tuple[int, int], itemsize: int, *, tile: int | None = None) -> int:
+    """Decoding a picture of `size` (h, w) px, at once or in tiles of so many values."""
+    return _levels_bytes(config, size, itemsize, up=True, tile=tile) + _KERNELS
 
 
-def encode_bytes(config: VQConfig, size: tuple[int, int], itemsize: int, *, strip: int | None = None) -> int:
-    """Encoding a picture of `size` (h, w) px, which is copied, at once or in strips of so many values."""
+def encode_bytes(config: VQConfig, size: tuple[int, int], itemsize: int, *, tile: int | None = None) -> int:
+    """Encoding a picture of `size` (h, w) px, which is copied, at once or in tiles of so many values."""
     copied = config.in_channels * math.prod(size) * itemsize
-    return copied + _levels_bytes(config, size, itemsize, up=False, strip=strip) + _KERNELS
+    return copied + _levels_bytes(config, size, itemsize, up=False, tile=tile) + _KERNELS
 
 
 def palette_bytes(config: VQConfig, itemsize: int) -> int:
     """Decoding every code amid its own kind, 3x3 cells, some at a time."""
     side = 3 * config.scale
-    return decode_bytes(config, (min(PALETTE_AT_ONCE, config.codebook_size) * side, side), itemsize)
+    return decode_bytes(config, (min(PALETTE_CHUNK, config.codebook_size) * side, side), itemsize)
 
 
-def _levels_bytes(config: VQConfig, size: tuple[int, int], itemsize: int, *, up: bool, strip: int | None) -> int:
+def _levels_bytes(config: VQConfig, size: tuple[int, int], itemsize: int, *, up: bool, tile: int | None) -> int:
     """The most that a level of the VQ takes; levels are what `vq.Level` is, from full size down."""
     widths, peak = config.block_out_channels, 0
     for index, width in enumerate(widths):
         before = widths[min(index + 1, len(widths) - 1)] if up else widths[max(index - 1, 0)]
         height, across = (side >> index for side in size)
         pixels = height * across
-        if strip is None or max(before, width) * pixels <= 2 * strip:
+        if tile is None or max(before, width) * pixels <= 2 * tile:
             values = pixels * _residual_width(before, width)
-            if index < len(widths) - 1 and strip is None:
+            if index < len(widths) - 1 and tile is None:
                 values = max(values, pixels * (9 * before if up else 9 * width) // 4)
         else:
-            rows = strip_rows(max(before, width), across, strip)
+            rows = tile_rows(max(before, width), across, tile)
             values = width * pixels + _IN_FLIGHT * rows * across * max(before, width)
         peak = max(peak, values)
     return int(_ROUNDING * peak * itemsize)

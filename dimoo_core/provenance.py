@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from .files import whole
+from .files import atomic_write
 
 VERSION = "0.1.0"  # as in pyproject.toml, which need not lie beside the code
 KEY = "dimoo"
@@ -76,5 +76,5 @@ def save(picture: Image.Image, path: Path, facts: Mapping[str, Any]) -> None:
     elif suffix in _EXIF_FORMATS and len(line) < _EXIF_ROOM:
         told["exif"] = Image.Exif()
         told["exif"][_DESCRIPTION] = json.dumps({KEY: facts})
-    with whole(path) as part:
+    with atomic_write(path) as part:
         picture.save(part, Image.registered_extensions()[suffix], **told)

@@ -23,14 +23,14 @@ Judgement = tuple[float, str]
 
 def by_yes_or_no(model: LoadedModel, codes: list[Tensor], text: str) -> Judgement:
     """How surely the model says yes to whether the picture shows the text."""
-    device, at_once = model.ready(answering_bytes(model, codes, QUESTION + text, _ONE_PASS))
-    (share,) = yes_share(model.core, codes, text, device=device, at_once=at_once)
+    device, chunk_rows = model.ready(answering_bytes(model, codes, QUESTION + text, _ONE_PASS))
+    (share,) = yes_share(model.core, codes, text, device=device, chunk_rows=chunk_rows)
     return share, ""
 
 
 def by_description(model: LoadedModel, codes: list[Tensor], text: str) -> Judgement:
     """How many of the text's words the model's own description of the picture has."""
-    device, at_once = model.ready(answering_bytes(model, codes, DESCRIBE_IT, _DESCRIPTION))
+    device, chunk_rows = model.ready(answering_bytes(model, codes, DESCRIBE_IT, _DESCRIPTION))
     ((share, words),) = description_share(
         model.core,
         codes,
@@ -38,7 +38,7 @@ def by_description(model: LoadedModel, codes: list[Tensor], text: str) -> Judgem
         question=DESCRIBE_IT,
         settings=_DESCRIPTION,
         device=device,
-        at_once=at_once,
+        chunk_rows=chunk_rows,
         on_step=lambda *_: host.check_cancel(),
     )
     return share, words

@@ -11,7 +11,7 @@ from .sockets import CanvasSocket, VQSocket, check_sockets
 
 def _side(name: str) -> host.io.Int.Input:
     tooltip = f"The {name} in px, in steps of {CELL}. The 8B model was trained on about 1024x1024 px in all, nano on "
-    return widgets.whole(name, 1024, (CELL, 4096), tooltip + "128x128.", step=CELL)
+    return widgets.integer(name, 1024, (CELL, 4096), tooltip + "128x128.", step=CELL)
 
 
 class EmptyCanvas(host.io.ComfyNode):
@@ -26,7 +26,7 @@ class EmptyCanvas(host.io.ComfyNode):
             inputs=[
                 _side("width"),
                 _side("height"),
-                widgets.whole(
+                widgets.integer(
                     "batch_size",
                     1,
                     (1, 64),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..dimoo_core.files import write_whole
+from ..dimoo_core.files import atomic_write_text
 from ..dimoo_core.pictures.captions import (
     caption_file,
     folders_with_pictures,
@@ -54,7 +54,7 @@ def caption(
             said.append(failed[path])
             continue
         said += answered(model, encode_for(model, vq, [picture]), question, (settings, on_step))
-        write_whole(caption_file(path), said[-1] + "\n")
+        atomic_write_text(caption_file(path), said[-1] + "\n")
     return failed
 
 
@@ -132,9 +132,11 @@ def _inputs() -> list:
             default=False,
             tooltip="Also ask about pictures that have a text file already, and replace it.",
         ),
-        widgets.whole("max_tokens", 128, (1, 4096), "The most tokens a caption may have; a multiple of block_length."),
-        widgets.whole("steps", 128, (1, 4096), "Steps for a caption, a multiple of the number of blocks."),
-        widgets.whole("block_length", 32, (1, 4096), "A caption is written block by block, left to right."),
+        widgets.integer(
+            "max_tokens", 128, (1, 4096), "The most tokens a caption may have; a multiple of block_length."
+        ),
+        widgets.integer("steps", 128, (1, 4096), "Steps for a caption, a multiple of the number of blocks."),
+        widgets.integer("block_length", 32, (1, 4096), "A caption is written block by block, left to right."),
     ]
 
 
@@ -165,5 +167,5 @@ class SaveText(host.io.ComfyNode):
     @classmethod
     def execute(cls, text, filename_prefix="dimoo/caption"):
         path = host.next_text_file(filename_prefix)
-        write_whole(path, text + "\n")
+        atomic_write_text(path, text + "\n")
         return host.io.NodeOutput(str(path), ui={"text": [text]})

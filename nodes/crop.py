@@ -31,7 +31,7 @@ class CropAroundMask(host.io.ComfyNode):
                     "is marked.",
                     step=0.25,
                 ),
-                widgets.whole(
+                widgets.integer(
                     "side",
                     1024,
                     (0, 4096),
@@ -73,7 +73,7 @@ class Stitch(host.io.ComfyNode):
             inputs=[
                 CropSocket.Input("crop", tooltip="Where the cut belongs, from Crop Around Mask."),
                 host.io.Image.Input("image", tooltip="The painted cut, from VQ Decode."),
-                widgets.whole(
+                widgets.integer(
                     "feather",
                     0,
                     (0, 256),

@@ -27,7 +27,7 @@ def encode_for(model: LoadedModel, vq: LoadedVQ, pictures: Sequence[Tensor]) -> 
 def answering_bytes(
     model: LoadedModel, codes: Sequence[Tensor], question: str, settings: TextSettings
 ) -> Callable[..., int]:
-    """Memory that an answer needs beside the weights, given `at_once`. Text has at most as many tokens as bytes."""
+    """Memory that an answer needs beside the weights, given `chunk_rows`. Text has at most as many tokens as bytes."""
     cells = sum(one.shape[1] * (one.shape[2] + 1) + 2 for one in codes)
     words = len(question.encode()) + len(DESCRIBE.system)
     answer = settings.max_tokens + 2
@@ -47,8 +47,8 @@ def answered(
 ) -> list[str]:
     """What the model says of pictures' codes [1,H,W] in one question; `ask` is (settings, on_step)."""
     settings, on_step = ask
-    device, at_once = model.ready(answering_bytes(model, codes, question, settings))
-    options = {"settings": settings, "on_step": on_step, "device": device, "at_once": at_once}
+    device, chunk_rows = model.ready(answering_bytes(model, codes, question, settings))
+    options = {"settings": settings, "on_step": on_step, "device": device, "chunk_rows": chunk_rows}
     return jobs.describe(model.core, codes, question, **options)
 
 
@@ -135,7 +135,7 @@ def _what() -> list:
         VQSocket.Input("vq", tooltip="The VQ of the same checkpoint."),
         host.io.Image.Input("image", tooltip="A picture; of a batch each is asked about, or all of it as a whole."),
         widgets.words("question", "What to ask. It need not be a question.", default="Describe the image."),
-        widgets.whole(
+        widgets.integer(
             "max_tokens",
             128,
             (1, 4096),
@@ -146,14 +146,14 @@ def _what() -> list:
 
 def _how() -> list:
     return [
-        widgets.whole(
+        widgets.integer(
             "steps",
             128,
             (1, 4096),
             "Steps for the whole answer, a multiple of the number of blocks (max_tokens / block_length). As many as "
             "tokens is best, fewer is faster.",
         ),
-        widgets.whole(
+        widgets.integer(
             "block_length",
             32,
             (1, 4096),

@@ -54,7 +54,7 @@ def _inputs() -> list:
             "What to change, or what the picture should show. The types *_pred, multi_view_* and image_ref_transfer "
             "have words of their own and take none.",
         ),
-        widgets.whole(
+        widgets.integer(
             "side",
             512,
             (4 * PATCH, 2048),

@@ -225,7 +225,7 @@ def within_memory(first: Callable[[], Tensor], instead: Callable[[], Tensor]) ->
     except memory.InterruptProcessingException:  # where torch has no error for want of memory, ComfyUI takes any
         raise
     except memory.OOM_EXCEPTION as error:
-        log("The VQ works in strips: the picture at once does not fit into memory (%s).", str(error).split("\n")[0])
+        log("The VQ works in tiles: the picture at once does not fit into memory (%s).", str(error).split("\n")[0])
     memory.soft_empty_cache()  # out here, where the exception no longer holds what had been made
     return instead()
 

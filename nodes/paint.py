@@ -79,7 +79,7 @@ def _inputs() -> list:
         ),
         widgets.number("mask_h_ratio", 1.0, (0, 1), rectangle.format("height"), step=0.05),
         widgets.number("mask_w_ratio", 0.2, (0, 1), rectangle.format("width"), step=0.05),
-        widgets.whole(
+        widgets.integer(
             "grow", 0, (0, 64), "How many cells (16 px each) the marked area grows on all sides; helps against seams."
         ),
         host.io.Mask.Input(
@@ -90,7 +90,7 @@ def _inputs() -> list:
                 "it. As large as the image. Without one a centred rectangle is taken."
             ),
         ),
-        widgets.whole(
+        widgets.integer(
             "feather",
             0,
             (0, 256),

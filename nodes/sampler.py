@@ -57,7 +57,7 @@ def _published() -> list:
             "Share of the steps, at the beginning, that compute everything; early steps decide most.",
             step=0.01,
         ),
-        widgets.whole(
+        widgets.integer(
             "refresh_interval",
             PUBLISHED.refresh_interval,
             (2, 1024),
@@ -75,7 +75,7 @@ def _ours() -> list:
             "always what the last step decided; better for the same time, and what the presets do.",
             optional=True,
         ),
-        widgets.whole(
+        widgets.integer(
             "prefix_interval",
             PUBLISHED.prefix_interval,
             (1, 1024),
@@ -89,7 +89,7 @@ def _ours() -> list:
 def sampling_bytes(
     model: LoadedModel, guided: tuple[Tensor, list[Branch]], canvas: Canvas, settings: ImageSettings
 ) -> Callable[..., int]:
-    """Memory that sampling needs beside the weights, given `at_once`; `guided` as `jobs.guided` gives it."""
+    """Memory that sampling needs beside the weights, given `chunk_rows`; `guided` as `jobs.guided` gives it."""
     prefix, branches = guided
     longest = max(ids.shape[1] for ids in (prefix, *(branch.prefix for branch in branches)))
     batch, height, width = canvas.codes.shape
@@ -155,8 +155,8 @@ class Sampler(host.io.ComfyNode):
         scales = {"cfg": cfg, "image_cfg": image_cfg}
         scratch = sampling_bytes(model, jobs.guided(model.core, prompt, **scales), canvas, settings)
         on_step = follow(model)
-        device, at_once = model.ready(scratch)
-        options = {"settings": settings, "on_step": on_step, "device": device, "at_once": at_once}
+        device, chunk_rows = model.ready(scratch)
+        options = {"settings": settings, "on_step": on_step, "device": device, "chunk_rows": chunk_rows}
         return host.io.NodeOutput(jobs.sample(model.core, prompt, canvas, **scales, **options))
 
 
@@ -172,7 +172,7 @@ def _what() -> list:
 def _how() -> list:
     guidance = {"default": 4.0, "bounds": (0, 20), "step": 0.1}
     return [
-        widgets.whole(
+        widgets.integer(
             "steps", 64, (1, 1024), "In how many steps the canvas is filled. More is slower and, to a point, better."
         ),
         widgets.number(

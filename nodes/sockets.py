@@ -17,7 +17,7 @@ from torch import Tensor
 from ..dimoo_core import jobs, memory
 from ..dimoo_core.model.quantised import Format
 from ..dimoo_core.model.vq import VQ
-from ..dimoo_core.model.vq_tiles import STRIP
+from ..dimoo_core.model.vq_tiles import TILE
 from ..dimoo_core.pictures.crop import Region
 from ..dimoo_core.sampling.ml_cache import CachePolicy
 from ..dimoo_core.sequence.canvas import Canvas
@@ -68,15 +68,15 @@ class LoadedVQ:
         self, work: Callable[..., Tensor], batch: Tensor, scratch: Callable[..., int], size: tuple[int, int]
     ) -> Tensor:
         """`work` on each of a batch of pictures of `size` (h, w) px: at once where the memory for that is free and
-        turns out to be enough, else in strips."""
-        whole, in_strips = (scratch(self.vq.config, size, self.itemsize, strip=strip) for strip in (None, STRIP))
+        turns out to be enough, else in tiles."""
+        whole, in_tiles = (scratch(self.vq.config, size, self.itemsize, tile=tile) for tile in (None, TILE))
         device = host.ready(self.patcher, whole)
         fits = host.free_bytes(device) >= whole
         if not fits:
-            host.ready(self.patcher, in_strips)  # leaves more room to the weights
+            host.ready(self.patcher, in_tiles)  # leaves more room to the weights
         done = []
         for item in batch.split(1):
-            little = partial(work, item.to(device), strip=STRIP)
+            little = partial(work, item.to(device), tile=TILE)
             result = host.within_memory(partial(work, item.to(device)), little) if fits else little()
             done.append(result.to(host.output_device()))
         return torch.cat(done)
@@ -109,15 +109,15 @@ class LoadedModel:
 
     def ready(self, scratch: Callable[..., int]) -> tuple[torch.device, int | None]:
         """Brings the weights into memory beside what a job needs, and tells the device and how many rows the
-        transformer should work on at a time: all (None) where the memory for that is free. `scratch(at_once=...)`
+        transformer should work on at a time: all (None) where the memory for that is free. `scratch(chunk_rows=...)`
         tells the bytes."""
         layer = memory.quantised_bytes(self.core.transformer.config, self.itemsize, self.formats)
-        whole, in_parts = (scratch(at_once=rows) + layer for rows in (None, memory.AT_ONCE))
+        whole, in_parts = (scratch(chunk_rows=rows) + layer for rows in (None, memory.CHUNK_ROWS))
         device = host.ready(self.patcher, whole)
         if host.free_bytes(device) >= whole:
             return device, None
         host.ready(self.patcher, in_parts)  # leaves more room to the weights
-        return device, memory.AT_ONCE
+        return device, memory.CHUNK_ROWS
 
     def get_ram_usage(self) -> int:
         """Bytes; asked for by ComfyUI when it has to choose which results to forget."""

@@ -10,7 +10,7 @@ from .host import io
 Meaning = TypeVar("Meaning")
 
 
-def whole(
+def integer(
     name: str, default: int, bounds: tuple[int, int], tooltip: str, *, step: int = 1, optional: bool = False
 ) -> io.Int.Input:
     """A whole number within `bounds`, both included. Inputs that came later are `optional`, for older workflows."""

@@ -135,9 +135,7 @@ def test_nothing_touches_a_gpu_or_the_network_at_import(path: Path) -> None:
             }
         )
     for level, module, _ in imports(path, anywhere=path != CORE / "hub" / "client.py"):
-        assert level or module.split(".")[0] != "huggingface_hub", (
-            "hub/client.py asks for it, when something is downloaded"
-        )
+        assert level or module.split(".")[0] != "huggingface_hub", "only hub/client.py asks for it, when it downloads"
 
 
 def test_importing_the_core_starts_no_gpu() -> None:

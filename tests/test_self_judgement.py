@@ -47,7 +47,7 @@ class Fixed(torch.nn.Module):
         self.weight.data[[1, 2]] = torch.tensor([yes, no])
         self.asked: list[torch.Tensor] = []
 
-    def forward(self, ids: torch.Tensor, *, rows: torch.Tensor, at_once: int | None) -> torch.Tensor:
+    def forward(self, ids: torch.Tensor, *, rows: torch.Tensor, chunk_rows: int | None) -> torch.Tensor:
         self.asked.append(ids.gather(1, rows))
         return self.weight.log().expand(*rows.shape, -1)
 
@@ -80,7 +80,7 @@ def test_yes_is_weighed_against_no_at_the_first_place_of_the_answer() -> None:
 def test_two_words_that_are_next_to_impossible_are_weighed_all_the_same() -> None:
     """A softmax over all words would give 0 / 0: both are below what fp32 holds."""
     network = Fixed(1.0, 1.0)
-    network.forward = lambda ids, *, rows, at_once: network.scores.expand(*rows.shape, -1)
+    network.forward = lambda ids, *, rows, chunk_rows: network.scores.expand(*rows.shape, -1)
     network.scores = torch.zeros(TABLE.codes.stop)
     network.scores[:3] = torch.tensor([400.0, 1.0, 0.0])
     shares = yes_share(jobs.Model(network, Words(knows=True), TABLE), [torch.zeros(1, 4, 4, dtype=torch.int64)], "x")

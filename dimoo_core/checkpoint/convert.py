@@ -22,7 +22,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from ..files import whole
+from ..files import atomic_write
 from ..model.quantised import FP8, INT8, Quantised, largest_magnitude, quantise, scale_of
 from .find import Found
 from .headers import FLOATS, Entry
@@ -42,7 +42,7 @@ from .single_file import (
 KINDS = ("bf16", "fp8", "int8")
 _MATRIX = re.compile(r"model\.transformer\.blocks\.\d+\.(q_proj|k_proj|v_proj|attn_out|ff_proj|up_proj|ff_out)\.weight")
 _GUARDED = "ff_out"
-_AT_ONCE = 16 << 20  # numbers of a tensor in memory, in fp32 for the while
+_CHUNK = 16 << 20  # numbers of a tensor in memory, in fp32 for the while
 _SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "I8": 1, "U8": 1}
 
 OnStep = Callable[[int, int, object], None]
@@ -97,9 +97,9 @@ def _rows(entry: Entry) -> Iterator[Tensor]:
     if not entry.shape:
         yield entry.read()
         return
-    at_once = max(_AT_ONCE // max(prod(entry.shape[1:]), 1), 1)
-    for start in range(0, entry.shape[0], at_once):
-        yield entry.read(slice(start, start + at_once))
+    chunk = max(_CHUNK // max(prod(entry.shape[1:]), 1), 1)
+    for start in range(0, entry.shape[0], chunk):
+        yield entry.read(slice(start, start + chunk))
 
 
 def quantised_as(name: str, kind: str) -> Quantised | None:
@@ -134,7 +134,7 @@ def convert(found: Found, output: Path, kind: str, *, on_step: OnStep | None = N
     if free < total:
         raise ValueError(f"{output} needs {total} bytes, {free} are free; make room or name another place.")
 
-    with whole(output, sync=True) as place, place.open("wb") as file:
+    with atomic_write(output, sync=True) as place, place.open("wb") as file:
         file.write(header)
         done = _put(file, len(header) + places[TOKENIZER][0], tokenizer)
         for name, begin, part in (piece for one in parts for piece in one.pieces()):

@@ -15,7 +15,7 @@ from ..checkpoint.find import NANO, Found
 from ..checkpoint.load import load_tokenizer, load_transformer, load_vq
 from ..devices import device
 from ..model.vq import VQ
-from ..model.vq_tiles import STRIP
+from ..model.vq_tiles import TILE
 from ..sampling.image import ImageSettings
 from ..sampling.ml_cache import CANDIDATES, PRESETS, CachePolicy
 from ..sampling.text import TextSettings
@@ -30,7 +30,7 @@ def load(found: Found, args: argparse.Namespace) -> tuple[jobs.Model, OnDevice]:
     wanted = DTYPES[args.dtype]
     transformer = load_transformer(found, device=where, dtype=wanted, dequantised=wanted is not None)
     model = jobs.Model(transformer, load_tokenizer(found), found.table, found.defaults.sides)
-    return model, OnDevice(load_vq(found, device=where), where, STRIP if args.vq_strips else None)
+    return model, OnDevice(load_vq(found, device=where), where, TILE if args.vq_strips else None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +42,7 @@ class OnDevice:
 
     vq: VQ
     device: torch.device
-    strip: int | None = None
+    tile: int | None = None
 
     @property
     def scale(self) -> int:
@@ -51,11 +51,11 @@ class OnDevice:
 
     def encode(self, pixels: Tensor) -> Tensor:
         """pixels [B,3,h,w] -> codes [B,H,W]"""
-        return torch.cat([self.vq.encode(one.to(self.device), strip=self.strip).cpu() for one in pixels.split(1)])
+        return torch.cat([self.vq.encode(one.to(self.device), tile=self.tile).cpu() for one in pixels.split(1)])
 
     def decode(self, codes: Tensor) -> Tensor:
         """codes [B,H,W] -> pixels [B,3,h,w]"""
-        return torch.cat([self.vq.decode(one.to(self.device), strip=self.strip).cpu() for one in codes.split(1)])
+        return torch.cat([self.vq.decode(one.to(self.device), tile=self.tile).cpu() for one in codes.split(1)])
 
 
 def chosen(value: float | None, default: float) -> float:
@@ -120,7 +120,7 @@ def common_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--vq-strips",
         action="store_true",
-        help="turn pictures into codes and back in strips: a third of the memory and less, twice the time",
+        help="turn pictures into codes and back in tiles: a third of the memory and less, twice the time",
     )
     group.add_argument(
         "--seed", type=int, metavar="N", default=0, help="0 to 2^64-1; picture i of a batch has seed + i (0)"

@@ -24,8 +24,8 @@ from tqdm import tqdm
 from .. import jobs, provenance
 from ..checkpoint.find import find
 from ..checks import number_in, whole_number
-from ..devices import Team, device
-from ..files import write_whole
+from ..devices import Ranks, device
+from ..files import atomic_write_text
 from ..pictures.pixels import to_pil
 from ..pictures.sizes import CELL, check_size
 from ..provenance import KEY, versions
@@ -128,7 +128,7 @@ def work_off(
     make: Callable[[Job, Path], None],
     *,
     facts: Callable[[Job], dict[str, Any]],
-    team: Team,
+    ranks: Ranks,
     on_done: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Make this process's share of the pictures that are missing in `folder`, then, all together, `results.json`.
@@ -137,19 +137,19 @@ def work_off(
     this process's own pictures. Hands back the path of the results.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    own = range(team.rank, len(jobs), team.size)
+    own = range(ranks.rank, len(jobs), ranks.size)
     for done, number in enumerate(own, 1):
         path = picture_file(folder, number)
         if not _same(facts_of(path), facts(jobs[number])):
             make(jobs[number], path)
         if on_done is not None:
             on_done(done, len(own))
-    team.wait()
+    ranks.wait()
     results = folder / "results.json"
-    if team.rank == 0:
+    if ranks.rank == 0:
         rows = [{"file": picture_file(folder, number).name, **job.to_dict()} for number, job in enumerate(jobs)]
-        write_whole(results, json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
-    team.wait()
+        atomic_write_text(results, json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+    ranks.wait()
     return results
 
 
@@ -193,9 +193,9 @@ def prompt_list(args: argparse.Namespace) -> None:
     cfg = chosen(args.cfg, found.defaults.cfg)
     job = Job("", args.negative, size, usual.seed, usual.steps, cfg, usual.temperature)
     listed = read_jobs(args.list, job, CELL)
-    team = Team.from_environment()
+    ranks = Ranks.from_environment()
     if args.device == "auto":
-        args.device = team.device
+        args.device = ranks.device
     model, vq = load(found, args)
 
     shared = facts(args, found)
@@ -209,11 +209,11 @@ def prompt_list(args: argparse.Namespace) -> None:
         (picture,) = jobs.generate(model, vq, prompt, one.size, settings=settings, cfg=one.cfg)
         provenance.save(to_pil(picture), path, said(one))
 
-    own = len(listed[team.rank :: team.size])
+    own = len(listed[ranks.rank :: ranks.size])
     with reproducible(args.device), tqdm(total=own, desc="list", unit="picture", file=sys.stderr) as bar:
-        results = work_off(listed, args.output, make, facts=said, team=team, on_done=lambda *_: bar.update())
-    team.leave()
-    if team.rank == 0:
+        results = work_off(listed, args.output, make, facts=said, ranks=ranks, on_done=lambda *_: bar.update())
+    ranks.leave()
+    if ranks.rank == 0:
         print(results)
 
 

@@ -14,7 +14,7 @@ from ..checkpoint.find import NANO, find
 from ..checkpoint.load import load_tokenizer, load_transformer, load_vq
 from ..devices import device
 from ..nano.build import FURTHER, TRAINING, build
-from ..training.engine import Trainer, Training, attention_for_training
+from ..training.engine import Trainer, TrainSettings, attention_for_training
 from ..training.examples import Examples
 from ..training.mixture import CaptionedPictures
 from ..training.pretokenise import encode_pictures, pictures_in, read_codes, write_codes
@@ -111,7 +111,7 @@ def _encode(args: argparse.Namespace) -> None:
 def _tune(args: argparse.Namespace) -> None:
     found, report = find(args.checkpoint), reporter()
     _check_folders(args, *{path.parent for path in found.files})
-    settings = Training(steps=args.steps, rate=args.rate, matrix_rate=0.0, seed=args.seed)
+    settings = TrainSettings(steps=args.steps, rate=args.rate, matrix_rate=0.0, seed=args.seed)
     codes, captions = read_codes(args.codes)
     tokenizer = load_tokenizer(found)
     weights = {"device": device(args.device), "dtype": torch.float32, "dequantised": True}

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from .. import jobs
 from ..checkpoint.find import find
-from ..files import write_whole
+from ..files import atomic_write_text
 from ..pictures.captions import caption_file, lacking_captions, pictures_below, shared_captions
 from ..pictures.pixels import load_picture
 from .options import answer_arguments, load, text_settings
@@ -54,7 +54,7 @@ def caption(args: argparse.Namespace) -> None:
             tqdm.write(str(error), file=sys.stderr)
             continue
         (words,) = jobs.describe_pictures(model, vq, [picture], args.question, settings=settings)
-        write_whole(caption_file(path), words + "\n")
+        atomic_write_text(caption_file(path), words + "\n")
         tqdm.write(f"{path}: {words}", file=sys.stdout)
     if unreadable:
         raise ValueError(f"{unreadable} of {len(wanted)} pictures have no new caption, see above; mend or remove them.")

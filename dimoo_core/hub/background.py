@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 
-PATIENCE = 0.1  # seconds between two looks
+POLL_SECONDS = 0.1  # seconds between two looks
 
 
-def attended(work: Generator[Item, Any, Any], look: Callable[[], None]) -> Generator[Item, None, None]:
+def run_in_background(work: Generator[Item, Any, Any], look: Callable[[], None]) -> Generator[Item, None, None]:
     """What `work` yields, made in a thread of its own; while nothing comes, `look` is called every 0.1 s.
 
     Whatever `work` raises is raised here. `look` may raise to give up: its exception comes out as it is, at once. The
@@ -25,7 +25,7 @@ def attended(work: Generator[Item, Any, Any], look: Callable[[], None]) -> Gener
     def hand_over(kind: str, value: Any) -> bool:
         while not given_up.is_set():
             try:
-                items.put((kind, value), timeout=PATIENCE)
+                items.put((kind, value), timeout=POLL_SECONDS)
                 return True
             except Full:
                 continue
@@ -42,7 +42,7 @@ def attended(work: Generator[Item, Any, Any], look: Callable[[], None]) -> Gener
         finally:
             work.close()
 
-    Thread(target=run, name="dimoo-attended", daemon=True).start()
+    Thread(target=run, name="dimoo-run_in_background", daemon=True).start()
     try:
         yield from _arriving(items, look)
     finally:
@@ -52,7 +52,7 @@ def attended(work: Generator[Item, Any, Any], look: Callable[[], None]) -> Gener
 def _arriving(items: Queue[tuple[str, Any]], look: Callable[[], None]) -> Generator[Any, None, None]:
     while True:
         try:
-            kind, value = items.get(timeout=PATIENCE)
+            kind, value = items.get(timeout=POLL_SECONDS)
         except Empty:
             look()
             continue

@@ -23,7 +23,7 @@ _UNSAFE = re.compile(r'[\\:*?"<>|\x00-\x1f\x7f]')
 _DEVICES = {"con", "prn", "aux", "nul", *(f"{kind}{n}" for kind in ("com", "lpt") for n in range(1, 10))}
 
 
-class LineLost(Exception):
+class ConnectionLost(Exception):
     """The hub could not be reached, or the line broke; to ask again may help."""
 
 
@@ -79,8 +79,8 @@ def _is_address(endpoint: str) -> bool:
 def listing(repo: Repo) -> tuple[Repo, list[RemoteFile]]:
     """The repository at the commit that its revision is now, and all of its files.
 
-    Raises LineLost, and ValueError where the hub refuses, where it tells no sizes and hashes, and where a name would
-    lead out of the folder that files are put into.
+    Raises ConnectionLost, and ValueError where the hub refuses, where it tells no sizes and hashes, and where a name
+    would lead out of the folder that files are put into.
     """
     library = _library()
     with _answers(repo, None):
@@ -98,7 +98,7 @@ def listing(repo: Repo) -> tuple[Repo, list[RemoteFile]]:
 def stream(repo: Repo, file: RemoteFile, start: int) -> Iterator[tuple[int, bytes]]:
     """Pieces of a file from byte `start` on, each with its place; from 0 where the hub cannot begin in the middle.
 
-    Raises LineLost, and ValueError where the hub refuses.
+    Raises ConnectionLost, and ValueError where the hub refuses.
     """
     library = _library()
     url = library.hf_hub_url(repo.name, file.name, revision=repo.revision, endpoint=repo.endpoint)
@@ -149,19 +149,19 @@ def _get(url: str, headers: dict[str, str]) -> Iterator[tuple[Any, Callable[[], 
 
 @contextmanager
 def _answers(repo: Repo, file: RemoteFile | None) -> Iterator[None]:
-    """Turns what the library raises into LineLost and ValueError."""
+    """Turns what the library raises into ConnectionLost and ValueError."""
     errors = _library().errors
     try:
         yield
     except errors.HfHubHTTPError as error:
         status = error.response.status_code
         if status in _PASSING:
-            raise LineLost(f"it answers {status}") from None
+            raise ConnectionLost(f"it answers {status}") from None
         raise ValueError(_refusal(repo, file, error, status)) from None
     except errors.OfflineModeIsEnabled:
-        raise LineLost("HF_HUB_OFFLINE is set") from None
+        raise ConnectionLost("HF_HUB_OFFLINE is set") from None
     except (OSError, *errors.HfHubHTTPError.__bases__) as error:  # OSError: requests; the base: httpx
-        raise LineLost(_reason(error)) from None
+        raise ConnectionLost(_reason(error)) from None
 
 
 def _refusal(repo: Repo, file: RemoteFile | None, error: Exception, status: int) -> str:

@@ -21,8 +21,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from .background import PATIENCE, attended
-from .client import LineLost, RemoteFile, Repo, listing, repository, stream
+from .background import POLL_SECONDS, run_in_background
+from .client import ConnectionLost, RemoteFile, Repo, listing, repository, stream
 
 REPO = "Alpha-VLLM/Lumina-DiMOO"
 VQ = "vqvae"
@@ -71,11 +71,11 @@ def download(
     transfer = Transfer(wanted, Path(folder).expanduser() / wanted.name.split("/")[1])
     with _Meter(wanted.name, on_progress) as meter:
         transfer, files = _listed(transfer, meter)
-        with _writing(transfer.target, files, meter):
+        with _explain_os_errors(transfer.target, files, meter):
             missing = [file for file in files if not _is_there(transfer.place(file), file, meter)]
             if missing:
                 transfer.target.mkdir(parents=True, exist_ok=True)
-                with _alone(transfer.target):
+                with _folder_lock(transfer.target):
                     _take(transfer, missing, meter)
         meter.finish()
     return transfer.target
@@ -115,9 +115,9 @@ def _listed(transfer: Transfer, meter: _Meter) -> tuple[Transfer, list[RemoteFil
         yield listing(transfer.repo)
 
     try:
-        with closing(attended(ask(), meter.tick)) as answers:
+        with closing(run_in_background(ask(), meter.tick)) as answers:
             repo, files = next(answers)
-    except LineLost as lost:
+    except ConnectionLost as lost:
         raise ValueError(
             f"{transfer.repo.endpoint} cannot be reached ({lost}); try again later, name a mirror in HF_ENDPOINT, or "
             f"put the files of {transfer.repo.name} into {transfer.target} by hand: {LAYOUT}."
@@ -171,7 +171,7 @@ def _fetch(transfer: Transfer, file: RemoteFile, meter: _Meter) -> None:
         if versions.fullmatch(stale.name) and stale != part:
             stale.unlink()
     meter.say(file.name)
-    with _Growing(part, file, meter) as growing:
+    with _PartialFile(part, file, meter) as growing:
         _grow(growing, transfer, meter)
         right = growing.right()
     if not right:
@@ -182,18 +182,18 @@ def _fetch(transfer: Transfer, file: RemoteFile, meter: _Meter) -> None:
         )
 
 
-def _grow(growing: _Growing, transfer: Transfer, meter: _Meter) -> None:
+def _grow(growing: _PartialFile, transfer: Transfer, meter: _Meter) -> None:
     """Asks for the rest of a file until it is there. Raises ValueError when the line fails too often in a row."""
     file, failures = growing.file, 0
     while growing.have < file.size:
         before, reason = growing.have, "it ended early"
         try:
-            with closing(attended(stream(transfer.repo, file, growing.have), meter.tick)) as pieces:
+            with closing(run_in_background(stream(transfer.repo, file, growing.have), meter.tick)) as pieces:
                 for place, piece in pieces:
                     growing.write(place, piece)
                     if growing.have == file.size:
                         return
-        except LineLost as lost:
+        except ConnectionLost as lost:
             reason = str(lost)
         failures = 1 if growing.have > before else failures + 1
         if failures > _TRIES:
@@ -205,7 +205,7 @@ def _grow(growing: _Growing, transfer: Transfer, meter: _Meter) -> None:
         meter.pause(_PAUSE * 2 ** (failures - 1))
 
 
-class _Growing:
+class _PartialFile:
     """A file that is not complete yet, open; what was there before is hashed first and counts as done."""
 
     def __init__(self, path: Path, file: RemoteFile, meter: _Meter) -> None:
@@ -213,7 +213,7 @@ class _Growing:
         self._meter, self._hasher = meter, file.hasher()
         self._stored = path.open("a+b")
 
-    def __enter__(self) -> _Growing:
+    def __enter__(self) -> _PartialFile:
         try:
             there = self._stored.tell()  # opened to append, it stands at its end
             if there > self.file.size:
@@ -274,7 +274,7 @@ class _Meter:
 
     def add(self, count: int) -> None:
         self.done += count
-        if time.monotonic() - self._last >= PATIENCE:
+        if time.monotonic() - self._last >= POLL_SECONDS:
             self.tick()
 
     def tick(self) -> None:
@@ -296,7 +296,7 @@ class _Meter:
         """Waits, with open ears."""
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
-            time.sleep(min(PATIENCE, left))
+            time.sleep(min(POLL_SECONDS, left))
             self.tick()
 
     def finish(self) -> None:
@@ -307,7 +307,7 @@ class _Meter:
 
 
 @contextmanager
-def _writing(target: Path, files: list[RemoteFile], meter: _Meter) -> Iterator[None]:
+def _explain_os_errors(target: Path, files: list[RemoteFile], meter: _Meter) -> Iterator[None]:
     """Says in a sentence why a folder cannot take the files."""
     try:
         yield
@@ -327,7 +327,7 @@ def _writing(target: Path, files: list[RemoteFile], meter: _Meter) -> Iterator[N
 
 
 @contextmanager
-def _alone(target: Path) -> Iterator[None]:
+def _folder_lock(target: Path) -> Iterator[None]:
     """Sees to it that nobody else downloads into the folder; raises ValueError where somebody does.
 
     The empty file that is locked stays there: who removed it could take it from somebody who has just locked it, and a

@@ -116,12 +116,12 @@ def _int8_linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     memory."""
     tokens, rows = x.reshape(-1, x.shape[-1]), weight.shape[0]
     result = x.new_empty(len(tokens), rows)
-    at_once = max(PRODUCT // (4 * rows), 1)
-    for start in range(0, len(tokens), at_once):
-        part = tokens[start : start + at_once].float()
+    chunk = max(PRODUCT // (4 * rows), 1)
+    for start in range(0, len(tokens), chunk):
+        part = tokens[start : start + chunk].float()
         own = scale_of(largest_magnitude(part, INT8), INT8)
         product = _int_mm(quantise(part, own, INT8), weight).float()
-        result[start : start + at_once] = product.mul_(own).mul_(scale.view(1, -1))
+        result[start : start + chunk] = product.mul_(own).mul_(scale.view(1, -1))
     return result.view(*x.shape[:-1], rows)
 
 

@@ -70,11 +70,11 @@ def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     return x
 
 
-def rotate_all(x: Tensor, table: tuple[Tensor, Tensor], at_once: int | None) -> Tensor:
-    """`rotate`, of at most `at_once` of the B*n rows at a time where no gradient is wanted."""
-    if at_once is None or torch.is_grad_enabled():
+def rotate_all(x: Tensor, table: tuple[Tensor, Tensor], chunk_rows: int | None) -> Tensor:
+    """`rotate`, of at most `chunk_rows` of the B*n rows at a time where no gradient is wanted."""
+    if chunk_rows is None or torch.is_grad_enabled():
         return rotate(x, table)
-    size = max(at_once // len(x), 1)
+    size = max(chunk_rows // len(x), 1)
     for part, *angles in zip(*(one.split(size, dim=2) for one in (x, *table)), strict=True):
         rotate(part, angles)
     return x
@@ -180,22 +180,22 @@ class Block(nn.Module):
         store: Callable[[Tensor, Tensor], tuple],
         *,
         rows: Tensor | None = None,
-        at_once: int | None = None,
+        chunk_rows: int | None = None,
     ) -> Tensor:
         """x [B,n,D] -> [B,n,D], or [B,r,D] where only `rows` [B,r] go on; `store` turns new keys and values to all.
 
         Where no gradient is wanted x is used up: what comes back may be x itself.
         """
-        return self._feed(self._attend(x, table, store, rows=rows, at_once=at_once), at_once)
+        return self._feed(self._attend(x, table, store, rows=rows, chunk_rows=chunk_rows), chunk_rows)
 
-    def _attend(self, x: Tensor, table: tuple[Tensor, Tensor], store: Callable, *, rows, at_once) -> Tensor:
+    def _attend(self, x: Tensor, table: tuple[Tensor, Tensor], store: Callable, *, rows, chunk_rows) -> Tensor:
         """x + attention(x), [B,n,D] or [B,r,D]; nothing is held longer than it is needed, since this takes the most."""
         normed = self.attn_norm(x)
-        keys, own = rotate_all(self._heads(self.k_proj(normed)), table, at_once), normed
+        keys, own = rotate_all(self._heads(self.k_proj(normed)), table, chunk_rows), normed
         if rows is not None:
             x, own = take(x, rows), take(normed, rows)
             table = tuple(take(part[:, 0].expand(len(rows), -1, -1), rows)[:, None] for part in table)
-        queries = rotate_all(self._heads(self.q_proj(own)), table, at_once)
+        queries = rotate_all(self._heads(self.q_proj(own)), table, chunk_rows)
         del own
         values = self._heads(self.v_proj(normed))  # last, since turning takes memory
         del normed
@@ -252,13 +252,13 @@ class Transformer(nn.Module):
         cache: KeyValueStore | None = None,
         rows: Tensor | None = None,
         vocab: slice | None = None,
-        at_once: int | None = None,
+        chunk_rows: int | None = None,
     ) -> Tensor:
         """Logits [B,r,V] in the compute dtype for ids [B,n] int64.
 
         positions [B,n]: where the ids stand in the sequence (None: 0..n-1, the whole sequence). With a `cache` their
         keys and values are stored, and attention sees all that is stored. rows [B,r]: indices into the n given ids
-        whose logits are wanted (None: all). vocab: the vocabulary rows wanted (None: all). at_once: how many of the
+        whose logits are wanted (None: all). vocab: the vocabulary rows wanted (None: all). chunk_rows: how many of the
         B*n rows are turned and fed forward at once (None: all), which is what takes memory; no bit depends on it as
         long as it is not tiny.
         """
@@ -272,7 +272,7 @@ class Transformer(nn.Module):
             def store(keys: Tensor, values: Tensor, layer: int = index) -> tuple[Tensor, Tensor]:
                 return (keys, values) if cache is None else cache.update(layer, positions, keys, values)
 
-            x = block(x, table, store, rows=rows if index == last else None, at_once=at_once)
+            x = block(x, table, store, rows=rows if index == last else None, chunk_rows=chunk_rows)
         return layers["ff_out"](layers["ln_f"](x), vocab)
 
 

@@ -19,11 +19,11 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .config import VQConfig
-from .vq_tiles import Flow, Strips, conv3, doubled, halved, norm_silu, recut, strip_rows
+from .vq_tiles import Flow, Tiles, conv3, doubled, halved, norm_silu, recut, tile_rows
 
 _EPS = 1e-6  # of every group norm, as in diffusers
-PALETTE_AT_ONCE = 64  # codes whose colours are worked out at a time
-_DISTANCES_AT_ONCE = 2**23  # of latents to codebook rows: 32 MB
+PALETTE_CHUNK = 64  # codes whose colours are worked out at a time
+_DISTANCES_CHUNK = 2**23  # of latents to codebook rows: 32 MB
 
 
 class Residual(nn.Module):
@@ -42,8 +42,8 @@ class Residual(nn.Module):
         y = self.conv2(_silu(self.norm2(y)))
         return _added(y, self._shortcut(x))
 
-    def in_strips(self, source: Strips) -> Strips:
-        """The same, of a map in strips; what is between the convolutions is computed twice and held never."""
+    def in_tiles(self, source: Tiles) -> Tiles:
+        """The same, of a map in tiles; what is between the convolutions is computed twice and held never."""
         first = norm_silu(self.norm1, source.read())
 
         def inner(flow: Flow) -> Flow:
@@ -53,12 +53,12 @@ class Residual(nn.Module):
         waiting: deque[Tensor] = deque()
 
         def noted(flow: Flow) -> Flow:
-            for strip in flow:
-                waiting.append(strip)
-                yield strip
+            for tile in flow:
+                waiting.append(tile)
+                yield tile
 
         outer = conv3(self.conv2, second(inner(noted(source.drain()))))
-        return Strips(strip + self._shortcut(waiting.popleft()) for strip in outer)
+        return Tiles(tile + self._shortcut(waiting.popleft()) for tile in outer)
 
     def _shortcut(self, x: Tensor) -> Tensor:
         return x if self.conv_shortcut is None else self.conv_shortcut(x)
@@ -109,11 +109,11 @@ class Resample(nn.Module):
             return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
         return self.conv(F.pad(x, (0, 1, 0, 1)))  # padded on the right and at the bottom only, as trained
 
-    def in_strips(self, source: Strips, width: int, strip: int) -> Strips:
-        """The same, as a view of a map of that width in strips: computed whenever it is read, never held."""
+    def in_tiles(self, source: Tiles, width: int, tile: int) -> Tiles:
+        """The same, as a view of a map of that width in tiles: computed whenever it is read, never held."""
         if not self.up:
             return source.through(lambda flow: halved(self.conv, flow))
-        rows = strip_rows(self.conv.out_channels, 2 * width, strip) // 2
+        rows = tile_rows(self.conv.out_channels, 2 * width, tile) // 2
         return source.through(lambda flow: conv3(self.conv, doubled(recut(flow, rows))))
 
 
@@ -131,19 +131,19 @@ class Level(nn.Module):
         """What a map goes through, one after the other."""
         return (*self.resnets, *self._resamples())
 
-    def in_strips(self, source: Strips, size: tuple[int, int], strip: int) -> Strips:
-        """All layers, of a map of `size` (h, w) in strips of about so many values. A map hardly larger than that is
+    def in_tiles(self, source: Tiles, size: tuple[int, int], tile: int) -> Tiles:
+        """All layers, of a map of `size` (h, w) in tiles of about so many values. A map hardly larger than that is
         worked on whole."""
         height, width = size
-        if max(self.widths) * height * width <= 2 * strip:
-            source = Strips([run(self.resnets, source.whole())])
+        if max(self.widths) * height * width <= 2 * tile:
+            source = Tiles([run(self.resnets, source.whole())])
         else:
-            rows = strip_rows(max(self.widths), width, strip)
+            rows = tile_rows(max(self.widths), width, tile)
             source = source.through(lambda flow: recut(flow, rows))
             for resnet in self.resnets:
-                source = resnet.in_strips(source)
+                source = resnet.in_tiles(source)
         for resample in self._resamples():
-            source = resample.in_strips(source, width, strip)
+            source = resample.in_tiles(source, width, tile)
         return source
 
     def _resamples(self) -> tuple[Resample, ...]:
@@ -178,13 +178,13 @@ class Encoder(nn.Module):
         layers = (self.conv_in, *chain.from_iterable(level.layers() for level in self.down_blocks))
         return self._out(run(layers, x))
 
-    def in_strips(self, x: Tensor, strip: int) -> Tensor:
-        """The same, worked on in strips of about so many values."""
+    def in_tiles(self, x: Tensor, tile: int) -> Tensor:
+        """The same, worked on in tiles of about so many values."""
         size = x.shape[2:]
-        rows = strip_rows(self.conv_in.out_channels, size[1], strip)
-        source = Strips(x.split(rows, dim=2), lambda flow: conv3(self.conv_in, flow))
+        rows = tile_rows(self.conv_in.out_channels, size[1], tile)
+        source = Tiles(x.split(rows, dim=2), lambda flow: conv3(self.conv_in, flow))
         for index, level in enumerate(self.down_blocks):
-            source = level.in_strips(source, (size[0] >> index, size[1] >> index), strip)
+            source = level.in_tiles(source, (size[0] >> index, size[1] >> index), tile)
         return self._out(source.whole())
 
     def _out(self, x: Tensor) -> Tensor:
@@ -213,12 +213,12 @@ class Decoder(nn.Module):
         x = run((self.conv_in, self.mid_block, *layers), x)
         return self.conv_out(_silu(self.conv_norm_out(x)))
 
-    def in_strips(self, x: Tensor, strip: int) -> Tensor:
-        """The same, worked on in strips of about so many values."""
+    def in_tiles(self, x: Tensor, tile: int) -> Tensor:
+        """The same, worked on in tiles of about so many values."""
         height, width = x.shape[2:]
-        source = Strips([self.mid_block(self.conv_in(x))])
+        source = Tiles([self.mid_block(self.conv_in(x))])
         for index, level in enumerate(self.up_blocks):
-            source = level.in_strips(source, (height << index, width << index), strip)
+            source = level.in_tiles(source, (height << index, width << index), tile)
         final = norm_silu(self.conv_norm_out, source.read())
         return torch.cat(list(conv3(self.conv_out, final(source.drain()))), dim=2)
 
@@ -253,7 +253,7 @@ class Quantizer(nn.Module):
 
     def nearest(self, latents: Tensor) -> Tensor:
         """The nearest codebook row [B,H,W] to each of the latents [B,E,H,W], a few rows of cells at a time."""
-        rows = max(1, _DISTANCES_AT_ONCE // (self.size * len(latents) * latents.shape[3]))
+        rows = max(1, _DISTANCES_CHUNK // (self.size * len(latents) * latents.shape[3]))
         return torch.cat([self.distances(part).argmin(dim=-1) for part in latents.split(rows, dim=2)], dim=1)
 
 
@@ -282,21 +282,21 @@ class VQ(nn.Module):
         """Pixels per cell along each side."""
         return self.config.scale
 
-    def latents(self, pixels: Tensor, *, strip: int | None = None) -> Tensor:
-        """pixels [B,3,H*s,W*s] in 0..1 -> latents [B,E,H,W] before quantisation; `strip` as for `encode`."""
-        return self.quant_conv(self.encoder(pixels) if strip is None else self.encoder.in_strips(pixels, strip))
+    def latents(self, pixels: Tensor, *, tile: int | None = None) -> Tensor:
+        """pixels [B,3,H*s,W*s] in 0..1 -> latents [B,E,H,W] before quantisation; `tile` as for `encode`."""
+        return self.quant_conv(self.encoder(pixels) if tile is None else self.encoder.in_tiles(pixels, tile))
 
-    def reconstruct(self, codes: Tensor, *, strip: int | None = None) -> Tensor:
-        """codes [B,H,W] -> pixels [B,3,H*s,W*s], not clipped; `strip` as for `decode`."""
+    def reconstruct(self, codes: Tensor, *, tile: int | None = None) -> Tensor:
+        """codes [B,H,W] -> pixels [B,3,H*s,W*s], not clipped; `tile` as for `decode`."""
         rows = rearrange(self.quantize.embedding(codes), "b h w e -> b e h w")
         latents = self.post_quant_conv(rows.contiguous())  # see `encode`
-        return self.decoder(latents) if strip is None else self.decoder.in_strips(latents, strip)
+        return self.decoder(latents) if tile is None else self.decoder.in_tiles(latents, tile)
 
     @torch.no_grad()
-    def encode(self, pixels: Tensor, *, strip: int | None = None) -> Tensor:
+    def encode(self, pixels: Tensor, *, tile: int | None = None) -> Tensor:
         """pixels [B,3,H*s,W*s] in 0..1 -> codes [B,H,W] int64. Raises ValueError where a side is no multiple of s.
 
-        `strip`: work in strips of about so many values (`strips.STRIP`), which takes a fraction of the memory and up
+        `tile`: work in tiles of about so many values (`vq_tiles.TILE`), which takes a fraction of the memory and up
         to twice the time, and gives the same up to rounding; None: the whole picture at once.
         """
         if pixels.ndim != 4 or pixels.shape[1] != self.config.in_channels:
@@ -310,18 +310,18 @@ class VQ(nn.Module):
         # Where channels come last in memory, as ComfyUI's pictures have them, torch's group norm on a CPU is off in the
         # fourth digit and the third, which changes codes.
         pixels = pixels.to(self.encoder.conv_in.weight.dtype).contiguous()
-        return self.quantize.nearest(self.latents(pixels, strip=strip))
+        return self.quantize.nearest(self.latents(pixels, tile=tile))
 
     @torch.no_grad()
-    def decode(self, codes: Tensor, *, strip: int | None = None) -> Tensor:
-        """codes [B,H,W] int64 in 0..K-1 -> pixels [B,3,H*s,W*s] in 0..1, fp32; `strip` as for `encode`."""
-        return self.reconstruct(codes, strip=strip).float().clamp_(0, 1)
+    def decode(self, codes: Tensor, *, tile: int | None = None) -> Tensor:
+        """codes [B,H,W] int64 in 0..K-1 -> pixels [B,3,H*s,W*s] in 0..1, fp32; `tile` as for `encode`."""
+        return self.reconstruct(codes, tile=tile).float().clamp_(0, 1)
 
     def mean_colours(self, device: torch.device | str = "cpu") -> Tensor:
         """One colour [K,3] in 0..1 per code: the mean of a cell that stands amid its own kind. For cheap previews."""
         codes = torch.arange(self.config.codebook_size, device=device)
         colours = []
-        for part in codes.split(PALETTE_AT_ONCE):
+        for part in codes.split(PALETTE_CHUNK):
             pixels = self.decode(part[:, None, None].expand(-1, 3, 3))
             colours.append(pixels[:, :, self.scale : -self.scale, self.scale : -self.scale].mean(dim=(2, 3)))
         return torch.cat(colours)

@@ -1,11 +1,11 @@
-"""Feature maps in strips of rows, so that a convolutional network never has more than one of them in memory.
+"""Feature maps in tiles of rows, so that a convolutional network never has more than one of them in memory.
 
-A map flows through convolutions strip by strip, from the top: each holds back one strip until it has seen the row
-below it. Only a group norm must know the whole map first. So before each norm the strips flow once for its mean and
+A map flows through convolutions tile by tile, from the top: each holds back one tile until it has seen the row
+below it. Only a group norm must know the whole map first. So before each norm the tiles flow once for its mean and
 variance, and flow anew, computed anew, for what follows. What comes out is what the whole map would have given, up to
 the rounding of sums taken in another order; nothing is blended, there are no seams.
 
-Shapes: B batch, C channels, h w the whole map's sides, r a strip's rows.
+Shapes: B batch, C channels, h w the whole map's sides, r a tile's rows.
 """
 
 from __future__ import annotations
@@ -18,50 +18,50 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-STRIP = 2**23  # values in a strip: 32 MB in fp32
-_LEAST_ROWS = 16  # a convolution computes two rows per strip in vain
+TILE = 2**23  # values in a tile: 32 MB in fp32
+_LEAST_ROWS = 16  # a convolution computes two rows per tile in vain
 
-Flow = Iterator[Tensor]  # the strips [B,C,r,w] of a map, from the top
+Flow = Iterator[Tensor]  # the tiles [B,C,r,w] of a map, from the top
 
 
-class Strips:
-    """A map [B,C,h,w] that is held as strips, seen through a `view`: what it becomes when it is read."""
+class Tiles:
+    """A map [B,C,h,w] that is held as tiles, seen through a `view`: what it becomes when it is read."""
 
     def __init__(self, held: Iterable[Tensor], view: Callable[[Flow], Flow] = iter):
         self._held, self._view = deque(held), view
 
     def read(self) -> Flow:
-        """The strips, to be read once more."""
+        """The tiles, to be read once more."""
         return self._view(iter(self._held))
 
     def drain(self) -> Flow:
-        """The strips for the last time; each is let go of once it has been read."""
+        """The tiles for the last time; each is let go of once it has been read."""
         return self._view(self._held.popleft() for _ in range(len(self._held)))
 
-    def through(self, view: Callable[[Flow], Flow]) -> Strips:
-        """The map behind a further view. The two share their strips."""
+    def through(self, view: Callable[[Flow], Flow]) -> Tiles:
+        """The map behind a further view. The two share their tiles."""
         before = self._view
-        strips = Strips((), lambda flow: view(before(flow)))
-        strips._held = self._held
-        return strips
+        tiles = Tiles((), lambda flow: view(before(flow)))
+        tiles._held = self._held
+        return tiles
 
     def whole(self) -> Tensor:
-        """The map in one piece; nothing is left of the strips."""
-        strips = list(self.drain())
-        return strips[0] if len(strips) == 1 else torch.cat(strips, dim=2)
+        """The map in one piece; nothing is left of the tiles."""
+        tiles = list(self.drain())
+        return tiles[0] if len(tiles) == 1 else torch.cat(tiles, dim=2)
 
 
-def strip_rows(channels: int, width: int, values: int) -> int:
-    """Rows of a strip of about so many `values`: an even number, at least 16."""
+def tile_rows(channels: int, width: int, values: int) -> int:
+    """Rows of a tile of about so many `values`: an even number, at least 16."""
     return max(_LEAST_ROWS, values // (channels * width) // 2 * 2)
 
 
 def recut(flow: Flow, rows: int) -> Flow:
-    """The same map in strips of `rows` rows; the last may have fewer."""
+    """The same map in tiles of `rows` rows; the last may have fewer."""
     rest: Tensor | None = None
-    for strip in flow:
-        rest = strip if rest is None else torch.cat((rest, strip), dim=2)
-        del strip
+    for tile in flow:
+        rest = tile if rest is None else torch.cat((rest, tile), dim=2)
+        del tile
         while rest is not None and rest.shape[2] >= rows:
             part, rest = rest[:, :, :rows], rest[:, :, rows:] if rest.shape[2] > rows else None
             yield part
@@ -70,37 +70,37 @@ def recut(flow: Flow, rows: int) -> Flow:
 
 
 def conv3(conv: nn.Module, flow: Flow) -> Flow:
-    """A 3x3 convolution with padding 1. Strips keep their heights, and come one later than they go in."""
-    above, strip = None, next(flow)
-    while strip is not None:
+    """A 3x3 convolution with padding 1. Tiles keep their heights, and come one later than they go in."""
+    above, tile = None, next(flow)
+    while tile is not None:
         below = next(flow, None)
-        parts = (above, strip, None if below is None else below[:, :, :1])
+        parts = (above, tile, None if below is None else below[:, :, :1])
         present = [part for part in parts if part is not None]
         # The convolution pads with zeros above and below; where there are rows instead, what they become is cut off.
-        result = conv(torch.cat(present, dim=2) if len(present) > 1 else strip)
+        result = conv(torch.cat(present, dim=2) if len(present) > 1 else tile)
         start = 0 if above is None else 1
-        result = result[:, :, start : start + strip.shape[2]]
-        above, strip = strip[:, :, -1:].clone(), below
+        result = result[:, :, start : start + tile.shape[2]]
+        above, tile = tile[:, :, -1:].clone(), below
         del parts, present, below
         yield result
 
 
 def halved(conv: nn.Module, flow: Flow) -> Flow:
-    """A 3x3 convolution of stride 2 that is padded on the right and at the bottom only; strips of even heights."""
-    strip = next(flow)
-    while strip is not None:
+    """A 3x3 convolution of stride 2 that is padded on the right and at the bottom only; tiles of even heights."""
+    tile = next(flow)
+    while tile is not None:
         below = next(flow, None)
-        edge = torch.zeros_like(strip[:, :, :1]) if below is None else below[:, :, :1]
-        result = conv(F.pad(torch.cat((strip, edge), dim=2), (0, 1)))
-        strip = below
+        edge = torch.zeros_like(tile[:, :, :1]) if below is None else below[:, :, :1]
+        result = conv(F.pad(torch.cat((tile, edge), dim=2), (0, 1)))
+        tile = below
         del edge, below
         yield result
 
 
 def doubled(flow: Flow) -> Flow:
     """Each value becomes 2x2."""
-    for strip in flow:
-        yield F.interpolate(strip, scale_factor=2.0, mode="nearest")
+    for tile in flow:
+        yield F.interpolate(tile, scale_factor=2.0, mode="nearest")
 
 
 def norm_silu(norm: nn.GroupNorm, flow: Flow) -> Callable[[Flow], Flow]:
@@ -114,17 +114,17 @@ def norm_silu(norm: nn.GroupNorm, flow: Flow) -> Callable[[Flow], Flow]:
     scale, shift = scale[..., None, None], shift[..., None, None]
 
     def view(flow: Flow) -> Flow:
-        for strip in flow:
-            yield F.silu(torch.addcmul(shift, strip.float(), scale), inplace=True).to(strip.dtype)
+        for tile in flow:
+            yield F.silu(torch.addcmul(shift, tile.float(), scale), inplace=True).to(tile.dtype)
 
     return view
 
 
 def _moments(groups: int, flow: Flow) -> tuple[Tensor, Tensor]:
-    """Mean and variance [B,groups] in fp32 over a whole map, strip after strip (Chan, Golub and LeVeque 1983)."""
+    """Mean and variance [B,groups] in fp32 over a whole map, tile after tile (Chan, Golub and LeVeque 1983)."""
     count, mean, variance = 0, 0.0, 0.0
-    for strip in flow:
-        grouped = rearrange(strip, "b (g c) r w -> b g (c r w)", g=groups).float()
+    for tile in flow:
+        grouped = rearrange(tile, "b (g c) r w -> b g (c r w)", g=groups).float()
         fresh_variance, fresh_mean = torch.var_mean(grouped, dim=-1, correction=0)
         count += grouped.shape[-1]
         share, distance = grouped.shape[-1] / count, fresh_mean - mean

@@ -26,18 +26,18 @@ from ..model.transformer import Transformer
 from ..model.vq import VQ
 from ..sequence.token_table import TokenTable
 from ..sequence.tokenizer import TextTokenizer
-from ..training.engine import Trainer, Training, attention_for_training
+from ..training.engine import Trainer, TrainSettings, attention_for_training
 from ..training.pretokenise import encode_pictures, read_codes, write_codes
 from .lessons import Codes, Lessons
 from .recipe import centres, edge_scenes, vq_batches, vq_fields
 from .scenes import FORMATS, Scene, caption, draw, draw_edges, every_scene
-from .train_vq import VQTraining, codebook_from, polish_decoder, train_vq
+from .train_vq import VQTrainSettings, codebook_from, polish_decoder, train_vq
 from .words import build_table, build_tokenizer
 
-VQ_TRAINING = VQTraining(steps=1400)
-POLISH = VQTraining(steps=500, rate=2e-3)
-TRAINING = Training(steps=10_000)
-FURTHER = Training(steps=4200, rate=1e-3, matrix_rate=1e-2, decay=0.45, seed=1)  # of a nano that is there already
+VQ_TRAINING = VQTrainSettings(steps=1400)
+POLISH = VQTrainSettings(steps=500, rate=2e-3)
+TRAINING = TrainSettings(steps=10_000)
+FURTHER = TrainSettings(steps=4200, rate=1e-3, matrix_rate=1e-2, decay=0.45, seed=1)  # of a nano that is there already
 DEFAULTS = {
     "size": [128, 128],
     "side": 128,
@@ -89,8 +89,8 @@ def build(
     output: Path,
     *,
     report: Report,
-    vq_trainings: tuple[VQTraining, VQTraining] = (VQ_TRAINING, POLISH),
-    training: Training = TRAINING,
+    vq_trainings: tuple[VQTrainSettings, VQTrainSettings] = (VQ_TRAINING, POLISH),
+    training: TrainSettings = TRAINING,
     start: Path | None = None,
 ) -> None:
     """All stages: work in `run`, and the finished checkpoint into `output`.
@@ -145,7 +145,7 @@ def _keep_vq(folder: Path, found: Found) -> None:
     export_vq(folder, vq, fields=vq_fields(vq.config.codebook_size), dtype=vq.quantize.embedding.weight.dtype)
 
 
-def _build_vq(folder: Path, training: VQTraining, polish: VQTraining, report: Report) -> None:
+def _build_vq(folder: Path, training: VQTrainSettings, polish: VQTrainSettings, report: Report) -> None:
     fields = vq_fields(len(centres()))
     vq = VQ(VQConfig.from_dict(fields)).to(memory_format=torch.channels_last)
     with torch.no_grad():

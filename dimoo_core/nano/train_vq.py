@@ -56,7 +56,7 @@ def codebook_from(centres: Tensor, width: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class VQTraining:
+class VQTrainSettings:
     """Settings: steps, pictures a step, peak learning rate, steps of warm-up. Raises ValueError for absurd ones."""
 
     steps: int
@@ -97,7 +97,7 @@ OnStep = Callable[[int, float, float], None]
 
 
 def train_vq(
-    vq: VQ, batches: Iterable[tuple[Tensor, Tensor]], settings: VQTraining, on_step: OnStep | None = None
+    vq: VQ, batches: Iterable[tuple[Tensor, Tensor]], settings: VQTrainSettings, on_step: OnStep | None = None
 ) -> None:
     """Train in place on batches of (pixels [B,3,H*s,W*s] in 0..1, labels [B,H,W]); `on_step(step, naming, painting)`.
 
@@ -118,7 +118,7 @@ def train_vq(
 
 
 def polish_decoder(
-    vq: VQ, batches: Iterable[tuple[Tensor, Tensor]], settings: VQTraining, on_step: OnStep | None = None
+    vq: VQ, batches: Iterable[tuple[Tensor, Tensor]], settings: VQTrainSettings, on_step: OnStep | None = None
 ) -> None:
     """Train the decoder alone, in place; encoder and codebook stay, so codes that were made with them stay true."""
 
@@ -132,7 +132,7 @@ def _descend(
     parts: Iterable[Iterable[Tensor]],
     losses: Losses,
     batches: Iterable[tuple[Tensor, Tensor]],
-    settings: VQTraining,
+    settings: VQTrainSettings,
     on_step: OnStep | None,
 ) -> None:
     groups = [list(part) for part in parts]
@@ -143,7 +143,7 @@ def _descend(
         naming, painting = losses(step, pixels.contiguous(memory_format=torch.channels_last), labels)
         optimiser.zero_grad(set_to_none=True)
         (naming + painting).backward()
-        for group in groups:  # apart, or the one's large gradients would silence the other
+        for group in groups:  # apart, or the one's large gradients would drown the other
             torch.nn.utils.clip_grad_norm_(group, 1.0)
         optimiser.step()
         if on_step is not None:

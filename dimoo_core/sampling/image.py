@@ -23,7 +23,7 @@ from ..sequence.layout import answer_length, cell_places, image_answer
 from ..sequence.token_table import TokenTable
 from .guidance import Branch, Guided, combine_part
 from .ml_cache import Cache, CachePolicy, KeyValues
-from .noise import Noise, silence
+from .noise import Noise, no_noise
 from .schedule import holes_left
 from .selection import MAX_TEMPERATURE, decided_in_parts, hole_index, stays_masked
 
@@ -67,11 +67,11 @@ def sample_image(
     *,
     settings: ImageSettings,
     on_step: ImageStep | None = None,
-    at_once: int | None = None,
+    chunk_rows: int | None = None,
 ) -> Canvas:
     """The canvas with its holes filled; known cells stay as they are. Runs on the device of `prefix` [1 or B,P].
 
-    `at_once` saves memory: how many rows the transformer works on at a time (see there; None: all).
+    `chunk_rows` saves memory: how many rows the transformer works on at a time (see there; None: all).
 
     `on_step(done, total, canvas)` is called after every step; what it raises (cancel) passes through. A step may be
     the last before `total` is reached. Raises ValueError where no item of the batch has a hole.
@@ -82,7 +82,7 @@ def sample_image(
     total = max(map(len, plans))
     noise = Noise(settings.seed, len(plans), prefix.device)
     starts = [settings.guided_from(len(plan) or total) for plan in plans]  # without a hole an item begins with others
-    read = partial(_Reader, partial(transformer, vocab=table.codes, at_once=at_once), table.mask, settings)
+    read = partial(_Reader, partial(transformer, vocab=table.codes, chunk_rows=chunk_rows), table.mask, settings)
     reader = read(prefix, canvas)
     guides = [_Guide(read, branch, canvas, starts) for branch in branches if branch.scale > 0]
     for step in range(total):
@@ -201,7 +201,7 @@ def _decide(canvas: Canvas, holes: Tensor, guided: Guided, keep: Tensor, draw: t
     noise, step, temperature = draw
     codes, unknown = canvas.codes.flatten(1), canvas.unknown.flatten(1).gather(1, holes)
     shape = guided[0][0].shape
-    drawing = noise.for_tokens(step, holes, shape[2]) if temperature > 0 else silence(*shape)
+    drawing = noise.for_tokens(step, holes, shape[2]) if temperature > 0 else no_noise(*shape)
     sampled, certain = decided_in_parts(partial(combine_part, guided), drawing, temperature)
     doubt = noise.for_remask(step, holes) if temperature > 0 else torch.zeros_like(certain)
     confidence = certain.clamp(min=_LEAST_CONFIDENCE).log()

@@ -21,7 +21,7 @@ from ..checks import whole_number
 
 SEEDS = 2**64
 _WORD = 2**32 - 1
-_DRAWS_AT_ONCE = 2**22  # bounds the int64 temporaries: 32 MB each
+_DRAWS_CHUNK = 2**22  # bounds the int64 temporaries: 32 MB each
 _TOKEN_STREAM, _REMASK_STREAM = 1, 2
 
 
@@ -72,12 +72,12 @@ class Noise:
 
 def parts(batch: int, cells: int, tokens: int) -> Iterator[slice]:
     """The m `cells` of each item in parts, so that no tensor [B,part,K] has more than about four million values."""
-    size = max(1, _DRAWS_AT_ONCE // (tokens * batch))
+    size = max(1, _DRAWS_CHUNK // (tokens * batch))
     for start in range(0, cells, size):
         yield slice(start, min(start + size, cells))
 
 
-def silence(batch: int, cells: int, tokens: int) -> Iterator[tuple[slice, None]]:
+def no_noise(batch: int, cells: int, tokens: int) -> Iterator[tuple[slice, None]]:
     """The parts that `Noise` draws in, without any noise."""
     return ((part, None) for part in parts(batch, cells, tokens))
 

@@ -21,7 +21,7 @@ from ..sequence.layout import cut_answer, text_answer
 from ..sequence.token_table import TokenTable
 from .guidance import MAX_SCALE, Guided, combine_part
 from .ml_cache import KeyValues
-from .noise import Noise, silence, widest_float
+from .noise import Noise, no_noise, widest_float
 from .schedule import tokens_per_step
 from .selection import MAX_TEMPERATURE, decided_in_parts, hole_index
 from .text_cache import EXACT, Scope, TextPolicy
@@ -57,19 +57,19 @@ def sample_text(
     *,
     settings: TextSettings,
     on_step: TextStep | None = None,
-    at_once: int | None = None,
+    chunk_rows: int | None = None,
 ) -> list[list[int]]:
     """Answers to the prefixes [B,P], one list of ids each, up to (without) the first answer end, end of text or pad.
 
     `on_step(done, total, tokens [B,N])` is called after every step; what it raises (cancel) passes through. Where a
     block takes fewer steps than planned, `done` leaps. Sampling stops as soon as in every answer all before its end
     is decided (the released script crashes there). A sampled mask id leaves its hole open for a later block, as in
-    the released loop. `at_once` saves memory: how many rows the transformer works on at a time (None: all).
+    the released loop. `chunk_rows` saves memory: how many rows the transformer works on at a time (None: all).
     """
     plan = tokens_per_step(settings.max_tokens, settings.steps, settings.block_length)
     total, done = sum(map(len, plan)), 0
     noise = Noise(settings.seed, len(prefix), prefix.device)
-    readers = _readers(partial(transformer, at_once=at_once), table, prefix, settings)
+    readers = _readers(partial(transformer, chunk_rows=chunk_rows), table, prefix, settings)
     tokens = prefix.new_full((len(prefix), settings.max_tokens), table.mask)
     for number, counts in enumerate(plan):
         block = _Block(tokens == table.mask, number * settings.block_length, settings.block_length)
@@ -187,7 +187,7 @@ def _sample_tokens(guided: Guided, holes: Tensor, draw: tuple[Noise, int, float]
     def wide(part: slice) -> Tensor:
         return combine_part(guided, part).to(widest_float(holes.device))
 
-    drawing = noise.for_text(step, holes, shape[2]) if temperature > 0 else silence(*shape)
+    drawing = noise.for_text(step, holes, shape[2]) if temperature > 0 else no_noise(*shape)
     return decided_in_parts(wide, drawing, temperature)
 
 

@@ -13,13 +13,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..checks import number_in, whole_number
-from ..files import whole
+from ..files import atomic_write
 from ..model.transformer import Transformer
 from .objective import Batch, masked_loss
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainSettings:
     """Settings of a run. Rates are peaks: they rise over `warm_up` steps, and fall to 0 over the last `decay` share.
 
     `matrix_rate` is Muon's, for the weight matrices inside the blocks (0: AdamW for these too); `rate` is AdamW's.
@@ -49,7 +49,7 @@ class Training:
         """The part of the peak rates that step `step` (from 0) uses."""
         return min(1.0, (step + 1) / max(self.warm_up, 1), (1 - step / self.steps) / self.decay)
 
-    def with_steps(self, steps: int) -> Training:
+    def with_steps(self, steps: int) -> TrainSettings:
         """The same settings for another number of steps."""
         return replace(self, steps=steps)
 
@@ -60,7 +60,7 @@ def attention_for_training(queries: Tensor, keys: Tensor, values: Tensor) -> Ten
     return scores.softmax(dim=-1) @ values
 
 
-def build_optimisers(model: nn.Module, settings: Training) -> list[torch.optim.Optimizer]:
+def build_optimisers(model: nn.Module, settings: TrainSettings) -> list[torch.optim.Optimizer]:
     """AdamW for everything, or Muon (torch's own) for the blocks' matrices and AdamW for the rest."""
     matrices, rest = [], []
     for name, weight in model.named_parameters():
@@ -86,7 +86,7 @@ class Trainer:
         self,
         model: Transformer,
         draw: Callable[[random.Random], list[Batch]],
-        settings: Training,
+        settings: TrainSettings,
         *,
         mask_id: int,
         folder: Path,
@@ -141,7 +141,7 @@ class Trainer:
             for weight, state in optimiser.state.items():
                 tensors |= {f"state/{names[weight]}/{key}": torch.as_tensor(value) for key, value in state.items()}
         self.folder.mkdir(parents=True, exist_ok=True)
-        with whole(self._file) as part:
+        with atomic_write(self._file) as part:
             save_file({k: v.contiguous() for k, v in tensors.items()}, part, metadata={"step": str(self.step)})
 
     @property

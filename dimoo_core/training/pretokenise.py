@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..files import whole
+from ..files import atomic_write
 from ..model.vq import VQ
 from ..pictures.captions import caption_file, pictures_below
 from ..pictures.pixels import fit, load_picture
@@ -51,7 +51,7 @@ def write_codes(path: str | Path, codes: Mapping[str, Tensor], captions: Mapping
     highest = max(int(grid.max()) for grid in codes.values())
     dtype = torch.int16 if highest < 2**15 else torch.int32
     tensors = {name: grid.to(dtype).contiguous() for name, grid in codes.items()}
-    with whole(path) as part:
+    with atomic_write(path) as part:
         save_file(tensors, part, metadata={"captions": json.dumps(dict(captions))})
 
 

@@ -93,7 +93,7 @@ def test_working_in_parts_takes_less_memory(model: Transformer) -> None:
     peaks = []
     for rows in (None, 1024):
         with torch.no_grad(), LiveBytes() as live:
-            model(blank(1, LENGTH), rows=blank(1, 1), vocab=RELEASED.codes, at_once=rows)
+            model(blank(1, LENGTH), rows=blank(1, 1), vocab=RELEASED.codes, chunk_rows=rows)
         peaks.append(live.peak)
     assert peaks[0] <= 0.29e9 and peaks[1] <= 0.25e9
 
@@ -105,8 +105,8 @@ def test_working_in_parts_changes_no_bit(rows: int) -> None:
     random_weights(net, 0)
     ids = torch.arange(2 * 150).view(2, 150) % TABLE.codes.stop
     with torch.no_grad():
-        assert torch.equal(net(ids), net(ids, at_once=rows))
-    assert torch.allclose(net(ids), net(ids, at_once=rows), rtol=0, atol=1e-4), "with gradients too"
+        assert torch.equal(net(ids), net(ids, chunk_rows=rows))
+    assert torch.allclose(net(ids), net(ids, chunk_rows=rows), rtol=0, atol=1e-4), "with gradients too"
 
 
 def test_the_lean_pass_gives_what_the_differentiable_one_gives() -> None:

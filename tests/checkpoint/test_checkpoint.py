@@ -217,6 +217,7 @@ def test_candidates_are_listed_without_complaint(folder: Path, tmp_path: Path) -
 
 def test_loading_imports_no_compiler() -> None:
     """Drawing or joining numbers on meta makes torch import sympy and more, which is most of a short command's time."""
-    code = "import sys; from dimoo_core.checkpoint.find import NANO, find\nfrom dimoo_core.checkpoint.load import load_transformer, load_vq\n"
+    code = "import sys; from dimoo_core.checkpoint.find import NANO, find\n"
+    code += "from dimoo_core.checkpoint.load import load_transformer, load_vq\n"
     code += "found = find(NANO); load_transformer(found); load_vq(found); assert 'sympy' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=True)

@@ -132,7 +132,7 @@ def test_tensor_by_tensor_in_parts(folder: Path, kind: str, monkeypatch) -> None
     seen: list[int] = []
     read = Entry.read
     monkeypatch.setattr(Entry, "read", lambda *asked: seen.append((tensor := read(*asked)).numel()) or tensor)
-    monkeypatch.setattr(converting, "_AT_ONCE", 100)
+    monkeypatch.setattr(converting, "_CHUNK", 100)
     assert made(folder, kind).read_bytes() == whole
     assert max(seen) <= 288, "one output channel of the VQ's widest convolution is the least that is a part"
 

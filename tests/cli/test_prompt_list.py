@@ -16,8 +16,8 @@ from PIL.PngImagePlugin import PngInfo
 from dimoo_core import jobs
 from dimoo_core.cli.main import main
 from dimoo_core.cli.prompt_list import Job, facts_of, picture_file, read_jobs, work_off
-from dimoo_core.devices import Team
-from dimoo_core.files import write_whole
+from dimoo_core.devices import Ranks
+from dimoo_core.files import atomic_write_text
 from dimoo_core.pictures.captions import folders_with_pictures, pictures_below
 from dimoo_core.provenance import KEY, save
 
@@ -124,7 +124,7 @@ def test_only_what_is_missing_or_another_is_made(tmp_path: Path) -> None:
 
     def work() -> list[str]:
         made.clear()
-        work_off(jobs, tmp_path, make, facts=facts, team=Team())
+        work_off(jobs, tmp_path, make, facts=facts, ranks=Ranks())
         return list(made)
 
     assert work() == ["a", "b", "c"]
@@ -195,7 +195,7 @@ def test_each_process_has_an_accelerator_of_its_own(monkeypatch: pytest.MonkeyPa
         monkeypatch.delenv("LOCAL_RANK", raising=False)
         if rank is not None:
             monkeypatch.setenv("LOCAL_RANK", rank)
-        assert Team().device == wanted
+        assert Ranks().device == wanted
 
 
 def test_two_processes_make_what_one_makes(tmp_path: Path, model: Path) -> None:
@@ -284,5 +284,5 @@ def test_a_disk_that_is_full_leaves_the_old_text(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(OSError, match="No space"):
-        write_whole(path, "new")
+        atomic_write_text(path, "new")
     assert path.read_text(encoding="utf-8") == "old" and list(tmp_path.iterdir()) == [path]

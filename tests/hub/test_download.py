@@ -23,7 +23,7 @@ import dimoo_core.hub.download as module
 from dimoo_core.checkpoint.find import candidates, find
 from dimoo_core.cli.main import main
 from dimoo_core.hub import client as remote
-from dimoo_core.hub.background import attended
+from dimoo_core.hub.background import run_in_background
 from dimoo_core.hub.download import download
 
 from ..fake_hub import Hub
@@ -611,7 +611,7 @@ def test_attended_work_hands_on_its_items_and_its_error() -> None:
 
     seen = []
     with pytest.raises(KeyError, match="lost"):
-        for one in attended(work(), lambda: None):
+        for one in run_in_background(work(), lambda: None):
             seen.append(one)
     assert seen == list(range(100))
 
@@ -626,7 +626,7 @@ def test_attended_work_that_is_given_up_is_closed() -> None:
         finally:
             closed.set()
 
-    items = attended(work(), lambda: None)
+    items = run_in_background(work(), lambda: None)
     next(items)
     items.close()
     assert closed.wait(10)

@@ -1,7 +1,7 @@
-"""The VQ in strips gives what it gives whole, whatever the size; and choosing codes takes little memory.
+"""The VQ in tiles gives what it gives whole, whatever the size; and choosing codes takes little memory.
 
 Sums in another order differ by rounding: seen up to 5e-5 of values of size 6, in fp32. A seam, or a norm that knew its
-strip alone, would be off by a tenth and more; `test_the_tolerance_tells_a_mistake` holds that.
+tile alone, would be off by a tenth and more; `test_the_tolerance_tells_a_mistake` holds that.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from bench.live_bytes import LiveBytes
 from dimoo_core.checkpoint.find import NANO, find
 from dimoo_core.checkpoint.load import load_vq
-from dimoo_core.model import vq_tiles as strips
+from dimoo_core.model import vq_tiles as tiles
 from dimoo_core.model.config import VQConfig
 from dimoo_core.model.vq import VQ
 
 from ..tiny import AUTOENCODER
 
 ATOL = 3e-4  # a thirteenth of 1/255
-LITTLE = 2**11  # values in a strip: many strips of the least height even for small pictures
+LITTLE = 2**11  # values in a tile: many tiles of the least height even for small pictures
 PLAIN = {"tiny": AUTOENCODER, "with attention": {**AUTOENCODER, "mid_block_add_attention": True}}
 PLAIN["widths that change"] = {**AUTOENCODER, "block_out_channels": [8, 16, 8, 12], "layers_per_block": 2}
 SIZES = [(20, 12), (3, 40), (40, 3), (1, 1), (13, 1)]  # cells, width and height
@@ -54,7 +54,7 @@ def close(one: Tensor, other: Tensor) -> bool:
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: "x".join(map(str, size)))
 def test_decoding_in_strips_equals_decoding_whole(vq: VQ, size: tuple[int, int]) -> None:
     codes = codes_for(vq, size)
-    whole, stripped = (vq.decode(codes, strip=strip) for strip in (None, LITTLE))
+    whole, stripped = (vq.decode(codes, tile=tile) for tile in (None, LITTLE))
     assert whole.shape == (1, 3, size[1] * vq.scale, size[0] * vq.scale) and close(whole, stripped)
 
 
@@ -62,10 +62,10 @@ def test_decoding_in_strips_equals_decoding_whole(vq: VQ, size: tuple[int, int])
 def test_encoding_in_strips_gives_the_same_codes(vq: VQ, size: tuple[int, int]) -> None:
     pixels = vq.decode(codes_for(vq, size)).contiguous()
     with torch.no_grad():
-        whole, stripped = (vq.latents(pixels, strip=strip) for strip in (None, LITTLE))
+        whole, stripped = (vq.latents(pixels, tile=tile) for tile in (None, LITTLE))
         assert close(whole / whole.abs().max(), stripped / whole.abs().max())
         nearest = vq.quantize.distances(whole).sort(dim=-1).values
-    same = vq.encode(pixels) == vq.encode(pixels, strip=LITTLE)
+    same = vq.encode(pixels) == vq.encode(pixels, tile=LITTLE)
     tied = nearest[..., 1] - nearest[..., 0] < 10 * ATOL  # two codes as near as rounding: either is right
     assert (same | tied).all() and same.float().mean() > 0.99
 
@@ -73,42 +73,42 @@ def test_encoding_in_strips_gives_the_same_codes(vq: VQ, size: tuple[int, int]) 
 def test_every_picture_of_a_batch_has_its_own_norms() -> None:
     vq = network(AUTOENCODER)
     codes = codes_for(vq, (6, 9), batch=3)
-    assert close(vq.decode(codes, strip=LITTLE), vq.decode(codes))
+    assert close(vq.decode(codes, tile=LITTLE), vq.decode(codes))
     pixels = vq.decode(codes) * torch.tensor([0.1, 0.5, 1.0])[:, None, None, None]
-    assert torch.equal(vq.encode(pixels, strip=LITTLE), vq.encode(pixels))
+    assert torch.equal(vq.encode(pixels, tile=LITTLE), vq.encode(pixels))
 
 
 def test_the_tolerance_tells_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
     vq = network(AUTOENCODER)
     codes = codes_for(vq, (8, 20))
     whole = vq.decode(codes)
-    honest = strips.norm_silu
+    honest = tiles.norm_silu
 
-    def of_the_first_strip(norm: nn.GroupNorm, flow: strips.Flow):
+    def of_the_first_strip(norm: nn.GroupNorm, flow: tiles.Flow):
         return honest(norm, iter([next(flow)]))
 
     monkeypatch.setattr("dimoo_core.model.vq.norm_silu", of_the_first_strip)
-    assert not close(vq.decode(codes, strip=LITTLE), whole), "norms must know the whole map"
+    assert not close(vq.decode(codes, tile=LITTLE), whole), "norms must know the whole map"
     monkeypatch.undo()
     monkeypatch.setattr(
-        "dimoo_core.model.vq.conv3", lambda conv, flow: (conv(strip) for strip in flow)
+        "dimoo_core.model.vq.conv3", lambda conv, flow: (conv(tile) for tile in flow)
     )  # zeros instead of the neighbours' rows
-    assert not close(vq.decode(codes, strip=LITTLE), whole), "strips must see their neighbours"
+    assert not close(vq.decode(codes, tile=LITTLE), whole), "tiles must see their neighbours"
 
 
 def test_a_map_can_be_cut_in_any_way() -> None:
     whole = torch.rand(2, 3, 23, 5)
     for sizes in ((23,), (1,) * 23, (4, 8, 11), (16, 1, 6)):
         for rows in (1, 4, 8, 23, 40):
-            cut = list(strips.recut(iter(whole.split(sizes, dim=2)), rows))
+            cut = list(tiles.recut(iter(whole.split(sizes, dim=2)), rows))
             assert torch.equal(torch.cat(cut, dim=2), whole)
             assert all(part.shape[2] == rows for part in cut[:-1]) and 0 < cut[-1].shape[2] <= rows
 
 
 def test_pictures_are_made_without_autograd() -> None:
     vq = network(AUTOENCODER)
-    for strip in (None, LITTLE):
-        assert not vq.decode(codes_for(vq, (3, 3)), strip=strip).requires_grad
+    for tile in (None, LITTLE):
+        assert not vq.decode(codes_for(vq, (3, 3)), tile=tile).requires_grad
 
 
 def test_choosing_codes_holds_few_distances_at_a_time() -> None:
@@ -124,7 +124,7 @@ def test_choosing_codes_in_parts_chooses_the_nearest(monkeypatch: pytest.MonkeyP
     latents = torch.randn(2, 8, 9, 7, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         wanted = vq.quantize.distances(latents).argmin(dim=-1)
-        monkeypatch.setattr("dimoo_core.model.vq._DISTANCES_AT_ONCE", 1000)
+        monkeypatch.setattr("dimoo_core.model.vq._DISTANCES_CHUNK", 1000)
         assert torch.equal(vq.quantize.nearest(latents), wanted)
 
 

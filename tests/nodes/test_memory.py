@@ -30,7 +30,7 @@ cache, canvas, config, memory, layout, loader, sampling, text_policy, text_sampl
         "dimoo_core.model.vq",
     )
 )
-STRIP = nodepack.part("dimoo_core.model.vq_tiles").STRIP
+TILE = nodepack.part("dimoo_core.model.vq_tiles").TILE
 RELEASED_VQ = {**AUTOENCODER, "block_out_channels": [128, 256, 256, 512, 768], "latent_channels": 256}
 RELEASED_VQ |= {"num_vq_embeddings": 8192, "norm_num_groups": 32, "layers_per_block": 2}
 
@@ -69,9 +69,9 @@ def holds(estimate: int, measured: int) -> bool:
         pytest.param((64, 64), 60, 1, BOTH, id="1024x1024 with little reused"),
     ],
 )
-@pytest.mark.parametrize("at_once", [None, memory.AT_ONCE], ids=["whole", "in parts"])
+@pytest.mark.parametrize("chunk_rows", [None, memory.CHUNK_ROWS], ids=["whole", "in parts"])
 def test_sampling_takes_what_was_estimated(
-    dtype, cells: tuple[int, int], prefix: int, branches: int, policy, at_once: int | None
+    dtype, cells: tuple[int, int], prefix: int, branches: int, policy, chunk_rows: int | None
 ) -> None:
     net, table = network(dtype), tokens.RELEASED
     blank, ids = canvas.Canvas.empty(1, *cells), torch.zeros(1, prefix, dtype=torch.int64, device="meta")
@@ -79,7 +79,7 @@ def test_sampling_takes_what_was_estimated(
     guides = [sampling.Branch(ids, 1.0)] * branches
     count = cells[0] * cells[1]
     with LiveBytes(answer=count) as measured:  # no hole is ever filled, as if every step were the first
-        sampling.sample_image(net, table, blank, ids, guides, settings=settings, at_once=at_once)
+        sampling.sample_image(net, table, blank, ids, guides, settings=settings, chunk_rows=chunk_rows)
     estimate = memory.image_bytes(
         net.config,
         (1, prefix + layout.image_answer(blank, table).shape[1]),
@@ -89,7 +89,7 @@ def test_sampling_takes_what_was_estimated(
         itemsize=dtype.itemsize,
         steps=settings.steps,
         cache=policy,
-        at_once=at_once,
+        chunk_rows=chunk_rows,
     )
     assert holds(estimate, measured.peak)
 
@@ -97,20 +97,20 @@ def test_sampling_takes_what_was_estimated(
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
 @pytest.mark.parametrize(("prefix", "block", "cfg"), [(4300, 32, 0.0), (1200, 256, 0.0), (1200, 256, 1.0)])
 @pytest.mark.parametrize(
-    ("speed", "at_once"), [("exact", None), ("exact", memory.AT_ONCE), ("balanced", None), ("fast", None)]
+    ("speed", "chunk_rows"), [("exact", None), ("exact", memory.CHUNK_ROWS), ("balanced", None), ("fast", None)]
 )
 def test_an_answer_takes_what_was_estimated(
-    dtype, prefix: int, block: int, cfg: float, speed: str, at_once: int | None
+    dtype, prefix: int, block: int, cfg: float, speed: str, chunk_rows: int | None
 ) -> None:
     net, policy = network(dtype), text_policy.SPEEDS[speed]
     how = {"cfg": cfg, "temperature": 1.0, "policy": policy}
     settings = text_sampling.TextSettings(max_tokens=block, steps=2, block_length=block, **how)
     with LiveBytes(answer=block) as measured:
         ids = torch.zeros(1, prefix, dtype=torch.int64, device="meta")
-        text_sampling.sample_text(net, tokens.RELEASED, ids, settings=settings, at_once=at_once)
+        text_sampling.sample_text(net, tokens.RELEASED, ids, settings=settings, chunk_rows=chunk_rows)
     shape = {"rows": block, "branches": 1 + (cfg > 0), "itemsize": dtype.itemsize, "keeps": policy.keeps}
     sequence = (prefix + block + 2, block + 2)
-    assert holds(memory.text_bytes(net.config, sequence, **shape, at_once=at_once), measured.peak)
+    assert holds(memory.text_bytes(net.config, sequence, **shape, chunk_rows=chunk_rows), measured.peak)
 
 
 def test_a_long_answer_to_a_small_picture_takes_what_was_estimated() -> None:
@@ -146,15 +146,15 @@ def quantised_network(dtype: torch.dtype, kind: str):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
 @pytest.mark.parametrize("kind", ["fp8", "int8"])
-@pytest.mark.parametrize(("tokens", "at_once"), [(40, None), (4220, None), (4220, memory.AT_ONCE)])
+@pytest.mark.parametrize(("tokens", "chunk_rows"), [(40, None), (4220, None), (4220, memory.CHUNK_ROWS)])
 def test_a_pass_with_quantised_weights_takes_what_was_estimated(
-    dtype, kind: str, tokens: int, at_once: int | None
+    dtype, kind: str, tokens: int, chunk_rows: int | None
 ) -> None:
     net, formats = quantised_network(dtype, kind)
     ids = torch.zeros(1, tokens, dtype=torch.int64, device="meta")
     with torch.no_grad(), LiveBytes() as measured:
-        net(ids, rows=ids[:, :32], vocab=slice(0, 8192), at_once=at_once)
-    rows = {"logits": 8192, "rows": 32, "at_once": at_once}
+        net(ids, rows=ids[:, :32], vocab=slice(0, 8192), chunk_rows=chunk_rows)
+    rows = {"logits": 8192, "rows": 32, "chunk_rows": chunk_rows}
     plain = memory.forward_bytes(net.config, tokens, dtype.itemsize, **rows)
     layer = memory.quantised_bytes(net.config, dtype.itemsize, formats)
     assert plain < measured.peak <= plain + layer, "needed, enough, and too much by less than itself"
@@ -164,28 +164,28 @@ def test_a_model_with_quantised_weights_asks_for_their_room_too(loaded, monkeypa
     host, core, rooms = nodepack.part("nodes.host"), nodepack.part("dimoo_core.model.quantised"), []
     monkeypatch.setattr(host, "ready", lambda _, scratch: rooms.append(scratch) or torch.device("cpu"))
     for formats in ((), (core.FP8,)):
-        replace(loaded[0], formats=formats).ready(lambda at_once: 1000)
+        replace(loaded[0], formats=formats).ready(lambda chunk_rows: 1000)
     shape = loaded[0].core.transformer.config
     assert rooms[0] == 1000 and rooms[1] >= 1000 + 4 * shape.d_model * shape.mlp_hidden_size
 
 
-def vq_peaks(module, size: tuple[int, int], strip: int | None) -> tuple[int, int]:
+def vq_peaks(module, size: tuple[int, int], tile: int | None) -> tuple[int, int]:
     """Bytes that decoding and encoding a picture of `size` (h, w) px take."""
     height, width = size
     with LiveBytes() as decoding:
-        module.decode(torch.zeros(1, height // 16, width // 16, dtype=torch.int64, device="meta"), strip=strip)
+        module.decode(torch.zeros(1, height // 16, width // 16, dtype=torch.int64, device="meta"), tile=tile)
     picture = torch.zeros(1, height, width, 3, device="meta").movedim(-1, 1)  # as ComfyUI's lie in memory
     with LiveBytes() as encoding:
-        module.encode(picture, strip=strip)
+        module.encode(picture, tile=tile)
     return decoding.peak, encoding.peak
 
 
-def check_vq(size: tuple[int, int], dtype: torch.dtype, strip: int | None) -> tuple[int, int]:
+def check_vq(size: tuple[int, int], dtype: torch.dtype, tile: int | None) -> tuple[int, int]:
     """Holds the memory against what is counted, and gives that: decoding, encoding."""
     shape = config.VQConfig.from_dict(RELEASED_VQ)
-    decoding, encoding = vq_peaks(vq.VQ(shape, device="meta", dtype=dtype), size, strip)
-    assert holds(memory.decode_bytes(shape, size, dtype.itemsize, strip=strip), decoding)
-    assert holds(memory.encode_bytes(shape, size, dtype.itemsize, strip=strip), encoding)
+    decoding, encoding = vq_peaks(vq.VQ(shape, device="meta", dtype=dtype), size, tile)
+    assert holds(memory.decode_bytes(shape, size, dtype.itemsize, tile=tile), decoding)
+    assert holds(memory.encode_bytes(shape, size, dtype.itemsize, tile=tile), encoding)
     return decoding, encoding
 
 
@@ -198,7 +198,7 @@ def test_the_vq_takes_what_was_estimated(dtype: torch.dtype, size: tuple[int, in
 
 
 def test_the_vq_in_strips_takes_what_was_estimated() -> None:
-    assert max(check_vq((1024, 1024), torch.float32, STRIP)) < 0.9e9
+    assert max(check_vq((1024, 1024), torch.float32, TILE)) < 0.9e9
 
 
 def test_the_palette_takes_what_was_estimated() -> None:
@@ -238,7 +238,7 @@ def test_nothing_else_is_needed_where_no_weight_fits(loaded, monkeypatch) -> Non
         ],
         loaded[1].vq: [
             lambda net: net.decode(ids.view(1, 5, 8)),
-            lambda net: net.decode(ids.view(1, 5, 8), strip=2**10),
+            lambda net: net.decode(ids.view(1, 5, 8), tile=2**10),
             lambda net: net.encode(torch.zeros(1, 3, 64, 32, device="meta")),
             lambda net: net.mean_colours("meta"),
         ],
@@ -285,17 +285,17 @@ def test_comfyuis_unloading_reaches_both_models(loaded) -> None:
 
 @pytest.fixture
 def asked(loaded, monkeypatch):
-    """The VQ, and in which way each picture was decoded: whole (None) or in strips. `free` is what ComfyUI tells."""
+    """The VQ, and in which way each picture was decoded: whole (None) or in tiles. `free` is what ComfyUI tells."""
     import comfy.model_management
 
     module, ways = loaded[1].vq, []
     honest = module.decode
 
-    def decode(codes, *, strip=None):
-        ways.append(strip)
-        if strip is None and decode.fails is not None:
+    def decode(codes, *, tile=None):
+        ways.append(tile)
+        if tile is None and decode.fails is not None:
             raise decode.fails
-        return honest(codes, strip=strip)
+        return honest(codes, tile=tile)
 
     decode.fails, decode.ways, decode.free = None, ways, 2**40
     monkeypatch.setattr(module, "decode", decode)
@@ -311,7 +311,7 @@ def test_strips_serve_where_memory_is_short(asked) -> None:
     plenty = loaded_vq.decode(CODES)
     decode.free = memory.decode_bytes(loaded_vq.vq.config, (48, 32), 4) - 1
     little = loaded_vq.decode(CODES)
-    assert decode.ways == [None, None, STRIP, STRIP]
+    assert decode.ways == [None, None, TILE, TILE]
     assert plenty.shape == (2, 3, 48, 32) and torch.allclose(plenty, little, atol=1e-4)
 
 
@@ -321,7 +321,7 @@ def test_out_of_memory_is_met_with_strips_and_nothing_else_is(asked) -> None:
     loaded_vq, decode = asked
     decode.fails = management.OOM_EXCEPTION("no memory")
     assert loaded_vq.decode(CODES).shape == (2, 3, 48, 32)
-    assert decode.ways == [None, STRIP] * 2
+    assert decode.ways == [None, TILE] * 2
     for error in (management.InterruptProcessingException(), ValueError("another")):
         decode.fails, decode.ways[:] = error, []
         with pytest.raises(type(error)):
@@ -332,7 +332,7 @@ def test_out_of_memory_is_met_with_strips_and_nothing_else_is(asked) -> None:
 def test_out_of_memory_in_strips_too_reaches_comfyui(asked, monkeypatch) -> None:
     import comfy.model_management as management
 
-    def never(codes, *, strip=None):
+    def never(codes, *, tile=None):
         raise management.OOM_EXCEPTION("no memory")
 
     monkeypatch.setattr(asked[0].vq, "decode", never)
@@ -350,7 +350,7 @@ def short(monkeypatch):
 
     def noted(name: str) -> None:
         honest = getattr(jobs, name)
-        monkeypatch.setattr(jobs, name, lambda *a, **b: told.append(b["at_once"]) or honest(*a, **b))
+        monkeypatch.setattr(jobs, name, lambda *a, **b: told.append(b["chunk_rows"]) or honest(*a, **b))
 
     def loading(models, memory_required=0, **options) -> None:
         rooms.append(memory_required)
@@ -360,7 +360,7 @@ def short(monkeypatch):
         noted(name)
     monkeypatch.setattr(management, "load_models_gpu", loading)
     monkeypatch.setattr(nodepack.part("nodes.host"), "free_bytes", lambda _: state.free)
-    monkeypatch.setattr(memory, "AT_ONCE", 48)
+    monkeypatch.setattr(memory, "CHUNK_ROWS", 48)
     state = SimpleNamespace(free=2**40, rooms=rooms, told=told)
     return state
 

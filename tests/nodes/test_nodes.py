@@ -466,7 +466,7 @@ def test_a_picture_of_odd_size_keeps_its_size(loaded) -> None:
     from comfy_extras.nodes_mask import ImageCompositeMasked
 
     given, mask = picture(70, 101), torch.zeros(1, 70, 101)
-    mask[:, 66:, 98:] = 1  # in the strip beyond the last whole cell
+    mask[:, 66:, 98:] = 1  # in the tile beyond the last whole cell
     canvas, snapped, shown = paint(loaded, given, mask=mask)
     assert canvas.codes.shape == (1, 5, 7) and snapped.shape == (1, 80, 112) and shown.shape == (1, 80, 112, 3)
     decoded = run("DimooVQDecode", vq=loaded.vq, canvas=canvas)[0]

@@ -278,12 +278,12 @@ def test_late_guidance_of_a_batch_is_that_of_its_singles(cache: CachePolicy | No
 def test_working_in_parts_gives_the_same_picture(cache: CachePolicy | None) -> None:
     canvas, asked = half_painted(2, 8, 8), []
 
-    def call(ids, at_once=None, **wanted):
-        asked.append(at_once)
-        return TINY(ids, at_once=at_once, **wanted)
+    def call(ids, chunk_rows=None, **wanted):
+        asked.append(chunk_rows)
+        return TINY(ids, chunk_rows=chunk_rows, **wanted)
 
     plan = ImageSettings(steps=6, cache=cache)
-    parts = sample_image(call, TABLE, canvas, PREFIX, [Branch(BLIND, 2.0)], settings=plan, at_once=64)
+    parts = sample_image(call, TABLE, canvas, PREFIX, [Branch(BLIND, 2.0)], settings=plan, chunk_rows=64)
     assert set(asked) == {64} and torch.equal(parts.codes, image(canvas, cache=cache).codes)
 
 

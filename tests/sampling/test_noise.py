@@ -33,7 +33,7 @@ def test_a_seed_gives_the_same_numbers_wherever_and_in_whatever_parts_they_are_d
 
 def test_large_draws_come_in_parts_that_cover_all(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = tokens(1, cells=50, codes=300, batch=2)
-    monkeypatch.setattr("dimoo_core.sampling.noise._DRAWS_AT_ONCE", 300 * 2 * 7)
+    monkeypatch.setattr("dimoo_core.sampling.noise._DRAWS_CHUNK", 300 * 2 * 7)
     parts = list(Noise(1, 2, "cpu").for_tokens(0, torch.arange(50).expand(2, -1), 300))
     assert len(parts) == 8 and torch.equal(torch.cat([part for _, part in parts], dim=1), whole)
     assert [index for part, _ in parts for index in range(50)[part]] == list(range(50))

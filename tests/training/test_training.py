@@ -19,7 +19,7 @@ from dimoo_core.model.config import TransformerConfig, VQConfig
 from dimoo_core.model.transformer import Transformer, sdpa
 from dimoo_core.model.vq import VQ
 from dimoo_core.nano.train_vq import (
-    VQTraining,
+    VQTrainSettings,
     cluster,
     codebook_from,
     naming_loss,
@@ -31,7 +31,7 @@ from dimoo_core.sequence.layout import image_ids
 from dimoo_core.sequence.prompt import DESCRIBE, Prompt, edit_task
 from dimoo_core.sequence.tokenizer import TextTokenizer
 from dimoo_core.training import engine as trainer_module
-from dimoo_core.training.engine import Trainer, Training, attention_for_training
+from dimoo_core.training.engine import Trainer, TrainSettings, attention_for_training
 from dimoo_core.training.examples import FILLER_WEIGHT, Condition, Examples, draw_condition, rarity
 from dimoo_core.training.mixture import CaptionedPictures, Shares, random_rectangle
 from dimoo_core.training.objective import Batch, draw_hidden, masked_loss
@@ -276,7 +276,7 @@ def test_a_random_rectangle_is_one(height: int, width: int, seed: int) -> None:
 
 # ------------------------------------------------------------------------------------------------------ the trainer
 
-SHORT = Training(steps=6, warm_up=2, save_every=2)
+SHORT = TrainSettings(steps=6, warm_up=2, save_every=2)
 DATA = CaptionedPictures(EXAMPLES, PICTURES, CAPTIONS, shares=Shares(generate=2, inpaint=1, describe=1))
 
 
@@ -286,7 +286,7 @@ def new_model(seed: int = 1) -> Transformer:
     return model
 
 
-def trained(folder: Path, plan: Training = SHORT, *, seed: int = 1, stop_at: int | None = None) -> Transformer:
+def trained(folder: Path, plan: TrainSettings = SHORT, *, seed: int = 1, stop_at: int | None = None) -> Transformer:
     """A run in `folder`; `stop_at` ends it after that step as Ctrl-C would."""
     model = new_model(seed)
 
@@ -307,7 +307,7 @@ def same(one: nn.Module, two: nn.Module) -> bool:
 
 @pytest.mark.parametrize("matrix_rate", [0.0, 2e-2])
 def test_a_run_that_was_stopped_ends_like_an_unbroken_one(tmp_path: Path, matrix_rate: float) -> None:
-    plan = Training(steps=6, warm_up=2, save_every=2, matrix_rate=matrix_rate)
+    plan = TrainSettings(steps=6, warm_up=2, save_every=2, matrix_rate=matrix_rate)
     unbroken = trained(tmp_path / "unbroken", plan)
     trained(tmp_path / "broken", plan, stop_at=3)
     trained(tmp_path / "broken", plan, seed=2, stop_at=5)
@@ -349,7 +349,7 @@ def test_a_kill_while_saving_leaves_the_last_state_whole(
 
 
 def test_a_step_gets_the_same_data_whatever_came_before(tmp_path: Path) -> None:
-    def drawn(plan: Training, folder: str, stop_at: int | None = None) -> dict[int, float]:
+    def drawn(plan: TrainSettings, folder: str, stop_at: int | None = None) -> dict[int, float]:
         numbers: dict[int, float] = {}
 
         def draw(choose: random.Random) -> list[Batch]:
@@ -375,12 +375,12 @@ def test_a_step_gets_the_same_data_whatever_came_before(tmp_path: Path) -> None:
     losses.clear()
     assert drawn(SHORT, "b") == whole and losses == first and len(set(whole.values())) == 6
     assert drawn(SHORT, "c", stop_at=4) | drawn(SHORT, "c") == whole
-    assert not set(drawn(Training(steps=6, seed=1), "d").values()) & set(whole.values())
+    assert not set(drawn(TrainSettings(steps=6, seed=1), "d").values()) & set(whole.values())
 
 
 def test_it_learns(tmp_path: Path) -> None:
     losses: list[float] = []
-    plan = Training(steps=30, warm_up=5, rate=1e-2, matrix_rate=0.0)
+    plan = TrainSettings(steps=30, warm_up=5, rate=1e-2, matrix_rate=0.0)
     trainer = Trainer(new_model(), DATA.draw, plan, mask_id=TABLE.mask, folder=tmp_path)
     trainer.run(lambda done, steps, loss: losses.append(loss))
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
@@ -389,7 +389,7 @@ def test_it_learns(tmp_path: Path) -> None:
 @given(st.integers(1, 3000), st.integers(0, 200), st.floats(0.01, 1))
 @settings(max_examples=100, deadline=None)
 def test_rates_rise_stay_and_fall(steps: int, warm_up: int, decay: float) -> None:
-    plan = Training(steps=steps, warm_up=warm_up, decay=decay)
+    plan = TrainSettings(steps=steps, warm_up=warm_up, decay=decay)
     scales = [plan.scale(step) for step in range(steps)]
     assert all(0 < scale <= 1 for scale in scales)
     signs = [(b > a) - (b < a) for a, b in pairwise(scales)]
@@ -401,7 +401,7 @@ def test_rates_rise_stay_and_fall(steps: int, warm_up: int, decay: float) -> Non
 
 
 def test_the_optimisers_follow_the_schedule(tmp_path: Path) -> None:
-    plan = Training(steps=6, warm_up=3, rate=0.1, matrix_rate=0.02)
+    plan = TrainSettings(steps=6, warm_up=3, rate=0.1, matrix_rate=0.02)
     trainer = Trainer(new_model(), DATA.draw, plan, mask_id=TABLE.mask, folder=tmp_path)
     rates: list[list[float]] = []
     trainer.run(lambda *_: rates.append([group["lr"] for made in trainer.optimisers for group in made.param_groups]))
@@ -409,7 +409,7 @@ def test_the_optimisers_follow_the_schedule(tmp_path: Path) -> None:
 
 
 def test_weights_of_rate_zero_stay(tmp_path: Path) -> None:
-    model = trained(tmp_path, Training(steps=2, rate=0, matrix_rate=0))
+    model = trained(tmp_path, TrainSettings(steps=2, rate=0, matrix_rate=0))
     assert same(model, new_model())
 
 
@@ -423,7 +423,7 @@ def test_what_is_no_run_of_this_model_is_refused(tmp_path: Path) -> None:
         Trainer(new_model(), DATA.draw, SHORT, mask_id=TABLE.mask, folder=tmp_path)
 
 
-@pytest.mark.parametrize("kind", [Training, VQTraining])
+@pytest.mark.parametrize("kind", [TrainSettings, VQTrainSettings])
 @pytest.mark.parametrize("name", ["steps", "rate", "warm_up"])
 @pytest.mark.parametrize("value", [-1, float("nan"), float("inf"), "3", None])
 def test_numbers_that_cannot_be_meant_are_refused(kind: type, name: str, value: object) -> None:
@@ -449,11 +449,11 @@ def test_numbers_that_cannot_be_meant_are_refused(kind: type, name: str, value: 
 def test_other_numbers_of_a_run_are_refused(values: dict) -> None:
     (name,) = values
     with pytest.raises(ValueError, match=rf"^{name} is .* is needed\.$"):
-        Training(**{"steps": 5} | values)
+        TrainSettings(**{"steps": 5} | values)
     with pytest.raises(ValueError, match="steps is 0"):
         SHORT.with_steps(0)
     with pytest.raises(ValueError, match="batch is 1"):
-        VQTraining(steps=3, batch=1)
+        VQTrainSettings(steps=3, batch=1)
 
 
 # ----------------------------------------------------------------------------------------------------------- the VQ
@@ -523,7 +523,7 @@ def taught() -> tuple[VQ, list[tuple[float, float]]]:
         vq.quantize.embedding.weight.copy_(codebook_from(PAINTS, 8))
     losses: list[tuple[float, float]] = []
     train_vq(
-        vq, painted_batches(), VQTraining(steps=100, warm_up=5, rate=1e-2), lambda step, *both: losses.append(both)
+        vq, painted_batches(), VQTrainSettings(steps=100, warm_up=5, rate=1e-2), lambda step, *both: losses.append(both)
     )
     return vq, losses
 
@@ -541,7 +541,7 @@ def test_polishing_the_decoder_leaves_the_codes(taught: tuple[VQ, list[tuple[flo
     pixels, labels = next(painted_batches(seed=5))
     before = {name: weight.clone() for name, weight in vq.state_dict().items()}
     codes, error = vq.encode(pixels), painting_loss(vq.reconstruct(labels), pixels).item()
-    polish_decoder(vq, painted_batches(seed=9), VQTraining(steps=20, warm_up=5, rate=1e-3))
+    polish_decoder(vq, painted_batches(seed=9), VQTrainSettings(steps=20, warm_up=5, rate=1e-3))
     for name, weight in vq.state_dict().items():
         assert name.startswith("decoder.") or torch.equal(weight, before[name]), name
     assert torch.equal(vq.encode(pixels), codes)
