@@ -200,7 +200,8 @@ def test_any_config_loads_or_is_refused(tmp_path: Path, changes: dict[str, Any])
 BOMB = """
 import resource, sys
 from pathlib import Path
-from dimoo_core.checkpoint.load import find, load_tokenizer, load_transformer, load_vq
+from dimoo_core.checkpoint.find import find
+from dimoo_core.checkpoint.load import load_tokenizer, load_transformer, load_vq
 def opened(folder):
     try:
         found = find(folder)

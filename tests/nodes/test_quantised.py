@@ -13,11 +13,12 @@ from .. import nodepack
 from ..tiny import TRANSFORMER, write_checkpoint
 
 NODES = nodepack.nodes()
-convert, checkpoint, host, quantised = (
+convert, checkpoint, finding, host, quantised = (
     nodepack.part(name)
     for name in (
         "dimoo_core.checkpoint.convert",
         "dimoo_core.checkpoint.load",
+        "dimoo_core.checkpoint.find",
         "nodes.host",
         "dimoo_core.model.quantised",
     )
@@ -32,7 +33,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("place")
     folder = write_checkpoint(place / "hub", transformer=TRANSFORMER | WIDTHS)
     for kind in KINDS:
-        convert.convert(checkpoint.find(folder), place / "dimoo" / f"tiny-{kind}.safetensors", kind)
+        convert.convert(finding.find(folder), place / "dimoo" / f"tiny-{kind}.safetensors", kind)
     return place / "dimoo"
 
 
@@ -60,7 +61,7 @@ def logits(net: torch.nn.Module) -> torch.Tensor:
 
 def core_logits(models: Path, kind: str, **options) -> torch.Tensor:
     """What the core says without ComfyUI."""
-    return logits(checkpoint.load_transformer(checkpoint.find(models / f"tiny-{kind}.safetensors"), **options))
+    return logits(checkpoint.load_transformer(finding.find(models / f"tiny-{kind}.safetensors"), **options))
 
 
 def streamed(net: torch.nn.Module) -> list[bool]:
@@ -132,7 +133,7 @@ def test_auto_keeps_what_is_stored_and_a_dtype_undoes_it(models: Path, kind: str
 @pytest.mark.parametrize("kind", ["fp8", "int8"])
 def test_the_numbers_are_the_cores(models: Path, kind: str) -> None:
     """fp8 to the bit. ComfyUI's own int8 product may round its last bit otherwise, and a later layer by a step."""
-    net, core = load(kind).net, checkpoint.load_transformer(checkpoint.find(models / f"tiny-{kind}.safetensors"))
+    net, core = load(kind).net, checkpoint.load_transformer(finding.find(models / f"tiny-{kind}.safetensors"))
     came, wanted = logits(net), core_logits(models, kind, dtype=torch.float32)
     assert torch.equal(came, wanted) or (kind == "int8" and (came - wanted).std() < 0.1 * wanted.std())
     x = torch.randn(2, 9, 32, generator=torch.Generator().manual_seed(0))
@@ -144,7 +145,7 @@ def test_the_numbers_are_the_cores(models: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_size_that_comfyui_reckons_with_is_that_of_the_weights(models: Path, kind: str) -> None:
-    found = checkpoint.find(models / f"tiny-{kind}.safetensors")
+    found = finding.find(models / f"tiny-{kind}.safetensors")
     wanted = sum(entry.shape[0] * (entry.shape[1:] or (1,))[0] * (4 if entry.layer is None else 1)
                  for entry in found.weights.values())  # fmt: skip
     scales = 4 * sum(entry.shape[0] for entry in found.weights.values() if entry.layer is not None)
@@ -184,7 +185,7 @@ def test_where_a_card_computes_in_fp8_the_numbers_stay_close(models: Path, monke
 def test_a_layer_of_comfyui_that_is_not_quantised_keeps_its_dtype(models: Path) -> None:
     """The head in bf16 takes half of what it would take in the dtype that is computed in."""
     layers = host.layers(torch.bfloat16, torch.float32, torch.device("cpu"), frozenset({quantised.FP8}))
-    found = checkpoint.find(models / "tiny-fp8.safetensors")
+    found = finding.find(models / "tiny-fp8.safetensors")
     net = checkpoint.load_transformer(found, ops=layers, dtype=torch.bfloat16)
     head = net.model["transformer"]["ff_out"].codes
     assert head.weight.dtype is torch.bfloat16 and head.comfy_cast_weights
