@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from dimoo_core.model.transformer import Transformer
-from dimoo_core.sampling.ml_cache import KeyValues
+from dimoo_core.sampling.branch import KeyValues
 from dimoo_core.sampling.text import TextSettings, sample_text
 from dimoo_core.sampling.text_cache import SPEEDS, TextPolicy
 

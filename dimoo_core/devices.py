@@ -59,3 +59,13 @@ class Ranks:
     def leave(self) -> None:
         if self.size > 1:
             torch.distributed.destroy_process_group()
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Bytes that are free on an accelerator, those that torch holds and does not use included; None where nobody can
+    say, as on a CPU."""
+    module = getattr(torch, device.type, None)
+    if device.type == "cpu" or not hasattr(module, "mem_get_info"):
+        return None
+    free, _ = module.mem_get_info(device)
+    return int(free + module.memory_reserved(device) - module.memory_allocated(device))

@@ -1,168 +1,243 @@
-"""The jobs in a few lines each: what the nodes and the command line call.
+"""The jobs: generate, edit, inpaint, outpaint, describe, on tensors. Each is prepared and run in one place.
 
-`Model` is the payload that travels: transformer, tokenizer and id table of one checkpoint. Pictures are fp32
-[B,3,height,width] in 0..1 here; ComfyUI's own layout stays in the nodes.
+The Python face, the command line and the nodes all come through here. A job with words becomes a plan (`plan_image`,
+`plan_text`): all that is known before the first pass. A plan says what memory it needs, whoever runs it says where
+(`Placement`), and it runs. Pictures are fp32 [B,3,h,w] in 0..1, masks [1 or B,h,w] where 1 is to be repainted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from . import memory
 from .model.transformer import Transformer
-from .model.vq import VQ
-from .pictures.masks import PAINTED, cells_to_mask, mask_to_cells
-from .pictures.pixels import GREY, composite, fit
+from .pictures.masks import PAINTED, RECTANGLE, cells_to_mask, centred_rectangle, mask_to_cells
+from .pictures.pixels import GREY, composite, fit, pad_to_cells
 from .pictures.sizes import check_size, fit_size, understanding_size
 from .sampling.guidance import Branch
 from .sampling.image import ImageSettings, ImageStep, sample_image
 from .sampling.text import TextSettings, TextStep, sample_text
 from .sequence.canvas import Canvas
-from .sequence.layout import prompt_prefix
+from .sequence.layout import answer_length, prompt_prefix
 from .sequence.prompt import DESCRIBE, GENERATE, Prompt, edit_task, prompt_strings
 from .sequence.token_table import TokenTable
 from .sequence.tokenizer import TextTokenizer
 
-RELEASED_SIDES = (512, 1024)
-
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """One checkpoint, loaded. `sides`: the smallest and largest bucket side (px) of pictures it describes."""
+    """One checkpoint, loaded. sides: the smallest and the largest bucket side (px) of pictures that it describes."""
 
     transformer: Transformer
     tokenizer: TextTokenizer
     table: TokenTable
-    sides: tuple[int, int] = RELEASED_SIDES
+    sides: tuple[int, int]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.transformer.parameters()).device
 
 
-def guided(model: Model, prompt: Prompt, *, cfg: float, image_cfg: float) -> tuple[Tensor, list[Branch]]:
-    """Prefix ids [1 or B,P] of an image task and the branches that guide it; a zero scale makes no branch.
+class Autoencoder(Protocol):
+    """A VQ, wherever it works: pixels [B,3,H*s,W*s] in 0..1 to codes [B,H,W] and back."""
 
-    `cfg` moves away from the same images without (or with the negative) text; `image_cfg`, in edits, from the text
+    @property
+    def scale(self) -> int:
+        """Pixels per cell along each side, s."""
+        ...
+
+    @property
+    def codebook_size(self) -> int:
+        """How many codes there are, K."""
+        ...
+
+    def encode(self, pixels: Tensor) -> Tensor: ...
+
+    def decode(self, codes: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a plan runs. device None: where the weights are. chunk_rows: how many rows the transformer works on at a
+    time, which saves memory; None: all."""
+
+    device: torch.device | str | None = None
+    chunk_rows: int | None = None
+
+
+# Plans --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class ImagePlan:
+    """A canvas to be filled, text-to-image, edit and inpaint alike: `prefix` ids [1 or B,P] of the prompt and the
+    branches that guide it."""
+
+    model: Model
+    prefix: Tensor
+    branches: tuple[Branch, ...]
+    canvas: Canvas
+    settings: ImageSettings
+
+    def scratch_bytes(self, itemsize: int, chunk_rows: int | None = None) -> int:
+        """Memory that it needs beside the weights; itemsize: bytes of a number that is computed with."""
+        batch, height, width = self.canvas.codes.shape
+        longest = max(ids.shape[1] for ids in (self.prefix, *(branch.prefix for branch in self.branches)))
+        return memory.image_bytes(
+            self.model.transformer.config,
+            batch=batch,
+            length=longest + answer_length(height, width),
+            cells=height * width,
+            codes=self.model.table.codebook_size,
+            branches=1 + len(self.branches),
+            itemsize=itemsize,
+            schedule=self.settings.schedule(height * width, self.settings.steps),
+            cache=self.settings.cache,
+            chunk_rows=chunk_rows,
+        )
+
+    def run(self, placement: Placement | None = None, on_step: ImageStep | None = None) -> Canvas:
+        """The filled canvas, on the device where it was; `on_step` as for `sample_image`."""
+        placement = placement or Placement()
+        device = placement.device or self.model.device
+        return sample_image(
+            self.model.transformer,
+            self.model.table,
+            self.canvas,
+            self.prefix.to(device),
+            [Branch(branch.prefix.to(device), branch.scale) for branch in self.branches],
+            settings=self.settings,
+            on_step=on_step,
+            chunk_rows=placement.chunk_rows,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class TextPlan:
+    """A question to be answered about images: `prefix` ids [B,P] of both."""
+
+    model: Model
+    prefix: Tensor
+    settings: TextSettings
+
+    def scratch_bytes(self, itemsize: int, chunk_rows: int | None = None) -> int:
+        """Memory that it needs beside the weights; itemsize: bytes of a number that is computed with."""
+        answer = self.settings.max_tokens + 2
+        return memory.text_bytes(
+            self.model.transformer.config,
+            batch=len(self.prefix),
+            length=self.prefix.shape[1] + answer,
+            answer=answer,
+            rows=self.settings.block_length,
+            branches=1 + (self.settings.cfg > 0),
+            itemsize=itemsize,
+            keeps=self.settings.policy.keeps,
+            chunk_rows=chunk_rows,
+        )
+
+    def run(self, placement: Placement | None = None, on_step: TextStep | None = None) -> list[str]:
+        """One answer per batch item; `on_step` as for `sample_text`."""
+        placement = placement or Placement()
+        answers = sample_text(
+            self.model.transformer,
+            self.model.table,
+            self.prefix.to(placement.device or self.model.device),
+            settings=self.settings,
+            on_step=on_step,
+            chunk_rows=placement.chunk_rows,
+        )
+        return [answer_text(self.model, ids) for ids in answers]
+
+
+Plan = ImagePlan | TextPlan
+Place = Callable[[Plan], Placement]
+
+
+def where_the_weights_are(_: Plan) -> Placement:
+    """The simplest `Place`: on the device of the weights, everything at once."""
+    return Placement()
+
+
+def plan_image(model: Model, prompt: Prompt, canvas: Canvas, settings: ImageSettings) -> ImagePlan:
+    """The plan to fill the holes of a canvas as a prompt says; a guidance scale of 0 makes no branch.
+
+    The text branch has the same images without (or with the negative) text; in edits the image branch has the text
     without the images.
     """
-    text, twin = (model.tokenizer.encode(string) for string in prompt_strings(prompt, model.tokenizer.defuse))
-    images = prompt.images
-    branches = [Branch(prompt_prefix(twin, images, model.table), cfg)]
-    if images:
-        branches.append(Branch(prompt_prefix(text, (), model.table), image_cfg))
-    return prompt_prefix(text, images, model.table), [branch for branch in branches if branch.scale > 0]
+    text, unconditional = (model.tokenizer.encode(string) for string in prompt_strings(prompt, model.tokenizer.defuse))
+    images, guidance = prompt.images, settings.guidance
+    branches = []
+    if guidance.text > 0:
+        branches.append(Branch(prompt_prefix(unconditional, images, model.table), guidance.text))
+    if images and guidance.image > 0:
+        branches.append(Branch(prompt_prefix(text, (), model.table), guidance.image))
+    return ImagePlan(model, prompt_prefix(text, images, model.table), tuple(branches), canvas, settings)
 
 
-def sample(
-    model: Model,
-    prompt: Prompt,
-    canvas: Canvas,
-    *,
-    settings: ImageSettings,
-    cfg: float = 4.0,
-    image_cfg: float = 4.0,
-    on_step: ImageStep | None = None,
-    device: torch.device | str | None = None,
-    chunk_rows: int | None = None,
-) -> Canvas:
-    """Fill the holes of a canvas: text-to-image, edit and inpaint alike. See `sample_image` for `on_step` and
-    `chunk_rows`.
-
-    `device` is where to compute (None: where the weights are); the result comes back to where the canvas was.
-    """
-    prefix, branches = guided(model, prompt, cfg=cfg, image_cfg=image_cfg)
-    device = _device(model, device)
-    branches = [Branch(branch.prefix.to(device), branch.scale) for branch in branches]
-    prefix, options = prefix.to(device), {"settings": settings, "on_step": on_step, "chunk_rows": chunk_rows}
-    return sample_image(model.transformer, model.table, canvas, prefix, branches, **options)
-
-
-def describe(
-    model: Model,
-    images: Sequence[Tensor],
-    question: str,
-    *,
-    settings: TextSettings,
-    on_step: TextStep | None = None,
-    device: torch.device | str | None = None,
-    chunk_rows: int | None = None,
-) -> list[str]:
-    """One answer per batch item to a question about images, codes [1 or B,h,w] each; several images: one question.
-    See `sample_text` for `on_step` and `chunk_rows`."""
+def plan_text(model: Model, images: Sequence[Tensor], question: str, settings: TextSettings) -> TextPlan:
+    """The plan to answer a question about images, codes [1 or B,h,w] each; several images: one question."""
     prompt = Prompt(DESCRIBE, question, images=tuple(images))
     string, _ = prompt_strings(prompt, model.tokenizer.defuse)
-    prefix = prompt_prefix(model.tokenizer.encode(string), prompt.images, model.table).to(_device(model, device))
-    options = {"settings": settings, "on_step": on_step, "chunk_rows": chunk_rows}
-    answers = sample_text(model.transformer, model.table, prefix, **options)
-    return [answer_text(model, ids) for ids in answers]
+    return TextPlan(model, prompt_prefix(model.tokenizer.encode(string), prompt.images, model.table), settings)
 
 
 def answer_text(model: Model, ids: Sequence[int]) -> str:
-    """The words among the ids of an answer, finished or half-way: no holes, no specials, no image codes."""
+    """The words among the ids of an answer, finished or half-way: no holes, no special tokens, no image codes."""
     table = model.table
-    words = (number for number in ids if not table.codes.start <= number < table.codes.stop)
-    return model.tokenizer.decode([number for number in words if number not in table.specials]).strip()
+    words = (token for token in ids if not table.codes.start <= token < table.codes.stop)
+    return model.tokenizer.decode([token for token in words if token not in table.specials]).strip()
 
 
-def generate(
-    model: Model,
-    vq: VQ,
-    prompt: Prompt,
-    size: tuple[int, int],
-    *,
-    settings: ImageSettings,
-    cfg: float = 4.0,
-    batch: int = 1,
-    on_step: ImageStep | None = None,
-) -> Tensor:
-    """Pictures [batch,3,height,width] of a `text_prompt`, at size (width, height) px."""
-    canvas = Canvas.empty(batch, *check_size(*size, vq.scale))
-    return decode(vq, sample(model, prompt, canvas, settings=settings, cfg=cfg, on_step=on_step))
+# Pictures and codes -------------------------------------------------------------------------------------------------
 
 
-def edit(
-    model: Model,
-    vq: VQ,
-    picture: Tensor,
-    request: Edit,
-    *,
-    settings: ImageSettings,
-    cfg: float = 4.0,
-    image_cfg: float = 4.0,
-    batch: int = 1,
-    on_step: ImageStep | None = None,
-) -> Tensor:
-    """Edited pictures [B,3,h,w] of `picture` [B,3,h',w'], at the size it was fitted to; `batch` of a single one."""
-    prompt, canvas, _ = request.prepare(vq, picture, batch)
-    return decode(vq, sample(model, prompt, canvas, settings=settings, cfg=cfg, image_cfg=image_cfg, on_step=on_step))
+def encode(vq: Autoencoder, picture: Tensor) -> Tensor:
+    """Codes [B,H,W] of pictures [B,3,h,w], whose sides must be multiples of the VQ's scale."""
+    check_size(picture.shape[3], picture.shape[2], vq.scale)
+    return vq.encode(picture)
 
 
-def inpaint(
-    model: Model,
-    vq: VQ,
-    picture: Tensor,
-    cells: Tensor,
-    prompt: Prompt,
-    *,
-    settings: ImageSettings,
-    cfg: float = 4.0,
-    on_step: ImageStep | None = None,
-) -> Tensor:
-    """`picture` [1 or B,3,h,w] with its `cells` (bool [1 or B,H,W]) painted anew; every other pixel stays."""
-    canvas = paint(vq, picture, cells)
-    painted = decode(vq, sample(model, prompt, canvas, settings=settings, cfg=cfg, on_step=on_step))
-    return composite(picture, painted, cells_to_mask(canvas.unknown, vq.scale))
+def decode(vq: Autoencoder, canvas: Canvas) -> Tensor:
+    """Pictures [B,3,h,w] of a canvas; cells that are still unknown are grey. Raises ValueError for codes that the VQ
+    does not have."""
+    canvas.check(vq.codebook_size)
+    pixels = vq.decode(canvas.codes)
+    return composite(pixels, torch.full_like(pixels, GREY), cells_to_mask(canvas.unknown, vq.scale).to(pixels.device))
+
+
+def encode_for_question(model: Model, vq: Autoencoder, pictures: Sequence[Tensor]) -> list[Tensor]:
+    """Codes [1 or B,H,W] of the pictures [1 or B,3,h,w] of one question, fitted as in training."""
+    sizes = [understanding_size(one.shape[3], one.shape[2], model.sides, images=len(pictures)) for one in pictures]
+    return [encode(vq, fit(one, *size)) for one, size in zip(pictures, sizes, strict=True)]
+
+
+# Preparing ----------------------------------------------------------------------------------------------------------
 
 
 def text_prompt(text: str, negative: str = "") -> Prompt:
-    """The prompt of text-to-image and inpaint."""
+    """The prompt of text-to-image, inpaint and outpaint."""
     return Prompt(GENERATE, text, negative)
 
 
 @dataclass(frozen=True, eq=False)
+class PreparedEdit:
+    """What the sampler takes for an edit, and the `fitted` picture [B,3,h,w] as the model sees it."""
+
+    prompt: Prompt
+    canvas: Canvas
+    fitted: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class Edit:
-    """What to do with a picture: an edit type of `prompt.EDITS`, its text, a reference picture where the type takes
-    one, and the side (px) of the square whose area pictures are fitted to."""
+    """What to make of a picture: an edit type of `prompt.EDITS`, its text, a reference picture [1 or B,3,h,w] where the
+    type takes one, and the side (px) of the square whose area pictures are fitted to."""
 
     edit_type: str
     text: str = ""
@@ -170,67 +245,172 @@ class Edit:
     reference: Tensor | None = None
     side: int = 512
 
-    def prepare(self, vq: VQ, picture: Tensor, batch: int = 1) -> tuple[Prompt, Canvas, Tensor]:
-        """Prompt, blank canvas and the fitted picture [B,3,h,w] for `picture` [B,3,h',w']. For a single picture the
-        canvas has `batch` items.
+    def prepare(self, vq: Autoencoder, picture: Tensor, batch: int = 1) -> PreparedEdit:
+        """For `picture` [B,3,h',w']; of a single picture the canvas has `batch` items. Raises ValueError for an unknown
+        edit type, and where a reference picture is missing or not taken.
 
         Style transfer keeps the size of the picture; the released script takes that of the style.
         """
         task = edit_task(self.edit_type)
-        if (self.reference is None) != (task.images < 2):
-            say = (
-                "needs a reference image: connect one"
-                if task.images == 2
-                else "takes no reference image: disconnect it"
-            )
-            raise ValueError(f"The edit type {self.edit_type} {say}.")
+        if task.images == 2 and self.reference is None:
+            raise ValueError(f"The edit type {self.edit_type} takes the style of a reference picture: give one.")
+        if task.images < 2 and self.reference is not None:
+            raise ValueError(f"The edit type {self.edit_type} takes no reference picture: leave it out.")
         pictures = [picture] if self.reference is None else [picture, self.reference]
+        if self.reference is not None and 1 not in map(len, pictures) and len(picture) != len(self.reference):
+            raise ValueError(
+                f"Got {len(picture)} pictures and {len(self.reference)} reference pictures; expected a single one of "
+                "either, or as many of both."
+            )
         fitted = [fit(one, *fit_size(one.shape[3], one.shape[2], self.side)) for one in pictures]
         images = tuple(encode(vq, one) for one in fitted)
-        batch = max(batch, *map(len, images))
-        return Prompt(task, self.text, self.negative, images), Canvas.empty(batch, *images[0].shape[1:]), fitted[0]
+        height, width = images[0].shape[1:]
+        canvas = Canvas.empty(max(batch, *map(len, images)), height, width)
+        return PreparedEdit(Prompt(task, self.text, self.negative, images), canvas, fitted[0])
 
 
-def paint(vq: VQ, picture: Tensor, cells: Tensor) -> Canvas:
-    """The canvas of a picture [1 or B,3,h,w] with holes at `cells` bool [1 or B,H,W]; ValueError where none is."""
-    if not bool(cells.any()):
-        raise ValueError("The mask marks nothing, so there is nothing to repaint: paint over what should change.")
-    codes = encode(vq, picture)
-    return Canvas.from_codes(codes.expand(len(cells), -1, -1) if len(codes) == 1 else codes, cells)
+@dataclass(frozen=True, eq=False)
+class PreparedInpaint:
+    """A picture with a hole: its `canvas`, and the `picture` [B,3,h,w], continued to whole cells.
+
+    height, width: px of the picture before that.
+    """
+
+    canvas: Canvas
+    picture: Tensor
+    height: int
+    width: int
+
+    @property
+    def mask(self) -> Tensor:
+        """The cells to be repainted, in px of `picture`: [B,h,w], 0 or 1."""
+        scale = self.picture.shape[2] // self.canvas.codes.shape[1]
+        return cells_to_mask(self.canvas.unknown, scale)
+
+    def finish(self, painted: Tensor) -> Tensor:
+        """The picture [B,3,height,width] with its hole from `painted` [B,3,h,w]; every other pixel stays as it was."""
+        whole = composite(self.picture, painted, self.mask.to(painted.device))
+        return whole[:, :, : self.height, : self.width]
 
 
-def painted_cells(vq: VQ, picture: Tensor, mask: Tensor, *, coverage: float = PAINTED, grow: int = 0) -> Tensor:
-    """Cells bool [B,H,W] of a picture that a mask [B,h,w] of any size marks; see `mask_to_cells`."""
-    cells = check_size(picture.shape[3], picture.shape[2], vq.scale)
-    return mask_to_cells(mask, cells, coverage=coverage, grow=grow)
+@dataclass(frozen=True, eq=False)
+class Inpaint:
+    """Which part of a picture to repaint.
+
+    What a mask [1 or B,h,w] marks (above 0.5); or without one a centred rectangle with these shares of the sides, and
+    with `outpaint` all around it. The marked area grows by `grow` cells.
+    """
+
+    mask: Tensor | None = None
+    outpaint: bool = False
+    width_ratio: float = 0.2
+    height_ratio: float = 1.0
+    grow: int = 0
+
+    def prepare(self, vq: Autoencoder, picture: Tensor, batch: int = 1) -> PreparedInpaint:
+        """For `picture` [B,3,h,w] of any size: where a side is not a multiple of a cell, its edge is repeated. Of a
+        single picture and mask the canvas has `batch` items. A mask must have the picture's size.
+
+        A cell is repainted if any of it is painted over: nothing that was marked may stay. Of a drawn rectangle more
+        than half of a cell counts, as in the released code. Raises ValueError where nothing is marked, and where
+        nothing would stay.
+        """
+        height, width = picture.shape[2:]
+        drawn, coverage = self.mask, PAINTED
+        if drawn is None:
+            drawn = centred_rectangle(width, height, width_ratio=self.width_ratio, height_ratio=self.height_ratio)
+            drawn, coverage = (1 - drawn if self.outpaint else drawn), RECTANGLE
+        elif drawn.shape[1:] != picture.shape[2:]:
+            raise ValueError(
+                f"Got a mask of {drawn.shape[2]}x{drawn.shape[1]} px for a picture of {width}x{height} px; expected "
+                "the same size."
+            )
+        picture, drawn = pad_to_cells(picture, vq.scale), pad_to_cells(drawn, vq.scale)
+        grid = check_size(picture.shape[3], picture.shape[2], vq.scale)
+        holes = mask_to_cells(drawn, grid, coverage=coverage, grow=self.grow)
+        if not bool(holes.any()):
+            raise ValueError("The mask marks nothing, so there is nothing to repaint: paint over what should change.")
+        if bool(holes.flatten(1).all(dim=1).any()):
+            raise ValueError(
+                f"The mask, snapped to cells of {vq.scale} px, covers the whole picture, so nothing of it would stay: "
+                "mark less, or generate a new picture."
+            )
+        codes = encode(vq, picture)
+        items = max(batch, len(codes), len(holes))
+        canvas = Canvas.from_codes(codes.expand(items, -1, -1), holes.expand(items, -1, -1))
+        return PreparedInpaint(canvas, picture, height, width)
 
 
-def encode(vq: VQ, picture: Tensor) -> Tensor:
-    """Codes [B,H,W] of pictures [B,3,h,w], whose sides must be multiples of the VQ's scale."""
-    check_size(picture.shape[3], picture.shape[2], vq.scale)
-    return vq.encode(picture)
+# Whole jobs ---------------------------------------------------------------------------------------------------------
 
 
-def decode(vq: VQ, canvas: Canvas) -> Tensor:
-    """Pictures [B,3,h,w] of a canvas; cells still unknown are grey."""
-    pixels = vq.decode(canvas.codes)
-    return composite(pixels, torch.full_like(pixels, GREY), cells_to_mask(canvas.unknown, vq.scale).to(pixels.device))
-
-
-def describe_pictures(
+def generate(
     model: Model,
-    vq: VQ,
+    vq: Autoencoder,
+    prompt: Prompt,
+    width: int,
+    height: int,
+    *,
+    settings: ImageSettings,
+    batch: int = 1,
+    place: Place = where_the_weights_are,
+    on_step: ImageStep | None = None,
+) -> Tensor:
+    """Pictures [batch,3,height,width] of a `text_prompt`; px."""
+    canvas = Canvas.empty(batch, *check_size(width, height, vq.scale))
+    return decode(vq, _sample(model, prompt, canvas, settings, place, on_step))
+
+
+def edit(
+    model: Model,
+    vq: Autoencoder,
+    picture: Tensor,
+    request: Edit,
+    *,
+    settings: ImageSettings,
+    batch: int = 1,
+    place: Place = where_the_weights_are,
+    on_step: ImageStep | None = None,
+) -> Tensor:
+    """Edited pictures [B,3,h,w] of `picture` [B,3,h',w'], at the size it was fitted to; `batch` of a single one."""
+    prepared = request.prepare(vq, picture, batch)
+    return decode(vq, _sample(model, prepared.prompt, prepared.canvas, settings, place, on_step))
+
+
+def inpaint(
+    model: Model,
+    vq: Autoencoder,
+    picture: Tensor,
+    request: Inpaint,
+    prompt: Prompt,
+    *,
+    settings: ImageSettings,
+    batch: int = 1,
+    place: Place = where_the_weights_are,
+    on_step: ImageStep | None = None,
+) -> Tensor:
+    """Pictures [B,3,h,w] of `picture` [1 or B,3,h,w] with the requested part repainted; every other pixel stays."""
+    prepared = request.prepare(vq, picture, batch)
+    return prepared.finish(decode(vq, _sample(model, prompt, prepared.canvas, settings, place, on_step)))
+
+
+def describe(
+    model: Model,
+    vq: Autoencoder,
     pictures: Sequence[Tensor],
     question: str,
     *,
     settings: TextSettings,
+    place: Place = where_the_weights_are,
     on_step: TextStep | None = None,
 ) -> list[str]:
-    """As `describe`, for pictures [1 or B,3,h,w] each, fitted as in training."""
-    sizes = [understanding_size(one.shape[3], one.shape[2], model.sides, images=len(pictures)) for one in pictures]
-    codes = [encode(vq, fit(one, *size)) for one, size in zip(pictures, sizes, strict=True)]
-    return describe(model, codes, question, settings=settings, on_step=on_step)
+    """One answer per batch item to a question about pictures [1 or B,3,h,w] each."""
+    plan = plan_text(model, encode_for_question(model, vq, pictures), question, settings)
+    return plan.run(place(plan), on_step)
 
 
-def _device(model: Model, device: torch.device | str | None) -> torch.device | str:
-    return next(model.transformer.parameters()).device if device is None else device
+def _sample(
+    model: Model, prompt: Prompt, canvas: Canvas, settings: ImageSettings, place: Place, on_step: ImageStep | None
+) -> Canvas:
+    plan = plan_image(model, prompt, canvas, settings)
+    return plan.run(place(plan), on_step)

@@ -9,19 +9,65 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .jobs import Model, describe
-from .sampling.text import TextSettings
-from .sequence.layout import prompt_prefix, text_answer
-from .sequence.prompt import DESCRIBE, Prompt, prompt_strings
+from .jobs import Model, Placement, TextPlan, plan_text
+from .sampling.text import TextSettings, TextStep
+from .sequence.layout import text_answer
 
 QUESTION = 'Does the image show exactly this: "{}"? Answer yes or no.'
+ANSWER_TOKENS = 8  # masked tokens that the one pass of a yes-or-no question sees
+_ONE_PASS = TextSettings(max_tokens=ANSWER_TOKENS, steps=ANSWER_TOKENS, block_length=ANSWER_TOKENS)
 _ANSWERS = (("Yes", "yes", " Yes", " yes"), ("No", "no", " No", " no"))
 _WORD = re.compile(r"\w+")
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """How well a picture shows a text, 0..1, and the model's own description where it was asked for one."""
+
+    score: float
+    description: str = ""
+
+
+def plan_yes_or_no(model: Model, images: Sequence[Tensor], text: str) -> TextPlan:
+    """The question whether the images, codes [1 or B,h,w] each, show `text`."""
+    return plan_text(model, images, QUESTION.format(text), _ONE_PASS)
+
+
+@torch.no_grad()
+def yes_or_no(plan: TextPlan, placement: Placement | None = None) -> list[Judgement]:
+    """P(yes) / (P(yes) + P(no)) as the first word of the answer to a plan of `plan_yes_or_no`; one judgement per batch
+    item, from one pass. Raises ValueError where the model does not know the two words."""
+    placement, model = placement or Placement(), plan.model
+    yes, no = _answer_ids(model)
+    if not yes or not no:
+        raise ValueError("This model's vocabulary has no words for yes and no; let it judge by its description.")
+    prefix = plan.prefix.to(placement.device or model.device)
+    masked = prefix.new_full((len(prefix), plan.settings.max_tokens), model.table.mask)
+    sequence = torch.cat((prefix, text_answer(masked, model.table)), dim=1)
+    first = torch.full_like(prefix[:, :1], prefix.shape[1] + 1)
+    logits = model.transformer(sequence, rows=first, chunk_rows=placement.chunk_rows)[:, 0].float()
+    # of logits, since both shares of the vocabulary may be too small for fp32
+    shares = (logits[:, yes].logsumexp(dim=1) - logits[:, no].logsumexp(dim=1)).sigmoid()
+    return [Judgement(share) for share in shares.tolist()]
+
+
+def by_description(
+    plan: TextPlan, text: str, placement: Placement | None = None, on_step: TextStep | None = None
+) -> list[Judgement]:
+    """The share of the words of `text` that the model's own answer to `plan`, a request to describe, has; one judgement
+    per batch item. For models that were not taught to say yes and no, and for those who want to see why."""
+    return [Judgement(words_kept(text, answer), answer) for answer in plan.run(placement, on_step)]
+
+
+def words_kept(text: str, answer: str) -> float:
+    """The share, 0..1, of the words of `text` that `answer` has, each as often as it stands there; 1 without words."""
+    asked, said = (Counter(_WORD.findall(part.lower())) for part in (text, answer))
+    return (asked & said).total() / asked.total() if asked else 1.0
 
 
 def _answer_ids(model: Model) -> tuple[list[int], list[int]]:
@@ -30,50 +76,3 @@ def _answer_ids(model: Model) -> tuple[list[int], list[int]]:
     yes, no = ({ids[0] for ids in spellings if len(ids) == 1} for spellings in encoded)
     unknown = yes & no  # a small vocabulary has one id for all words that it does not know
     return sorted(yes - unknown), sorted(no - unknown)
-
-
-@torch.no_grad()
-def yes_share(
-    model: Model,
-    images: Sequence[Tensor],
-    text: str,
-    *,
-    places: int = 8,
-    device: torch.device | str | None = None,
-    chunk_rows: int | None = None,
-) -> list[float]:
-    """P(yes) / (P(yes) + P(no)) as the first word of the answer to whether the images, codes [1 or B,h,w] each, show
-    `text`; one number per batch item. One pass over an answer of `places` masked tokens, on `device` (None: where the
-    weights are), `chunk_rows` as for the transformer.
-
-    Raises ValueError where the model does not know the two words.
-    """
-    ids = _answer_ids(model)
-    if not all(ids):
-        raise ValueError("This model's vocabulary has no words for yes and no; let it judge by its description.")
-    prompt = Prompt(DESCRIBE, QUESTION.format(text), images=tuple(images))
-    string, _ = prompt_strings(prompt, model.tokenizer.defuse)
-    prefix = prompt_prefix(model.tokenizer.encode(string), prompt.images, model.table)
-    prefix = prefix.to(next(model.transformer.parameters()).device if device is None else device)
-    masked = prefix.new_full((len(prefix), places), model.table.mask)
-    sequence = torch.cat((prefix, text_answer(masked, model.table)), dim=1)
-    first = torch.full_like(prefix[:, :1], prefix.shape[1] + 1)
-    logits = model.transformer(sequence, rows=first, chunk_rows=chunk_rows)[:, 0].float()
-    yes, no = (logits[:, wanted].logsumexp(dim=1) for wanted in ids)
-    return (yes - no).sigmoid().tolist()  # of logits, since both shares of the vocabulary may be too small for fp32
-
-
-def description_share(
-    model: Model, images: Sequence[Tensor], text: str, *, question: str, settings: TextSettings, **options: Any
-) -> list[tuple[float, str]]:
-    """The share of the words of `text` that the model's own description of the images has, and the description; one
-    pair per batch item; `options` go to `describe`. For models that were not taught to say yes and no, and for those
-    who want to see why."""
-    answers = describe(model, images, question, settings=settings, **options)
-    return [(words_kept(text, answer), answer) for answer in answers]
-
-
-def words_kept(text: str, answer: str) -> float:
-    """The share, 0..1, of the words of `text` that `answer` has, each as often as it stands there; 1 without words."""
-    wanted, said = (Counter(_WORD.findall(part.lower())) for part in (text, answer))
-    return (wanted & said).total() / wanted.total() if wanted else 1.0

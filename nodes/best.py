@@ -7,41 +7,29 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..dimoo_core.judge import QUESTION, description_share, yes_share
+from ..dimoo_core import jobs, judge
+from ..dimoo_core.judge import Judgement
 from ..dimoo_core.sampling.text import TextSettings
 from ..dimoo_core.sequence.prompt import GENERATE
 from . import host, pixels, widgets
-from .describe import answering_bytes, encode_for
 from .sockets import LoadedModel, LoadedVQ, ModelSocket, PromptSocket, VQSocket, check_sockets
 
 DESCRIBE_IT = "Describe the image."
-_ONE_PASS = TextSettings(max_tokens=8, steps=8, block_length=8)
 _DESCRIPTION = TextSettings()
-
-Judgement = tuple[float, str]
 
 
 def by_yes_or_no(model: LoadedModel, codes: list[Tensor], text: str) -> Judgement:
     """How surely the model says yes to whether the picture shows the text."""
-    device, chunk_rows = model.ready(answering_bytes(model, codes, QUESTION + text, _ONE_PASS))
-    (share,) = yes_share(model.core, codes, text, device=device, chunk_rows=chunk_rows)
-    return share, ""
+    plan = judge.plan_yes_or_no(model.core, codes, text)
+    (judgement,) = judge.yes_or_no(plan, model.place(plan))
+    return judgement
 
 
 def by_description(model: LoadedModel, codes: list[Tensor], text: str) -> Judgement:
     """How many of the text's words the model's own description of the picture has."""
-    device, chunk_rows = model.ready(answering_bytes(model, codes, DESCRIBE_IT, _DESCRIPTION))
-    ((share, words),) = description_share(
-        model.core,
-        codes,
-        text,
-        question=DESCRIBE_IT,
-        settings=_DESCRIPTION,
-        device=device,
-        chunk_rows=chunk_rows,
-        on_step=lambda *_: host.check_cancel(),
-    )
-    return share, words
+    plan = jobs.plan_text(model.core, codes, DESCRIBE_IT, _DESCRIPTION)
+    (judgement,) = judge.by_description(plan, text, model.place(plan), on_step=lambda *_: host.check_cancel())
+    return judgement
 
 
 METHODS: dict[str, Callable[[LoadedModel, list[Tensor], str], Judgement]] = {
@@ -52,10 +40,10 @@ METHODS: dict[str, Callable[[LoadedModel, list[Tensor], str], Judgement]] = {
 
 def judged(model: LoadedModel, vq: LoadedVQ, pictures: Tensor, text: str, method: str) -> list[Judgement]:
     """The judgement of each of pictures [B,3,h,w]; shows progress."""
-    judge, step = widgets.chosen("judge_by", method, METHODS), host.progress()
+    ask, step = widgets.chosen("judge_by", method, METHODS), host.progress()
     found = []
     for done, picture in enumerate(pictures.split(1), 1):
-        found.append(judge(model, encode_for(model, vq, [picture]), text))
+        found.append(ask(model, jobs.encode_for_question(model.core, vq, [picture]), text))
         step(done, len(pictures), None)
     return found
 
@@ -104,8 +92,8 @@ class BestOf(host.io.ComfyNode):
                 "The prompt says nothing that a picture could show: connect Text Encode and give it words."
             )
         found = judged(model, vq, pixels.to_core(image), prompt.text, judge_by)
-        order = sorted(range(len(found)), key=lambda place: -found[place][0])  # of equals the first stays first
-        lines = [f"picture {place + 1}: {found[place][0]:.1%}  {found[place][1]}".rstrip() for place in order]
+        order = sorted(range(len(found)), key=lambda item: -found[item].score)  # of equals the first stays first
+        lines = [f"picture {item + 1}: {found[item].score:.1%}  {found[item].description}".rstrip() for item in order]
         ranked = image[torch.tensor(order)]
         host.show_text("\n".join(lines), getattr(cls.hidden, "unique_id", None))
         return host.io.NodeOutput(ranked[:1], ranked, "\n".join(lines), ui={"text": ["\n".join(lines)]})

@@ -89,5 +89,4 @@ class VQDecode(host.io.ComfyNode):
     @classmethod
     def execute(cls, vq, canvas):
         check_sockets(vq=vq, canvas=canvas)
-        canvas.check(vq.vq.config.codebook_size)
         return host.io.NodeOutput(pixels.to_comfy(jobs.decode(vq, canvas)))

@@ -16,7 +16,7 @@ from ..dimoo_core.pictures.captions import (
 from ..dimoo_core.pictures.pixels import load_picture
 from ..dimoo_core.sampling.text import TextSettings
 from . import host, widgets
-from .describe import answered, encode_for, follow
+from .describe import answered, follow
 from .sockets import LoadedModel, LoadedVQ, ModelSocket, VQSocket, check_sockets
 
 NOTHING = "(no folder with pictures)"
@@ -53,7 +53,7 @@ def caption(
             failed[path] = str(error)
             said.append(failed[path])
             continue
-        said += answered(model, encode_for(model, vq, [picture]), question, (settings, on_step))
+        said += answered(model, vq, [picture], question, settings, on_step)
         atomic_write_text(caption_file(path), said[-1] + "\n")
     return failed
 

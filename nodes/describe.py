@@ -2,54 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 from torch import Tensor
 
-from ..dimoo_core import jobs, memory
-from ..dimoo_core.pictures.pixels import fit
-from ..dimoo_core.pictures.sizes import understanding_size
+from ..dimoo_core import jobs
 from ..dimoo_core.sampling.noise import SEEDS
 from ..dimoo_core.sampling.text import TextSettings, TextStep
 from ..dimoo_core.sampling.text_cache import SPEEDS
-from ..dimoo_core.sequence.prompt import DESCRIBE
 from . import host, pixels, widgets
 from .sockets import LoadedModel, LoadedVQ, ModelSocket, VQSocket, check_sockets
 
 
-def encode_for(model: LoadedModel, vq: LoadedVQ, pictures: Sequence[Tensor]) -> list[Tensor]:
-    """Codes [1,H,W] of the pictures [1,3,h,w] of one question, fitted as in training."""
-    sizes = [understanding_size(*one.shape[:1:-1], model.core.sides, images=len(pictures)) for one in pictures]
-    return [jobs.encode(vq, fit(one, *size)) for one, size in zip(pictures, sizes, strict=True)]
-
-
-def answering_bytes(
-    model: LoadedModel, codes: Sequence[Tensor], question: str, settings: TextSettings
-) -> Callable[..., int]:
-    """Memory that an answer needs beside the weights, given `chunk_rows`. Text has at most as many tokens as bytes."""
-    cells = sum(one.shape[1] * (one.shape[2] + 1) + 2 for one in codes)
-    words = len(question.encode()) + len(DESCRIBE.system)
-    answer = settings.max_tokens + 2
-    return partial(
-        memory.text_bytes,
-        model.core.transformer.config,
-        (cells + words + answer, answer),
-        rows=settings.block_length,
-        branches=1 + (settings.cfg > 0),
-        itemsize=model.itemsize,
-        keeps=settings.policy.keeps,
-    )
-
-
 def answered(
-    model: LoadedModel, codes: Sequence[Tensor], question: str, ask: tuple[TextSettings, TextStep]
+    model: LoadedModel,
+    vq: LoadedVQ,
+    pictures: Sequence[Tensor],
+    question: str,
+    settings: TextSettings,
+    on_step: TextStep,
 ) -> list[str]:
-    """What the model says of pictures' codes [1,H,W] in one question; `ask` is (settings, on_step)."""
-    settings, on_step = ask
-    device, chunk_rows = model.ready(answering_bytes(model, codes, question, settings))
-    options = {"settings": settings, "on_step": on_step, "device": device, "chunk_rows": chunk_rows}
-    return jobs.describe(model.core, codes, question, **options)
+    """What the model answers to one question about pictures [1,3,h,w]."""
+    return jobs.describe(model.core, vq, pictures, question, settings=settings, place=model.place, on_step=on_step)
 
 
 def follow(model: LoadedModel, node: str | None, answers: Sequence[str], questions: int) -> TextStep:
@@ -120,11 +94,10 @@ class Describe(host.io.ComfyNode):
             TextSettings(max_tokens, steps, block_length, temperature, cfg, (seed + item) % SEEDS, policy)
             for item in range(len(questions))
         ]
-        asked = [encode_for(model, vq, group) for group in questions]
         answers: list[str] = []
         on_step = follow(model, node, answers, len(questions))
-        for codes, setting in zip(asked, settings, strict=True):
-            answers += answered(model, codes, question, (setting, on_step))
+        for group, setting in zip(questions, settings, strict=True):
+            answers += answered(model, vq, group, question, setting, on_step)
         host.show_text("\n\n".join(answers), node)
         return host.io.NodeOutput(answers, ui={"text": answers})
 

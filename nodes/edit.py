@@ -34,8 +34,8 @@ class ImageEdit(host.io.ComfyNode):
         check_sockets(vq=vq)
         reference = None if reference_image is None else pixels.to_core(reference_image, "reference image")
         request = Edit(edit_type, text, reference=reference, side=side)
-        prompt, canvas, fitted = request.prepare(vq, pixels.to_core(image))
-        return host.io.NodeOutput(prompt, canvas, pixels.to_comfy(fitted))
+        prepared = request.prepare(vq, pixels.to_core(image))
+        return host.io.NodeOutput(prepared.prompt, prepared.canvas, pixels.to_comfy(prepared.fitted))
 
 
 def _inputs() -> list:

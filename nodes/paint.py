@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from ..dimoo_core import jobs
 from ..dimoo_core.pictures.crop import feathered
-from ..dimoo_core.pictures.masks import PAINTED, RECTANGLE, cells_to_mask, centred_rectangle
 from . import host, pixels, widgets
-from .sockets import CanvasSocket, LoadedVQ, VQSocket, check_sockets
+from .sockets import CanvasSocket, VQSocket, check_sockets
 
 MODES = {"inpaint": False, "outpaint": True}  # whether a centred rectangle is what stays
-
-
-def marked_cells(vq: LoadedVQ, picture: Tensor, drawn: Tensor, *, coverage: float, grow: int) -> Tensor:
-    """Cells bool [1 or B,H,W] of picture [B,3,h,w] that the mask `drawn` [1 or B,h,w] marks; some must be left."""
-    cells = jobs.painted_cells(vq, picture, drawn, coverage=coverage, grow=grow)
-    if bool(cells.flatten(1).all(dim=1).any()):
-        raise ValueError(
-            f"The mask, snapped to cells of {vq.scale} px, covers the whole picture and nothing of it would stay: "
-            "mark less, or use an empty canvas."
-        )
-    return cells
 
 
 class MaskPaint(host.io.ComfyNode):
@@ -51,19 +37,13 @@ class MaskPaint(host.io.ComfyNode):
     @classmethod
     def execute(cls, vq, image, mode, mask_h_ratio=1.0, mask_w_ratio=0.2, grow=0, mask=None, feather=0):
         check_sockets(vq=vq)
-        picture, stays = pixels.to_core(image), widgets.chosen("mode", mode, MODES)
-        if mask is None:
-            drawn = centred_rectangle(*picture.shape[:1:-1], width_ratio=mask_w_ratio, height_ratio=mask_h_ratio)
-            drawn = 1 - drawn if stays else drawn
-        else:
-            drawn = pixels.mask_to_core(mask, picture)
-        # Where a side is no multiple of a cell the picture is continued; compositing cuts that off again.
-        picture, drawn = (pixels.pad_to_cells(part, vq.scale) for part in (picture, drawn))
-        cells = marked_cells(vq, picture, drawn, coverage=RECTANGLE if mask is None else PAINTED, grow=grow)
-        canvas = jobs.paint(vq, picture, cells)
-        snapped = cells_to_mask(canvas.unknown, vq.scale)
-        shown = pixels.to_comfy(pixels.grey_where(picture, snapped))
-        return host.io.NodeOutput(canvas, feathered(snapped, feather), shown, ui=host.ui.PreviewImage(shown, cls=cls))
+        picture, outpaint = pixels.to_core(image), widgets.chosen("mode", mode, MODES)
+        drawn = None if mask is None else pixels.mask_to_core(mask, picture)
+        prepared = jobs.Inpaint(drawn, outpaint, mask_w_ratio, mask_h_ratio, grow).prepare(vq, picture)
+        # What continues the picture to whole cells is cut off again by compositing.
+        shown = pixels.to_comfy(pixels.grey_where(prepared.picture, prepared.mask))
+        snapped = feathered(prepared.mask, feather)
+        return host.io.NodeOutput(prepared.canvas, snapped, shown, ui=host.ui.PreviewImage(shown, cls=cls))
 
 
 def _inputs() -> list:

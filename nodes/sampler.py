@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-
-from torch import Tensor
-
-from ..dimoo_core import jobs, memory
-from ..dimoo_core.sampling.guidance import Branch
+from ..dimoo_core import jobs
+from ..dimoo_core.sampling.guidance import Guidance
 from ..dimoo_core.sampling.image import ImageSettings, ImageStep
 from ..dimoo_core.sampling.ml_cache import CANDIDATES, PRESETS, CachePolicy
 from ..dimoo_core.sequence.canvas import Canvas
-from ..dimoo_core.sequence.layout import image_answer
 from . import host, pixels, widgets
 from .sockets import CacheSocket, CanvasSocket, LoadedModel, ModelSocket, PromptSocket, check_sockets
 
@@ -86,26 +80,6 @@ def _ours() -> list:
     ]
 
 
-def sampling_bytes(
-    model: LoadedModel, guided: tuple[Tensor, list[Branch]], canvas: Canvas, settings: ImageSettings
-) -> Callable[..., int]:
-    """Memory that sampling needs beside the weights, given `chunk_rows`; `guided` as `jobs.guided` gives it."""
-    prefix, branches = guided
-    longest = max(ids.shape[1] for ids in (prefix, *(branch.prefix for branch in branches)))
-    batch, height, width = canvas.codes.shape
-    return partial(
-        memory.image_bytes,
-        model.core.transformer.config,
-        (batch, longest + image_answer(canvas, model.core.table).shape[1]),
-        cells=height * width,
-        codes=model.core.table.codebook_size,
-        branches=1 + len(branches),
-        itemsize=model.itemsize,
-        steps=settings.steps,
-        cache=settings.cache,
-    )
-
-
 def follow(model: LoadedModel) -> ImageStep:
     """An `on_step` that shows progress and the forming picture, and through which a cancel arrives."""
     colours = model.palette.colours() if host.wants_previews() else None
@@ -151,13 +125,10 @@ class Sampler(host.io.ComfyNode):
     ):
         check_sockets(model=model, prompt=prompt, canvas=canvas, **({} if cache is None else {"cache": cache}))
         policy = widgets.chosen("ml_cache", ml_cache, PRESETS) if cache is None else cache
-        settings = ImageSettings(steps, temperature, seed, policy, guidance_start)
-        scales = {"cfg": cfg, "image_cfg": image_cfg}
-        scratch = sampling_bytes(model, jobs.guided(model.core, prompt, **scales), canvas, settings)
-        on_step = follow(model)
-        device, chunk_rows = model.ready(scratch)
-        options = {"settings": settings, "on_step": on_step, "device": device, "chunk_rows": chunk_rows}
-        return host.io.NodeOutput(jobs.sample(model.core, prompt, canvas, **scales, **options))
+        settings = ImageSettings(steps, temperature, seed, policy, Guidance(cfg, image_cfg, guidance_start))
+        plan = jobs.plan_image(model.core, prompt, canvas, settings)
+        on_step = follow(model)  # first, since it may bring the VQ into memory, for the colours of previews
+        return host.io.NodeOutput(plan.run(model.place(plan), on_step))
 
 
 def _what() -> list:
@@ -170,23 +141,26 @@ def _what() -> list:
 
 
 def _how() -> list:
-    guidance = {"default": 4.0, "bounds": (0, 20), "step": 0.1}
     return [
         widgets.integer(
             "steps", 64, (1, 1024), "In how many steps the canvas is filled. More is slower and, to a point, better."
         ),
         widgets.number(
             "cfg",
-            tooltip=(
+            4.0,
+            (0, 20),
+            (
                 "How strongly the words are followed; 0 leaves guidance out and saves its time. The 8B model likes "
                 "about 4; nano does best without."
             ),
-            **guidance,
+            step=0.1,
         ),
         widgets.number(
             "image_cfg",
-            tooltip="In edits: how strongly the given picture is followed; 0 leaves that out and saves its time.",
-            **guidance,
+            4.0,
+            (0, 20),
+            "In edits: how strongly the given picture is followed; 0 leaves that out and saves its time.",
+            step=0.1,
         ),
         widgets.number(
             "temperature",

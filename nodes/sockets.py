@@ -34,8 +34,8 @@ CropSocket = host.io.Custom("DIMOO_CROP")
 
 @dataclass(frozen=True, eq=False)
 class LoadedVQ:
-    """What travels on DIMOO_VQ. It serves wherever the core wants a VQ: pictures and codes come and go where results
-    lie between nodes, each call first brings the weights into memory, and batches are worked off one by one."""
+    """What travels on DIMOO_VQ: a `jobs.Autoencoder`. Pictures and codes come and go where results lie between nodes.
+    Each call first brings the weights into memory; batches are worked off one by one."""
 
     vq: VQ
     patcher: Any
@@ -46,9 +46,15 @@ class LoadedVQ:
         """Pixels per cell along each side."""
         return self.vq.scale
 
+    @property
+    def codebook_size(self) -> int:
+        """How many codes there are, K."""
+        return self.vq.codebook_size
+
     def encode(self, pixels: Tensor) -> Tensor:
         """pixels [B,3,H*s,W*s] in 0..1 -> codes [B,H,W]"""
-        return self._each(self.vq.encode, pixels, memory.encode_bytes, tuple(pixels.shape[2:]))
+        height, width = pixels.shape[2:]
+        return self._each(self.vq.encode, pixels, memory.encode_bytes, (height, width))
 
     def decode(self, codes: Tensor) -> Tensor:
         """codes [B,H,W] -> pixels [B,3,H*s,W*s] in 0..1"""
@@ -67,8 +73,8 @@ class LoadedVQ:
     def _each(
         self, work: Callable[..., Tensor], batch: Tensor, scratch: Callable[..., int], size: tuple[int, int]
     ) -> Tensor:
-        """`work` on each of a batch of pictures of `size` (h, w) px: at once where the memory for that is free and
-        turns out to be enough, else in tiles."""
+        """`work` on each of a batch of pictures of `size` (h, w) px: whole where the memory for that is free and turns
+        out to be enough, else in tiles."""
         whole, in_tiles = (scratch(self.vq.config, size, self.itemsize, tile=tile) for tile in (None, TILE))
         device = host.ready(self.patcher, whole)
         fits = host.free_bytes(device) >= whole
@@ -98,8 +104,10 @@ class Palette:
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
-    """What travels on DIMOO_MODEL: transformer, tokenizer and ids, and the colours that previews are made of; with the
-    bytes of a number that is computed with, and the formats of quantised weights."""
+    """What travels on DIMOO_MODEL: transformer, tokenizer and ids, and the colours that previews are made of.
+
+    itemsize: bytes of a number that is computed with. formats: those of quantised weights.
+    """
 
     core: jobs.Model
     patcher: Any
@@ -107,17 +115,17 @@ class LoadedModel:
     palette: Palette
     formats: Collection[Format] = ()
 
-    def ready(self, scratch: Callable[..., int]) -> tuple[torch.device, int | None]:
-        """Brings the weights into memory beside what a job needs, and tells the device and how many rows the
-        transformer should work on at a time: all (None) where the memory for that is free. `scratch(chunk_rows=...)`
-        tells the bytes."""
+    def place(self, plan: jobs.Plan) -> jobs.Placement:
+        """Brings the weights into memory beside what a plan needs; it runs all at once where the memory for that is
+        free, else in chunks."""
         layer = memory.quantised_bytes(self.core.transformer.config, self.itemsize, self.formats)
-        whole, in_parts = (scratch(chunk_rows=rows) + layer for rows in (None, memory.CHUNK_ROWS))
+        whole = plan.scratch_bytes(self.itemsize) + layer
         device = host.ready(self.patcher, whole)
         if host.free_bytes(device) >= whole:
-            return device, None
-        host.ready(self.patcher, in_parts)  # leaves more room to the weights
-        return device, memory.CHUNK_ROWS
+            return jobs.Placement(device)
+        in_chunks = plan.scratch_bytes(self.itemsize, memory.CHUNK_ROWS) + layer
+        host.ready(self.patcher, in_chunks)  # leaves more room to the weights
+        return jobs.Placement(device, memory.CHUNK_ROWS)
 
     def get_ram_usage(self) -> int:
         """Bytes; asked for by ComfyUI when it has to choose which results to forget."""

@@ -20,12 +20,12 @@ from torch import Tensor
 from dimoo_core import jobs
 from dimoo_core.checkpoint.find import NANO, find
 from dimoo_core.checkpoint.load import load_tokenizer, load_transformer, load_vq
-from dimoo_core.judge import description_share
+from dimoo_core.judge import by_description
 from dimoo_core.nano.judge import judge, matches
 from dimoo_core.pictures.crop import region_around, resize, resize_mask, stitch, working_size
-from dimoo_core.pictures.masks import RECTANGLE, centred_rectangle
 from dimoo_core.pictures.pixels import mosaic, to_pil
 from dimoo_core.pictures.sizes import CELL
+from dimoo_core.sampling.guidance import Guidance
 from dimoo_core.sampling.image import ImageSettings
 from dimoo_core.sampling.ml_cache import PRESETS
 from dimoo_core.sampling.text import TextSettings
@@ -82,8 +82,8 @@ class Studio:
         def on_step(_done: int, _total: int, now: Canvas) -> None:
             steps.append(Canvas(now.codes.clone(), now.unknown.clone()))
 
-        settings = ImageSettings(steps=16, temperature=0.6, seed=seed, cache=PRESETS[cache])
-        done = jobs.sample(self.model, prompt, canvas, settings=settings, cfg=0, image_cfg=0, on_step=on_step)
+        settings = ImageSettings(steps=16, temperature=0.6, seed=seed, cache=PRESETS[cache], guidance=Guidance(0, 0))
+        done = jobs.plan_image(self.model, prompt, canvas, settings).run(on_step=on_step)
         return [*steps[:-1], done]
 
     def paint(self, text: str, *, seed: int, cache: str = "off") -> Tensor:
@@ -102,8 +102,8 @@ class Studio:
 
     def edit(self, picture: Tensor, kind: str, text: str, *, seed: int) -> Tensor:
         """The picture [1,3,h,w] after an edit."""
-        prompt, canvas, _ = jobs.Edit(kind, text, side=128).prepare(self.vq, picture)
-        return self.decode(self.fill(prompt, canvas, seed=seed)[-1])
+        prepared = jobs.Edit(kind, text, side=128).prepare(self.vq, picture)
+        return self.decode(self.fill(prepared.prompt, prepared.canvas, seed=seed)[-1])
 
     @cached_property
     def circle(self) -> Tensor:
@@ -112,7 +112,7 @@ class Studio:
 
     def say(self, picture: Tensor) -> str:
         """What nano says of a picture [1,3,h,w]."""
-        return jobs.describe_pictures(self.model, self.vq, [picture], QUESTION, settings=ANSWER)[0]
+        return jobs.describe(self.model, self.vq, [picture], QUESTION, settings=ANSWER)[0]
 
     def decode(self, canvas: Canvas) -> Tensor:
         return jobs.decode(self.vq, canvas)
@@ -208,11 +208,10 @@ def repainted(studio: Studio) -> Image.Image:
     circle = studio.circle
     painted = torch.zeros(1, 128, 128)
     painted[:, 32:96, 0:64] = 1
-    around = 1 - centred_rectangle(128, 128, width_ratio=0.5, height_ratio=1.0)
+    around = jobs.Inpaint(outpaint=True, width_ratio=0.5)
     tiles = []
-    for mode, mask, text in (("inpaint", painted, STAR), ("outpaint", around, CIRCLE)):
-        marked = jobs.painted_cells(studio.vq, circle, mask, coverage=RECTANGLE)
-        canvas = jobs.paint(studio.vq, circle, marked)
+    for mode, request, text in (("inpaint", jobs.Inpaint(painted), STAR), ("outpaint", around, CIRCLE)):
+        canvas = request.prepare(studio.vq, circle).canvas
         tiles += [Tile(picture(studio.decode(canvas)), (mode,)), Tile(finished(studio, text, canvas), arrow=True)]
     return strip(*tiles)
 
@@ -305,7 +304,7 @@ def put_back(studio: Studio) -> Image.Image:
     region = region_around(mask, context=2, scale=CELL)
     size = working_size(region, TILE, CELL)
     cut, marked = resize(region.of(whole), *size), resize_mask(region.of(mask), *size)
-    canvas = jobs.paint(studio.vq, cut, jobs.painted_cells(studio.vq, cut, marked))
+    canvas = jobs.Inpaint(marked).prepare(studio.vq, cut).canvas
     painted = studio.decode(studio.good(ADDED, canvas)[-1])
     stitched = stitch(whole, painted, region.of(mask), region)
     return strip(Tile(picture(painted), ("the cut, painted",)), Tile(small(stitched), ("the whole picture",), True))
@@ -316,8 +315,8 @@ def ranked(studio: Studio) -> Image.Image:
     found = []
     for pixels in pictures:
         codes = [jobs.encode(studio.vq, pixels)]
-        ((share, words),) = description_share(studio.model, codes, OPEN, question=QUESTION, settings=ANSWER)
-        found.append((share, words, pixels))
+        (judgement,) = by_description(jobs.plan_text(studio.model, codes, QUESTION, ANSWER), OPEN)
+        found.append((judgement.score, judgement.description, pixels))
     found.sort(key=lambda one: -one[0])
     return strip(*(Tile(picture(pixels), (f"{share:.0%}", *broken(words))) for share, words, pixels in found))
 

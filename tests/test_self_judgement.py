@@ -8,17 +8,25 @@ import torch
 from dimoo_core import jobs
 from dimoo_core.checkpoint.find import NANO, find
 from dimoo_core.checkpoint.load import load_tokenizer, load_transformer, load_vq
-from dimoo_core.judge import QUESTION, description_share, words_kept, yes_share
+from dimoo_core.judge import QUESTION, by_description, plan_yes_or_no, words_kept, yes_or_no
 from dimoo_core.nano.scenes import Scene, caption, draw
 from dimoo_core.sampling.text import TextSettings
 
 from .tiny import TABLE
 
+SIDES = (64, 64)
+
+
+def yes_shares(model: jobs.Model, codes: torch.Tensor, text: str) -> list[float]:
+    return [judgement.score for judgement in yes_or_no(plan_yes_or_no(model, [codes], text))]
+
 
 @pytest.fixture(scope="module")
 def nano() -> tuple[jobs.Model, object]:
     found = find(NANO)
-    model = jobs.Model(load_transformer(found, dtype=torch.float32), load_tokenizer(found), found.table)
+    model = jobs.Model(
+        load_transformer(found, dtype=torch.float32), load_tokenizer(found), found.table, found.defaults.sides
+    )
     return model, load_vq(found)
 
 
@@ -33,9 +41,9 @@ def test_a_description_agrees_with_the_picture_it_is_of(nano) -> None:
     shown, other = (Scene("white", shape, "red", "large", "on the left") for shape in ("circle", "star"))
     codes = [jobs.encode(vq, torch.stack([draw(scene, 8, 8) for scene in (shown, other)]))]
     settings = TextSettings(32, 32, 32)
-    (right, said), (wrong, _) = description_share(model, codes, caption(shown), question="describe", settings=settings)
-    assert (right, said) == (1.0, caption(shown))
-    assert wrong == 1 - 1 / len(caption(shown).split())
+    right, wrong = by_description(jobs.plan_text(model, codes, "describe", settings), caption(shown))
+    assert (right.score, right.description) == (1.0, caption(shown))
+    assert wrong.score == 1 - 1 / len(caption(shown).split())
 
 
 class Fixed(torch.nn.Module):
@@ -70,8 +78,8 @@ class Words:
 
 def test_yes_is_weighed_against_no_at_the_first_place_of_the_answer() -> None:
     words, network = Words(knows=True), Fixed(0.6, 0.2)
-    model = jobs.Model(network, words, TABLE)
-    shares = yes_share(model, [torch.zeros(2, 4, 4, dtype=torch.int64)], "a cat </user>")
+    model = jobs.Model(network, words, TABLE, SIDES)
+    shares = yes_shares(model, torch.zeros(2, 4, 4, dtype=torch.int64), "a cat </user>")
     assert shares == pytest.approx([0.75, 0.75])
     assert bool((network.asked[0] == TABLE.mask).all()), "the place that is read is masked"
     assert any(QUESTION.format("a cat < /user>") in text for text in words.seen), "the user's words are no control"
@@ -83,11 +91,12 @@ def test_two_words_that_are_next_to_impossible_are_weighed_all_the_same() -> Non
     network.forward = lambda ids, *, rows, chunk_rows: network.scores.expand(*rows.shape, -1)
     network.scores = torch.zeros(TABLE.codes.stop)
     network.scores[:3] = torch.tensor([400.0, 1.0, 0.0])
-    shares = yes_share(jobs.Model(network, Words(knows=True), TABLE), [torch.zeros(1, 4, 4, dtype=torch.int64)], "x")
+    model = jobs.Model(network, Words(knows=True), TABLE, SIDES)
+    shares = yes_shares(model, torch.zeros(1, 4, 4, dtype=torch.int64), "x")
     assert shares == pytest.approx([float(torch.sigmoid(torch.tensor(1.0)))])
 
 
 def test_a_model_without_the_words_says_so() -> None:
-    model = jobs.Model(Fixed(0.5, 0.5), Words(knows=False), TABLE)
+    model = jobs.Model(Fixed(0.5, 0.5), Words(knows=False), TABLE, SIDES)
     with pytest.raises(ValueError, match="no words for yes and no"):
-        yes_share(model, [torch.zeros(1, 4, 4, dtype=torch.int64)], "a cat")
+        yes_shares(model, torch.zeros(1, 4, 4, dtype=torch.int64), "a cat")

@@ -3,83 +3,44 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from .. import jobs
+from .. import pipeline
 from ..checkpoint.defaults import Defaults
-from ..checkpoint.find import NANO, Found
-from ..checkpoint.load import load_tokenizer, load_transformer, load_vq
-from ..devices import device
-from ..model.vq import VQ
-from ..model.vq_tiles import TILE
-from ..sampling.image import ImageSettings
+from ..checkpoint.find import NANO
+from ..pipeline import DTYPES, ImageOptions, Pipeline, TextOptions
 from ..sampling.ml_cache import CANDIDATES, PRESETS, CachePolicy
-from ..sampling.text import TextSettings
 from ..sampling.text_cache import SPEEDS
 
-DTYPES = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}
+
+def load(args: argparse.Namespace) -> Pipeline:
+    """The checkpoint that the user named, on the device and in the dtype that they named."""
+    return pipeline.load(args.checkpoint, device=args.device, dtype=args.dtype, tiles=args.vq_strips or None)
 
 
-def load(found: Found, args: argparse.Namespace) -> tuple[jobs.Model, OnDevice]:
-    """The networks of a checkpoint, on the device and in the dtype that the user named."""
-    where = device(args.device)
-    wanted = DTYPES[args.dtype]
-    transformer = load_transformer(found, device=where, dtype=wanted, dequantised=wanted is not None)
-    model = jobs.Model(transformer, load_tokenizer(found), found.table, found.defaults.sides)
-    return model, OnDevice(load_vq(found, device=where), where, TILE if args.vq_strips else None)
+def image_options(args: argparse.Namespace) -> ImageOptions:
+    """The settings of an image job as the face takes them; None: the checkpoint's own."""
+    return {
+        "seed": args.seed,
+        "steps": args.steps,
+        "cfg": args.cfg,
+        "temperature": args.temperature,
+        "guidance_start": args.guidance_start,
+        "ml_cache": args.ml_cache,
+    }
 
 
-@dataclass(frozen=True, eq=False)
-class OnDevice:
-    """A VQ as the jobs use it: pictures come from the CPU and go back there.
-
-    One at a time is enough for a whole batch to need no more memory than a picture, and to give the very same bits.
-    """
-
-    vq: VQ
-    device: torch.device
-    tile: int | None = None
-
-    @property
-    def scale(self) -> int:
-        """Pixels per cell along each side."""
-        return self.vq.scale
-
-    def encode(self, pixels: Tensor) -> Tensor:
-        """pixels [B,3,h,w] -> codes [B,H,W]"""
-        return torch.cat([self.vq.encode(one.to(self.device), tile=self.tile).cpu() for one in pixels.split(1)])
-
-    def decode(self, codes: Tensor) -> Tensor:
-        """codes [B,H,W] -> pixels [B,3,h,w]"""
-        return torch.cat([self.vq.decode(one.to(self.device), tile=self.tile).cpu() for one in codes.split(1)])
-
-
-def chosen(value: float | None, default: float) -> float:
-    """What the user said, or the checkpoint's default."""
-    return default if value is None else value
-
-
-def image_settings(args: argparse.Namespace, defaults: Defaults) -> ImageSettings:
-    """How to sample pictures; raises ValueError for a setting out of range."""
-    steps, temperature = chosen(args.steps, defaults.steps), chosen(args.temperature, defaults.temperature)
-    return ImageSettings(steps, temperature, args.seed, args.ml_cache, args.guidance_start)
-
-
-def text_settings(args: argparse.Namespace, defaults: Defaults) -> TextSettings:
-    """How to sample an answer; raises ValueError where steps and blocks do not divide."""
-    return TextSettings(
-        max_tokens=chosen(args.max_tokens, defaults.max_tokens),
-        steps=chosen(args.steps, defaults.text_steps),
-        block_length=chosen(args.block_length, defaults.block_length),
-        temperature=args.temperature,
-        cfg=args.cfg,
-        seed=args.seed,
-        policy=SPEEDS[args.speed],
-    )
+def text_options(args: argparse.Namespace) -> TextOptions:
+    """The settings of an answer as the face takes them; None: the checkpoint's own."""
+    return {
+        "seed": args.seed,
+        "max_tokens": args.max_tokens,
+        "steps": args.steps,
+        "block_length": args.block_length,
+        "temperature": args.temperature,
+        "cfg": args.cfg,
+        "speed": args.speed,
+    }
 
 
 def size(text: str) -> tuple[int, int]:

@@ -12,23 +12,21 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from torch import Tensor
 from tqdm import tqdm
 
 from .. import provenance
 from ..checkpoint.find import NANO, Found
 from ..devices import device
-from ..pictures.pixels import to_pil
 from ..sampling.noise import SEEDS
 
 
 @contextmanager
-def progress(title: str, unit: str = "step") -> Iterator[Callable[[int, int, object], None]]:
+def progress(title: str, unit: str = "step") -> Iterator[Callable[..., None]]:
     """Gives the jobs' `on_step`: a bar on stderr that appears with the first step and goes with the `with`."""
     with ExitStack() as stack:
         bars: list[tqdm] = []
 
-        def on_step(done: int, total: int, _state: object) -> None:
+        def on_step(done: int, total: int, _state: object = None) -> None:
             if not bars:
                 bars.append(
                     stack.enter_context(
@@ -92,8 +90,8 @@ def facts(args: argparse.Namespace, found: Found) -> dict[str, Any]:
     return {**provenance.versions(), "checkpoint": checkpoint, **said, "device": device(args.device).type}
 
 
-def save(pictures: Tensor, files: Sequence[Path], made: dict[str, Any]) -> None:
-    """Writes pictures [B,3,h,w] with what `facts` says of the first of them, and says where they are."""
+def save(pictures: Sequence[Image.Image], files: Sequence[Path], made: dict[str, Any]) -> None:
+    """Writes pictures with what `facts` says of the first of them, and says where they are."""
     for item, (picture, path) in enumerate(zip(pictures, files, strict=True)):
-        provenance.save(to_pil(picture), path, {**made, "seed": (made["seed"] + item) % SEEDS})
+        provenance.save(picture, path, {**made, "seed": (made["seed"] + item) % SEEDS})
         print(path)

@@ -5,103 +5,73 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import torch.nn.functional as F
-from torch import Tensor
-
-from .. import jobs
 from ..checkpoint.defaults import Defaults
-from ..checkpoint.find import find
-from ..pictures.masks import PAINTED, RECTANGLE, centred_rectangle, load_mask
+from ..pictures.masks import load_mask
 from ..pictures.pixels import load_picture
 from ..sequence.prompt import EDITS
-from .options import batch_arguments, chosen, image_settings, load, sampling_arguments, size
+from .options import batch_arguments, image_options, load, sampling_arguments, size
 from .output import facts, picture_files, progress, save
 
 
 def generate(args: argparse.Namespace) -> None:
-    """Pictures from words."""
-    found = find(args.checkpoint)
-    settings, files = image_settings(args, found.defaults), picture_files(args)
-    made = facts(args, found)
-    model, vq = load(found, args)
-    with progress("generate") as on_step:
-        pictures = jobs.generate(
-            model,
-            vq,
-            jobs.text_prompt(args.prompt, args.negative),
-            args.size or found.defaults.size,
-            settings=settings,
-            cfg=chosen(args.cfg, found.defaults.cfg),
+    """Pictures that show a prompt."""
+    files = picture_files(args)
+    pipe = load(args)
+    with progress("generate") as report:
+        pictures = pipe.generate(
+            args.prompt,
+            negative=args.negative,
+            size=args.size,
             batch=args.batch,
-            on_step=on_step,
+            progress=report,
+            **image_options(args),
         )
-    save(pictures, files, made)
+    save(pictures, files, facts(args, pipe.checkpoint))
 
 
 def edit(args: argparse.Namespace) -> None:
     """A picture changed as a text says."""
-    found = find(args.checkpoint)
-    settings, files = image_settings(args, found.defaults), picture_files(args)
+    files = picture_files(args)
     picture = load_picture(args.image)
     reference = None if args.reference is None else load_picture(args.reference)
-    made = facts(args, found)
-    model, vq = load(found, args)
-    request = jobs.Edit(args.type, args.prompt, args.negative, reference, side=chosen(args.side, found.defaults.side))
-    with progress("edit") as on_step:
-        pictures = jobs.edit(
-            model,
-            vq,
+    pipe = load(args)
+    with progress("edit") as report:
+        pictures = pipe.edit(
             picture,
-            request,
-            settings=settings,
-            cfg=chosen(args.cfg, found.defaults.cfg),
-            image_cfg=chosen(args.image_cfg, found.defaults.image_cfg),
+            args.prompt,
+            type=args.type,
+            reference=reference,
+            negative=args.negative,
+            side=args.side,
             batch=args.batch,
-            on_step=on_step,
+            progress=report,
+            image_cfg=args.image_cfg,
+            **image_options(args),
         )
-    save(pictures, files, made)
+    save(pictures, files, facts(args, pipe.checkpoint))
 
 
 def inpaint(args: argparse.Namespace) -> None:
-    """A part of a picture painted anew; every pixel outside of it stays as it was."""
-    found = find(args.checkpoint)
-    settings, files = image_settings(args, found.defaults), picture_files(args)
+    """A part of a picture repainted; every pixel outside of it stays as it was."""
+    files = picture_files(args)
     picture = load_picture(args.image)
-    mask, coverage = wanted_mask(args, picture)
-    made = facts(args, found)
-    model, vq = load(found, args)
-    height, width = picture.shape[2:]
-    picture, mask = padded(picture, vq.scale, "replicate"), padded(mask[:, None], vq.scale, "constant")[:, 0]
-    cells = jobs.painted_cells(vq, picture, mask, coverage=coverage, grow=args.grow)
-    with progress("inpaint") as on_step:
-        pictures = jobs.inpaint(
-            model,
-            vq,
+    mask = None if args.mask is None else load_mask(args.mask)
+    pipe = load(args)
+    with progress("inpaint") as report:
+        pictures = pipe.inpaint(
             picture,
-            cells.expand(args.batch, -1, -1),
-            jobs.text_prompt(args.prompt, args.negative),
-            settings=settings,
-            cfg=chosen(args.cfg, found.defaults.cfg),
-            on_step=on_step,
+            args.prompt,
+            mask,
+            mask_width=args.mask_width,
+            mask_height=args.mask_height,
+            outpaint=args.outpaint,
+            grow=args.grow,
+            negative=args.negative,
+            batch=args.batch,
+            progress=report,
+            **image_options(args),
         )
-    save(pictures[:, :, :height, :width], files, made)
-
-
-def wanted_mask(args: argparse.Namespace, picture: Tensor) -> tuple[Tensor, float]:
-    """What to repaint of a picture [1,3,h,w], [1,h,w] in 0..1, and the share of a cell that has to be marked."""
-    height, width = picture.shape[2:]
-    if args.mask is None:
-        mask = centred_rectangle(width, height, width_ratio=args.mask_width, height_ratio=args.mask_height)
-    else:
-        mask = F.interpolate(load_mask(args.mask)[None], (height, width), mode="nearest-exact")[0]
-    mask = (mask > 0.5).float()
-    return (1 - mask if args.outpaint else mask), (RECTANGLE if args.mask is None else PAINTED)
-
-
-def padded(pixels: Tensor, scale: int, mode: str) -> Tensor:
-    """[B,C,h,w] continued to the right and below up to the next multiples of `scale` px."""
-    height, width = pixels.shape[2:]
-    return F.pad(pixels, (0, -width % scale, 0, -height % scale), mode=mode)
+    save(pictures, files, facts(args, pipe.checkpoint))
 
 
 def generate_arguments(parser: argparse.ArgumentParser) -> None:

@@ -21,19 +21,18 @@ import torch.distributed
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from .. import jobs, provenance
+from .. import provenance
 from ..checkpoint.find import find
 from ..checks import number_in, whole_number
 from ..devices import Ranks, device
 from ..files import atomic_write_text
-from ..pictures.pixels import to_pil
 from ..pictures.sizes import CELL, check_size
 from ..provenance import KEY, versions
 from ..sampling.guidance import MAX_SCALE
 from ..sampling.image import ImageSettings
 from ..sampling.noise import SEEDS
 from ..sequence.prompt import MAX_CHARACTERS
-from .options import chosen, image_settings, load, sampling_arguments, size
+from .options import image_options, load, sampling_arguments, size
 from .output import check_folder, facts
 
 MAX_BYTES = 64 << 20
@@ -186,28 +185,32 @@ def facts_of(path: Path) -> dict[str, Any] | None:
 
 def prompt_list(args: argparse.Namespace) -> None:
     """A picture for every prompt of a list; several processes of torchrun share the work."""
-    found = find(args.checkpoint)
-    usual = image_settings(args, found.defaults)
+    defaults = find(args.checkpoint).defaults
     check_folder(args.output)
-    size = args.size or found.defaults.size
-    cfg = chosen(args.cfg, found.defaults.cfg)
-    job = Job("", args.negative, size, usual.seed, usual.steps, cfg, usual.temperature)
+    job = Job(
+        "",
+        args.negative,
+        args.size or defaults.size,
+        args.seed,
+        defaults.steps if args.steps is None else args.steps,
+        defaults.cfg if args.cfg is None else args.cfg,
+        defaults.temperature if args.temperature is None else args.temperature,
+    )
     listed = read_jobs(args.list, job, CELL)
     ranks = Ranks.from_environment()
     if args.device == "auto":
         args.device = ranks.device
-    model, vq = load(found, args)
-
-    shared = facts(args, found)
+    pipe = load(args)
+    shared = facts(args, pipe.checkpoint)
 
     def said(one: Job) -> dict[str, Any]:
         return {**shared, **one.to_dict()}
 
     def make(one: Job, path: Path) -> None:
-        settings = replace(usual, steps=one.steps, temperature=one.temperature, seed=one.seed)
-        prompt = jobs.text_prompt(one.prompt, one.negative)
-        (picture,) = jobs.generate(model, vq, prompt, one.size, settings=settings, cfg=one.cfg)
-        provenance.save(to_pil(picture), path, said(one))
+        options = {**image_options(args), "seed": one.seed, "steps": one.steps, "cfg": one.cfg}
+        options["temperature"] = one.temperature
+        (picture,) = pipe.generate(one.prompt, negative=one.negative, size=one.size, progress=False, **options)
+        provenance.save(picture, path, said(one))
 
     own = len(listed[ranks.rank :: ranks.size])
     with reproducible(args.device), tqdm(total=own, desc="list", unit="picture", file=sys.stderr) as bar:

@@ -9,6 +9,7 @@ from pathlib import Path
 from ..checkpoint.convert import KINDS, convert
 from ..checkpoint.find import find
 from ..hub.download import REPO, download
+from ..pipeline import model_folder
 from .output import progress
 
 
@@ -26,12 +27,6 @@ def convert_checkpoint(args: argparse.Namespace) -> None:
     with progress("convert", unit="B") as on_step:
         size = convert(find(args.source), args.output, args.dtype, on_step=on_step)
     print(f"{args.output}: {size / 1e9:.2f} GB; ComfyUI finds it in its folder models/dimoo.")
-
-
-def model_folder() -> Path:
-    """`models/dimoo` of the ComfyUI that this pack is installed in, else `models` here."""
-    home = Path(__file__).absolute().parents[3]
-    return home.parent / "models" / "dimoo" if home.name == "custom_nodes" else Path("models")
 
 
 def download_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,34 +8,28 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from .. import jobs
-from ..checkpoint.find import find
 from ..files import atomic_write_text
 from ..pictures.captions import caption_file, lacking_captions, pictures_below, shared_captions
 from ..pictures.pixels import load_picture
-from .options import answer_arguments, load, text_settings
+from .options import answer_arguments, load, text_options
 from .output import progress
 
 
 def describe(args: argparse.Namespace) -> None:
     """An answer to a question about pictures."""
-    found = find(args.checkpoint)
-    settings = text_settings(args, found.defaults)
     if args.output is not None:
         args.output.parent.mkdir(parents=True, exist_ok=True)
     pictures = [load_picture(path) for path in args.images]
-    model, vq = load(found, args)
-    with progress("describe") as on_step:
-        answers = jobs.describe_pictures(model, vq, pictures, args.question, settings=settings, on_step=on_step)
-    print(answers[0])
+    pipe = load(args)
+    with progress("describe") as report:
+        answer = pipe.describe(pictures, args.question, progress=report, **text_options(args))
+    print(answer)
     if args.output is not None:
-        args.output.write_text(answers[0] + "\n", encoding="utf-8")
+        args.output.write_text(answer + "\n", encoding="utf-8")
 
 
 def caption(args: argparse.Namespace) -> None:
     """A text file beside every picture of a folder."""
-    found = find(args.checkpoint)
-    settings = text_settings(args, found.defaults)
     every = pictures_below(args.folder)
     wanted, shared = lacking_captions(every, again=args.again), shared_captions(every)
     have = len(every) - len(shared) - len(wanted)
@@ -44,7 +38,7 @@ def caption(args: argparse.Namespace) -> None:
         print(f"{path} is left out: {caption_file(path).name} is the caption of {owner.name}", file=sys.stderr)
     if not wanted:
         return
-    model, vq = load(found, args)
+    pipe = load(args)
     unreadable = 0
     for path in tqdm(wanted, desc="caption", unit="picture", file=sys.stderr):
         try:
@@ -53,7 +47,7 @@ def caption(args: argparse.Namespace) -> None:
             unreadable += 1
             tqdm.write(str(error), file=sys.stderr)
             continue
-        (words,) = jobs.describe_pictures(model, vq, [picture], args.question, settings=settings)
+        words = pipe.describe(picture, args.question, progress=False, **text_options(args))
         atomic_write_text(caption_file(path), words + "\n")
         tqdm.write(f"{path}: {words}", file=sys.stdout)
     if unreadable:

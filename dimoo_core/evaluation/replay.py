@@ -27,7 +27,7 @@ from ..sampling.guidance import Branch
 from ..sampling.image import ImageSettings, sample_image
 from ..sampling.ml_cache import CachePolicy
 from ..sampling.noise import gumbel
-from ..sampling.selection import gumbel_argmax, stays_masked
+from ..sampling.selection import gumbel_argmax, least_confident
 from ..sampling.text import TextSettings, sample_text
 from ..sequence.canvas import Canvas
 from ..sequence.layout import cut_answer, image_answer, image_ids, prompt_prefix, text_answer
@@ -213,7 +213,7 @@ class Replay:
             noise = gumbel(part["uniform"])
             return differs(gumbel_argmax(part["logits"], noise, float(value)), part[f"sampled.{value}"])
         certain = torch.log(part["confidence"].clamp_min(1e-20))
-        masked = stays_masked(certain, torch.tensor([int(value)]), gumbel(part["uniform2"]), 1.0)
+        masked = least_confident(certain, torch.tensor([int(value)]), gumbel(part["uniform2"]), 1.0)
         return differs(masked, part[f"remask.{value}"])
 
     def codes(self, values: Tensor) -> Tensor:

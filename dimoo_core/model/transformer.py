@@ -9,17 +9,18 @@ The formulas are those of the released `modeling_llada.py`; what is computed is 
   stored after rotation, so nothing is rotated twice;
 * embedding and head are each two leaf layers, text rows and code rows, because an image job needs 8192 of 134548 head
   rows, and because ComfyUI moves memory layer by leaf layer;
-* where no gradient is wanted, what lies between the matrix products is done in as few passes over memory as plain torch
-  allows: fp32 is computed on the fly from what is stored narrower, sums and products go where an operand was.
+* what lies between the matrix products is done in as few passes over memory as plain torch allows: fp32 is computed on
+  the fly from what is stored narrower, sums and products go where an operand was. Only temporaries of the pass itself
+  are overwritten, and of those none that autograd follows (`overwritable`).
 
-Shapes: B batch, L sequence, n the positions given, r the rows wanted, D width, h heads, d head width, V vocabulary.
+Shapes: B batch, L sequence, n the positions given, r the rows asked for, D width, h heads, d head width, V vocabulary.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -45,24 +46,29 @@ def sdpa(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(queries, keys, values)
 
 
+def overwritable(*operands: Tensor) -> bool:
+    """Whether a result may go where its operand was: yes, unless autograd follows one of them."""
+    return not any(operand.requires_grad for operand in operands)
+
+
 def rope_table(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [B,1,n,d] in fp32 for positions [B,n]; made anew per pass, on the positions' device."""
+    """Cosines and sines [B,1,n,d] in fp32 for positions [B,n], made for each pass on the positions' device."""
     exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
     angles = positions[:, None, :, None].float() / theta**exponents
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos(), angles.sin()
 
 
-def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
+def rotate_(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     """Rotary positions in fp32, first half paired with second half; x [B,h,n,d] -> same shape, dtype and strides.
 
-    The products are fp32 whatever x is, by promotion. Where no gradient is wanted x is overwritten. Not by addcmul,
+    The products are fp32 whatever x is, by promotion. x is overwritten unless autograd follows it. Not by addcmul,
     which would save a pass: it may fuse product and sum and then rounds otherwise.
     """
     cos, sin = table
     half = x.shape[-1] // 2
     straight, crossed = x * cos, x * sin
-    if torch.is_grad_enabled():
+    if not overwritable(x):
         first, second = straight[..., :half] - crossed[..., half:], straight[..., half:] + crossed[..., :half]
         return torch.cat((first, second), dim=-1).to(x.dtype)
     torch.sub(straight[..., :half], crossed[..., half:], out=x[..., :half])
@@ -70,29 +76,29 @@ def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     return x
 
 
-def rotate_all(x: Tensor, table: tuple[Tensor, Tensor], chunk_rows: int | None) -> Tensor:
-    """`rotate`, of at most `chunk_rows` of the B*n rows at a time where no gradient is wanted."""
-    if chunk_rows is None or torch.is_grad_enabled():
-        return rotate(x, table)
+def rotate_in_chunks_(x: Tensor, table: tuple[Tensor, Tensor], chunk_rows: int | None) -> Tensor:
+    """`rotate_`, of at most `chunk_rows` of the B*n rows at a time where x may be overwritten."""
+    if chunk_rows is None or not overwritable(x):
+        return rotate_(x, table)
     size = max(chunk_rows // len(x), 1)
-    for part, *angles in zip(*(one.split(size, dim=2) for one in (x, *table)), strict=True):
-        rotate(part, angles)
+    for part, cos, sin in zip(*(one.split(size, dim=2) for one in (x, *table)), strict=True):
+        rotate_(part, (cos, sin))
     return x
 
 
-def add(x: Tensor, change: Tensor) -> Tensor:
-    """x + change of one shape; where no gradient is wanted x itself becomes the sum."""
-    return x + change if torch.is_grad_enabled() else x.add_(change)
+def add_(x: Tensor, change: Tensor) -> Tensor:
+    """x + change of one shape, written to x unless autograd follows one of them."""
+    return x.add_(change) if overwritable(x, change) else x + change
 
 
-def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) * up of one shape; where no gradient is wanted `gate` is overwritten."""
-    return F.silu(gate) * up if torch.is_grad_enabled() else F.silu(gate, inplace=True).mul_(up)
+def swiglu_(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up of one shape, written to `gate` unless autograd follows one of them."""
+    return F.silu(gate, inplace=True).mul_(up) if overwritable(gate, up) else F.silu(gate) * up
 
 
-def take(x: Tensor, index: Tensor | None) -> Tensor:
-    """Rows of x [B,n,D] at index [B,r] -> [B,r,D]; None hands back x."""
-    return x if index is None else x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
+def take_rows(x: Tensor, index: Tensor) -> Tensor:
+    """Rows of x [B,n,D] at index [B,r] -> [B,r,D]."""
+    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
 
 
 class RMSNorm(nn.RMSNorm):
@@ -103,7 +109,7 @@ class RMSNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [...,D] -> the same shape and dtype"""
-        if torch.is_grad_enabled() or (x.is_cuda and _FUSED_NORM):
+        if not overwritable(x, self.weight) or (x.is_cuda and _FUSED_NORM):
             return super().forward(x)
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
         scale = norm.square_().div_(x.shape[-1]).add_(self.eps).rsqrt_()
@@ -182,41 +188,51 @@ class Block(nn.Module):
         rows: Tensor | None = None,
         chunk_rows: int | None = None,
     ) -> Tensor:
-        """x [B,n,D] -> [B,n,D], or [B,r,D] where only `rows` [B,r] go on; `store` turns new keys and values to all.
+        """x [B,n,D] -> [B,n,D], or [B,r,D] where only `rows` [B,r] go on; `store` takes new keys and values and returns
+        all of the sequence.
 
-        Where no gradient is wanted x is used up: what comes back may be x itself.
+        x is used up: what comes back may be x itself, overwritten.
         """
-        return self._feed(self._attend(x, table, store, rows=rows, chunk_rows=chunk_rows), chunk_rows)
+        return self._feed(self._attend(x, table, store, rows, chunk_rows), chunk_rows)
 
-    def _attend(self, x: Tensor, table: tuple[Tensor, Tensor], store: Callable, *, rows, chunk_rows) -> Tensor:
-        """x + attention(x), [B,n,D] or [B,r,D]; nothing is held longer than it is needed, since this takes the most."""
+    def _attend(
+        self,
+        x: Tensor,
+        table: tuple[Tensor, Tensor],
+        store: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+        rows: Tensor | None,
+        chunk_rows: int | None,
+    ) -> Tensor:
+        """x + attention(x), [B,n,D] or [B,r,D]. This takes the most memory, so nothing is held longer than needed."""
         normed = self.attn_norm(x)
-        keys, own = rotate_all(self._heads(self.k_proj(normed)), table, chunk_rows), normed
+        keys, own = rotate_in_chunks_(self._heads(self.k_proj(normed)), table, chunk_rows), normed
         if rows is not None:
-            x, own = take(x, rows), take(normed, rows)
-            table = tuple(take(part[:, 0].expand(len(rows), -1, -1), rows)[:, None] for part in table)
-        queries = rotate_all(self._heads(self.q_proj(own)), table, chunk_rows)
+            x, own = take_rows(x, rows), take_rows(normed, rows)
+            cos, sin = (take_rows(part[:, 0].expand(len(rows), -1, -1), rows)[:, None] for part in table)
+            table = (cos, sin)
+        queries = rotate_in_chunks_(self._heads(self.q_proj(own)), table, chunk_rows)
         del own
-        values = self._heads(self.v_proj(normed))  # last, since turning takes memory
+        values = self._heads(self.v_proj(normed))  # computed last: rotating queries and keys needs temporaries
         del normed
         keys, values = store(keys, values)
         if self.groups > 1:
             keys, values = (part.repeat_interleave(self.groups, dim=1) for part in (keys, values))
         attended = rearrange(self.attention(queries, keys, values), "b h n d -> b n (h d)")
         del queries, keys, values
-        return add(x, self.attn_out(attended))
+        return add_(x, self.attn_out(attended))
 
-    def _feed(self, x: Tensor, rows: int | None) -> Tensor:
-        """x + feed-forward(x), x [B,n,D]; at most `rows` of the B*n at once. One row's result knows of no other."""
+    def _feed(self, x: Tensor, chunk_rows: int | None) -> Tensor:
+        """x + feed-forward(x), x [B,n,D], at most `chunk_rows` of the B*n rows at a time: they do not mix here."""
         flat = x.reshape(1, -1, x.shape[-1])
-        # Parts of one size: a product of very few rows may go through another kernel, and round otherwise.
-        parts = flat.chunk(1 if rows is None else math.ceil(flat.shape[1] / rows) or 1, dim=1)
-        done = [add(part, self._feed_forward(part)) for part in parts]
-        return (torch.cat(done, dim=1) if torch.is_grad_enabled() else flat).view(x.shape)
+        # Chunks of one size: a product of very few rows may go through another kernel, and round otherwise.
+        chunks = flat.chunk(1 if chunk_rows is None else math.ceil(flat.shape[1] / chunk_rows) or 1, dim=1)
+        fed = [add_(chunk, self._feed_forward(chunk)) for chunk in chunks]
+        overwritten = all(after is before for after, before in zip(fed, chunks, strict=True))
+        return (flat if overwritten else torch.cat(fed, dim=1)).view(x.shape)
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         normed = self.ff_norm(x)
-        return self.ff_out(swiglu(self.ff_proj(normed), self.up_proj(normed)))
+        return self.ff_out(swiglu_(self.ff_proj(normed), self.up_proj(normed)))
 
 
 class Transformer(nn.Module):
@@ -244,6 +260,15 @@ class Transformer(nn.Module):
         }
         self.model = nn.ModuleDict({"transformer": nn.ModuleDict(layers)})
 
+    @property
+    def layers(self) -> nn.ModuleDict:
+        """wte, blocks, ln_f and ff_out, which the published names keep under `model.transformer`."""
+        return cast(nn.ModuleDict, self.model["transformer"])
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        return cast(nn.ModuleList, self.layers["blocks"])
+
     def forward(
         self,
         ids: Tensor,
@@ -258,22 +283,21 @@ class Transformer(nn.Module):
 
         positions [B,n]: where the ids stand in the sequence (None: 0..n-1, the whole sequence). With a `cache` their
         keys and values are stored, and attention sees all that is stored. rows [B,r]: indices into the n given ids
-        whose logits are wanted (None: all). vocab: the vocabulary rows wanted (None: all). chunk_rows: how many of the
-        B*n rows are turned and fed forward at once (None: all), which is what takes memory; no bit depends on it as
-        long as it is not tiny.
+        whose logits are returned (None: all). vocab: the vocabulary rows of those logits (None: all).
+        chunk_rows: chunk size for rotation and feed-forward, in rows of the B*n (None: all at once); results are
+        bit-identical unless it is tiny.
         """
-        layers = self.model["transformer"]
         where = torch.arange(ids.shape[1], device=ids.device)[None] if positions is None else positions
         table = rope_table(where, self.config.head_dim, self.config.rope_theta)
-        x = layers["wte"](ids)
-        last = len(layers["blocks"]) - 1
-        for index, block in enumerate(layers["blocks"]):
+        x = self.layers["wte"](ids)
+        last = len(self.blocks) - 1
+        for index, block in enumerate(self.blocks):
 
             def store(keys: Tensor, values: Tensor, layer: int = index) -> tuple[Tensor, Tensor]:
                 return (keys, values) if cache is None else cache.update(layer, positions, keys, values)
 
             x = block(x, table, store, rows=rows if index == last else None, chunk_rows=chunk_rows)
-        return layers["ff_out"](layers["ln_f"](x), vocab)
+        return self.layers["ff_out"](self.layers["ln_f"](x), vocab)
 
 
 _SPLIT = ("model.transformer.wte", "model.transformer.ff_out")

@@ -22,7 +22,7 @@ from .config import VQConfig
 from .vq_tiles import Flow, Tiles, conv3, doubled, halved, norm_silu, recut, tile_rows
 
 _EPS = 1e-6  # of every group norm, as in diffusers
-PALETTE_CHUNK = 64  # codes whose colours are worked out at a time
+PALETTE_CHUNK = 64  # codes whose colours are decoded at a time
 _DISTANCES_CHUNK = 2**23  # of latents to codebook rows: 32 MB
 
 
@@ -224,13 +224,23 @@ class Decoder(nn.Module):
 
 
 def _silu(x: Tensor) -> Tensor:
-    """In place where no gradient needs what was there."""
-    return F.silu(x, inplace=not torch.is_grad_enabled())
+    """silu of a temporary, in place unless autograd follows it."""
+    return F.silu(x, inplace=not x.requires_grad)
 
 
 def _added(y: Tensor, x: Tensor) -> Tensor:
-    """y + x, in place likewise."""
-    return y + x if torch.is_grad_enabled() else y.add_(x)
+    """y + x, written to the temporary y unless autograd follows one of them."""
+    return y + x if y.requires_grad or x.requires_grad else y.add_(x)
+
+
+def _finite(x: Tensor) -> Tensor:
+    """x, or a ValueError where it holds NaN or infinity; meta tensors hold nothing."""
+    if not x.is_meta and not bool(torch.isfinite(x).all()):
+        raise ValueError(
+            "The VQ's numbers are not finite: its weights hold NaN or infinity, or outgrow the dtype; download the "
+            "checkpoint again, or run the VQ in fp32."
+        )
+    return x
 
 
 class Quantizer(nn.Module):
@@ -282,6 +292,11 @@ class VQ(nn.Module):
         """Pixels per cell along each side."""
         return self.config.scale
 
+    @property
+    def codebook_size(self) -> int:
+        """How many codes there are, K."""
+        return self.config.codebook_size
+
     def latents(self, pixels: Tensor, *, tile: int | None = None) -> Tensor:
         """pixels [B,3,H*s,W*s] in 0..1 -> latents [B,E,H,W] before quantisation; `tile` as for `encode`."""
         return self.quant_conv(self.encoder(pixels) if tile is None else self.encoder.in_tiles(pixels, tile))
@@ -294,31 +309,33 @@ class VQ(nn.Module):
 
     @torch.no_grad()
     def encode(self, pixels: Tensor, *, tile: int | None = None) -> Tensor:
-        """pixels [B,3,H*s,W*s] in 0..1 -> codes [B,H,W] int64. Raises ValueError where a side is no multiple of s.
+        """pixels [B,3,H*s,W*s] in 0..1 -> codes [B,H,W] int64. Raises ValueError where a side is not a multiple
+        of s, and where the numbers are not finite.
 
         `tile`: work in tiles of about so many values (`vq_tiles.TILE`), which takes a fraction of the memory and up
         to twice the time, and gives the same up to rounding; None: the whole picture at once.
         """
         if pixels.ndim != 4 or pixels.shape[1] != self.config.in_channels:
             wanted = f"[B,{self.config.in_channels},height,width]"
-            raise ValueError(f"Pixels of shape {list(pixels.shape)} came; {wanted} is needed.")
+            raise ValueError(f"Got pixels of shape {list(pixels.shape)}; expected {wanted}.")
         height, width = pixels.shape[2:]
         if height % self.scale or width % self.scale or not height * width:
             raise ValueError(
-                f"A picture of {width}x{height} px came; both sides must be multiples of {self.scale} px. Fit it first."
+                f"Got a picture of {width}x{height} px; expected sides that are multiples of {self.scale} px: fit it "
+                "first."
             )
         # Where channels come last in memory, as ComfyUI's pictures have them, torch's group norm on a CPU is off in the
         # fourth digit and the third, which changes codes.
         pixels = pixels.to(self.encoder.conv_in.weight.dtype).contiguous()
-        return self.quantize.nearest(self.latents(pixels, tile=tile))
+        return self.quantize.nearest(_finite(self.latents(pixels, tile=tile)))
 
     @torch.no_grad()
     def decode(self, codes: Tensor, *, tile: int | None = None) -> Tensor:
         """codes [B,H,W] int64 in 0..K-1 -> pixels [B,3,H*s,W*s] in 0..1, fp32; `tile` as for `encode`."""
-        return self.reconstruct(codes, tile=tile).float().clamp_(0, 1)
+        return _finite(self.reconstruct(codes, tile=tile)).float().clamp_(0, 1)
 
     def mean_colours(self, device: torch.device | str = "cpu") -> Tensor:
-        """One colour [K,3] in 0..1 per code: the mean of a cell that stands amid its own kind. For cheap previews."""
+        """One colour [K,3] in 0..1 per code: the mean of a cell among cells of the same code. For cheap previews."""
         codes = torch.arange(self.config.codebook_size, device=device)
         colours = []
         for part in codes.split(PALETTE_CHUNK):

@@ -71,7 +71,8 @@ def recut(flow: Flow, rows: int) -> Flow:
 
 def conv3(conv: nn.Module, flow: Flow) -> Flow:
     """A 3x3 convolution with padding 1. Tiles keep their heights, and come one later than they go in."""
-    above, tile = None, next(flow)
+    above: Tensor | None = None
+    tile: Tensor | None = next(flow)
     while tile is not None:
         below = next(flow, None)
         parts = (above, tile, None if below is None else below[:, :, :1])
@@ -87,7 +88,7 @@ def conv3(conv: nn.Module, flow: Flow) -> Flow:
 
 def halved(conv: nn.Module, flow: Flow) -> Flow:
     """A 3x3 convolution of stride 2 that is padded on the right and at the bottom only; tiles of even heights."""
-    tile = next(flow)
+    tile: Tensor | None = next(flow)
     while tile is not None:
         below = next(flow, None)
         edge = torch.zeros_like(tile[:, :, :1]) if below is None else below[:, :, :1]
@@ -122,14 +123,16 @@ def norm_silu(norm: nn.GroupNorm, flow: Flow) -> Callable[[Flow], Flow]:
 
 def _moments(groups: int, flow: Flow) -> tuple[Tensor, Tensor]:
     """Mean and variance [B,groups] in fp32 over a whole map, tile after tile (Chan, Golub and LeVeque 1983)."""
-    count, mean, variance = 0, 0.0, 0.0
+    count, mean, variance = 0, torch.zeros(()), torch.zeros(())
     for tile in flow:
         grouped = rearrange(tile, "b (g c) r w -> b g (c r w)", g=groups).float()
         fresh_variance, fresh_mean = torch.var_mean(grouped, dim=-1, correction=0)
         count += grouped.shape[-1]
         share, distance = grouped.shape[-1] / count, fresh_mean - mean
-        mean = mean + share * distance
-        variance = (1 - share) * variance + share * fresh_variance + share * (1 - share) * distance.square()
+        mean = mean.to(distance) + share * distance
+        variance = (
+            (1 - share) * variance.to(distance) + share * fresh_variance + share * (1 - share) * distance.square()
+        )
     return mean, variance
 
 

@@ -27,12 +27,12 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from ..checkpoint.defaults import Defaults
 from ..checkpoint.find import NANO, find
 from ..checkpoint.load import load_tokenizer, load_transformer, load_vq
-from ..jobs import Model, decode, describe, encode, guided
+from ..jobs import ImagePlan, Model, decode, encode, plan_image, plan_text
 from ..model.vq import VQ
 from ..pictures.masks import cells_to_mask
 from ..pictures.pixels import composite
-from ..sampling.guidance import Branch
-from ..sampling.image import ImageSettings, sample_image
+from ..sampling.guidance import Branch, Guidance
+from ..sampling.image import ImageSettings
 from ..sampling.ml_cache import PRESETS, CachePolicy
 from ..sampling.text import TextSettings
 from ..sampling.text_cache import EXACT, SPEEDS, TextPolicy
@@ -117,26 +117,17 @@ class Bench:
 
     def fill(self, cases: Sequence[Case], setup: Setup) -> list[Canvas]:
         """The filled canvas [1,H,W] of every case; cases with prompts of the same length share a batch."""
-        asked = [guided(self.model, case.prompt, cfg=setup.cfg, image_cfg=setup.image_cfg) for case in cases]
-        lengths = [(prefix.shape[1], *(one.prefix.shape[1] for one in branches)) for prefix, branches in asked]
+        settings = ImageSettings(
+            setup.steps, setup.temperature, cache=setup.cache, guidance=Guidance(setup.cfg, setup.image_cfg)
+        )
+        asked = [plan_image(self.model, case.prompt, case.canvas, settings) for case in cases]
+        lengths = [(one.prefix.shape[1], *(branch.prefix.shape[1] for branch in one.branches)) for one in asked]
         filled, seed = {}, 0
         for places in _alike(lengths):
-            settings = ImageSettings(setup.steps, setup.temperature, seed, setup.cache)
-            prefix, branches = self._together([asked[place] for place in places])
-            blank = _one_batch([cases[place].canvas for place in places])
-            canvas = sample_image(self.model.transformer, self.model.table, blank, prefix, branches, settings=settings)
+            canvas = _together([asked[place] for place in places], seed).run()
             filled |= dict(zip(places, _one_by_one(canvas), strict=True))
             seed += len(places)
         return [filled[place] for place in range(len(cases))]
-
-    def _together(self, asked: Sequence[tuple[Tensor, list[Branch]]]) -> tuple[Tensor, list[Branch]]:
-        """Prefixes [1,P] and their branches as one batch [B,P]."""
-        prefixes, branches = zip(*asked, strict=True)
-        made = [
-            Branch(torch.cat([one.prefix for one in same]).to(self.device), same[0].scale)
-            for same in zip(*branches, strict=True)
-        ]
-        return torch.cat(prefixes).to(self.device), made
 
     def flops(self, cases: Sequence[Case], setup: Setup) -> float:
         """Floating point operations of sampling a case, on average; making codes and pictures is not counted."""
@@ -159,7 +150,7 @@ class Bench:
         for places in _alike([case.prompt.text for case in cases]):
             images = torch.cat([cases[place].prompt.images[0] for place in places])
             question, settings = cases[places[0]].prompt.text, replace(setup.text, seed=seed)
-            answers |= dict(zip(places, describe(self.model, [images], question, settings=settings), strict=True))
+            answers |= dict(zip(places, plan_text(self.model, [images], question, settings).run(), strict=True))
             seed += len(places)
         return [answers[place] for place in range(len(cases))]
 
@@ -178,6 +169,21 @@ def load(folder: Path, device: str = "cpu") -> tuple[Bench, Setup]:
     transformer = load_transformer(found, device=device, dtype=torch.float32)
     model = Model(transformer, load_tokenizer(found), found.table, found.defaults.sides)
     return Bench(model, load_vq(found, device=device)), Setup.usual(found.defaults)
+
+
+def _together(plans: Sequence[ImagePlan], seed: int) -> ImagePlan:
+    """Plans of single canvases, whose prompts and branches are equally long, as one batch."""
+    branches = [
+        Branch(torch.cat([one.prefix for one in same]), same[0].scale)
+        for same in zip(*(plan.branches for plan in plans), strict=True)
+    ]
+    return replace(
+        plans[0],
+        prefix=torch.cat([plan.prefix for plan in plans]),
+        branches=tuple(branches),
+        canvas=_one_batch([plan.canvas for plan in plans]),
+        settings=replace(plans[0].settings, seed=seed),
+    )
 
 
 def _one_batch(canvases: Sequence[Canvas]) -> Canvas:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from ..checks import number_in, whole_number
-from .pixels import load_picture
+from .pixels import from_pil, load_picture
 
 RECTANGLE = 0.5  # a cell belongs to a drawn rectangle if more than half of it does, as in the released code
 PAINTED = 0.0  # a cell belongs to a painted mask if any of it does: nothing that was painted over may stay
@@ -18,6 +19,11 @@ PAINTED = 0.0  # a cell belongs to a painted mask if any of it does: nothing tha
 def load_mask(path: str | Path) -> Tensor:
     """A black and white picture as a mask, [1,h,w]: white is what is to be repainted."""
     return load_picture(path).mean(dim=1)
+
+
+def mask_from_pil(image: Image.Image) -> Tensor:
+    """A black and white PIL picture as a mask, [1,h,w]: white is what is to be repainted."""
+    return from_pil(image).mean(dim=1)
 
 
 def centred_rectangle(width: int, height: int, *, width_ratio: float, height_ratio: float) -> Tensor:

@@ -105,3 +105,9 @@ def mosaic(codes: Tensor, unknown: Tensor, colours: Tensor) -> Tensor:
     """A cheap preview [B,3,H,W], one pixel per cell: the mean colour [K,3] of each code, grey where unknown."""
     grid = colours[codes.clamp(0, len(colours) - 1)].masked_fill(unknown[..., None], GREY)
     return grid.permute(0, 3, 1, 2)
+
+
+def pad_to_cells(pixels: Tensor, scale: int) -> Tensor:
+    """Pixels or masks [...,h,w] with the last column and row repeated until both sides are multiples of `scale`."""
+    height, width = pixels.shape[-2:]
+    return F.pad(pixels, (0, -width % scale, 0, -height % scale), mode="replicate")

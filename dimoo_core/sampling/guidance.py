@@ -1,4 +1,4 @@
-"""Classifier-free guidance: what else is asked besides the prompt, and how the answers are combined."""
+"""Classifier-free guidance: the branches that are asked beside the prompt, and how their logits are combined."""
 
 from __future__ import annotations
 
@@ -9,9 +9,31 @@ from torch import Tensor
 
 from ..checks import number_in
 
-Guided = Sequence[tuple[Tensor, float]]  # logits [B,r,V] of the prompt, then of the other branches and their scales
-
 MAX_SCALE = 100.0  # far beyond any use; keeps fp32 logits finite
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How strongly an image follows what was asked.
+
+    text: guidance scale against the same images without (or with the negative) text. image: in edits, the scale against
+    the text without the images. Both 0..100; a scale of 0 needs no branch and saves its time. start in [0,1): share of
+    an item's own steps, at the beginning, that go without guidance. Raises ValueError for a number out of range.
+    """
+
+    text: float = 4.0
+    image: float = 4.0
+    start: float = 0.0
+
+    def __post_init__(self) -> None:
+        number_in("cfg", self.text, 0, MAX_SCALE)
+        number_in("image_cfg", self.image, 0, MAX_SCALE)
+        if not number_in("guidance_start", self.start, 0, 1) < 1:
+            raise ValueError(f"guidance_start is {self.start!r}; expected a number from 0 to below 1.")
+
+    def first_step(self, planned: int) -> int:
+        """The step (from 0) at which guidance begins for an item that takes `planned` steps."""
+        return int(self.start * planned)
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,20 +47,22 @@ class Branch:
         number_in("guidance scale", self.scale, 0, MAX_SCALE)
 
 
-def combine(conditional: Tensor, others: Sequence[tuple[Tensor, float]]) -> Tensor:
-    """c + sum of g_i (c - u_i), in fp32 whatever comes in; all logits [B,r,V], `others` are (u_i, g_i).
+@dataclass(frozen=True, eq=False)
+class BranchLogits:
+    """What one branch answered: logits [B,r,V], and its guidance scale."""
+
+    logits: Tensor
+    scale: float
+
+
+def combine(conditional: Tensor, others: Sequence[BranchLogits], rows: slice = slice(None)) -> Tensor:
+    """c + sum of g_i (c - u_i) for `rows` of the r rows, in fp32 whatever comes in; all logits [B,r,V].
 
     One formula for all tasks: with one branch it is the released (1+g) c - g u and also the released text form
     u + (1+g)(c - u); with two it is the released form for edits. (The released code combines in bf16.)
     """
-    conditional = conditional.float()
+    conditional = conditional[:, rows].float()
     combined = conditional
-    for unconditional, scale in others:
-        combined = combined + scale * (conditional - unconditional.float())
+    for other in others:
+        combined = combined + other.scale * (conditional - other.logits[:, rows].float())
     return combined
-
-
-def combine_part(guided: Guided, part: slice) -> Tensor:
-    """`combine` for a part of the r rows; the scale of the first branch means nothing."""
-    (conditional, _), *others = guided
-    return combine(conditional[:, part], [(logits[:, part], scale) for logits, scale in others])

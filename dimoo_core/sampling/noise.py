@@ -26,7 +26,7 @@ _TOKEN_STREAM, _REMASK_STREAM = 1, 2
 
 
 def gumbel(uniform: Tensor) -> Tensor:
-    """Gumbel(0,1) noise of uniforms in 0..1, in the dtype that comes: -log(-log(u + 1e-20) + 1e-20)."""
+    """Gumbel(0,1) noise of uniforms in 0..1, in their own dtype: -log(-log(u + 1e-20) + 1e-20)."""
     return -torch.log(-torch.log(uniform + 1e-20) + 1e-20)
 
 
@@ -50,17 +50,17 @@ class Noise:
         steps, offsets = self._keys(_REMASK_STREAM, step, cells)
         return self._table[_mix(steps ^ offsets) >> 16]
 
-    def for_text(self, step: int, places: Tensor, tokens: int) -> Iterator[tuple[slice, Tensor]]:
+    def for_text(self, step: int, index: Tensor, tokens: int) -> Iterator[tuple[slice, Tensor]]:
         """As `for_tokens`, not rounded: the released text sampler draws in fp64 (fp32 where a device has no fp64)."""
-        for part, hashes in self._hashes(step, places, tokens):
+        for part, hashes in self._hashes(step, index, tokens):
             yield part, gumbel((hashes.to(widest_float(self._device)) + 0.5) / 2**32)
 
     def _hashes(self, step: int, cells: Tensor, tokens: int) -> Iterator[tuple[slice, Tensor]]:
         # Every cell walks its own arithmetic progression over the tokens; mixing makes random words of it.
         steps, offsets = self._keys(_TOKEN_STREAM, step, cells)
-        numbers = torch.arange(tokens, device=self._device)
-        for part in parts(len(cells), cells.shape[1], tokens):
-            yield part, _mix((numbers * steps[:, part, None]).add_(offsets[:, part, None]).bitwise_and_(_WORD))
+        tokens_index = torch.arange(tokens, device=self._device)
+        for part in chunks(len(cells), cells.shape[1], tokens):
+            yield part, _mix((tokens_index * steps[:, part, None]).add_(offsets[:, part, None]).bitwise_and_(_WORD))
 
     def _keys(self, stream: int, step: int, cells: Tensor) -> tuple[Tensor, Tensor]:
         """Per cell an odd step and an offset, 32 bits each, [B,m]."""
@@ -70,16 +70,16 @@ class Noise:
         return steps, _mix(_mix(cells ^ keys[:, 2]) ^ keys[:, 3])
 
 
-def parts(batch: int, cells: int, tokens: int) -> Iterator[slice]:
-    """The m `cells` of each item in parts, so that no tensor [B,part,K] has more than about four million values."""
+def chunks(batch: int, cells: int, tokens: int) -> Iterator[slice]:
+    """The m `cells` of each item in chunks, so that no tensor [B,chunk,K] has more than about four million values."""
     size = max(1, _DRAWS_CHUNK // (tokens * batch))
     for start in range(0, cells, size):
         yield slice(start, min(start + size, cells))
 
 
 def no_noise(batch: int, cells: int, tokens: int) -> Iterator[tuple[slice, None]]:
-    """The parts that `Noise` draws in, without any noise."""
-    return ((part, None) for part in parts(batch, cells, tokens))
+    """The chunks that `Noise` draws in, without any noise."""
+    return ((part, None) for part in chunks(batch, cells, tokens))
 
 
 def widest_float(device: torch.device) -> torch.dtype:

@@ -1,17 +1,24 @@
-"""How many tokens are decided at which step; the whole schedule is a list before the loop starts."""
+"""Schedules: how many tokens are decided at which step. The whole schedule is a list before the loop starts.
+
+An image schedule is a function (holes, steps) -> the holes that stay open after each step. A new one is a new function
+of this signature; `ImageSettings.schedule` takes it, and everything that depends on it asks there.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
 
 from ..checks import whole_number
 
+Schedule = Callable[[int, int], list[int]]
 
-def holes_left(holes: int, steps: int) -> list[int]:
-    """Holes that stay open after each step of an image: the cosine schedule of MaskGIT, eq. 3.
+
+def cosine(holes: int, steps: int) -> list[int]:
+    """The cosine schedule of MaskGIT (arXiv 2202.04200, eq. 3), which the published model was trained for.
 
     After step s of `steps`: max(1, floor(holes cos(pi/2 (s+1)/steps))), at most one less than before, 0 at the last.
     The list ends where no hole is left, so it may be shorter than `steps`.

@@ -1,6 +1,10 @@
-"""The choices of one sampling step, of images and of text: the holes, a token for each, how sure, what stays open.
+"""The decisions of one sampling step, of images and of text: where the holes are, a token for each, how probable it is,
+and which holes stay open.
 
-Shapes: B batch, N places, m holes, K codes or vocabulary rows.
+An image selection is a function (log_prob [B,m], keep [B], gumbel [B,m], temperature) -> bool [B,m] that says which
+cells stay masked; `ImageSettings.selection` takes a new one.
+
+Shapes: B batch, N cells or answer tokens, m holes, K codes or vocabulary rows.
 """
 
 from __future__ import annotations
@@ -12,11 +16,45 @@ from torch import Tensor
 
 MAX_TEMPERATURE = 10.0
 
+Selection = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 
-def hole_index(unknown: Tensor) -> Tensor:
-    """Indices [B,m] of the holes of unknown [B,N], ascending; m is the largest count of the batch, and an item with
-    fewer is filled up with cells that are none. The one host sync of a step."""
-    most = int(unknown.sum(dim=1).max())
+
+class Holes:
+    """Where the holes are, step by step, and whether the model still computes numbers.
+
+    Both are asked of the device at once: the one host sync of a step.
+    """
+
+    def __init__(self, device: torch.device):
+        self._finite = torch.ones((), dtype=torch.bool, device=device)
+        self._step = 0
+
+    def index(self, unknown: Tensor) -> Tensor:
+        """Indices [B,m] of the holes of unknown [B,N], ascending; m is the largest count of the batch, and an item with
+        fewer is filled up with cells that are not holes. Raises ValueError where a probability was not finite."""
+        most = int(torch.where(self._finite, unknown.sum(dim=1).max(), -1))
+        self._check(most >= 0)
+        return first_holes(unknown, most)
+
+    def saw(self, probability: Tensor, step: int) -> None:
+        """Notes the probabilities [B,m] of step `step`, from 0."""
+        self._finite = self._finite & torch.isfinite(probability).all()
+        self._step = step
+
+    def finish(self) -> None:
+        """Raises ValueError where the last step's probabilities were not finite."""
+        self._check(bool(self._finite))
+
+    def _check(self, finite: bool) -> None:
+        if not finite:
+            raise ValueError(
+                f"The model's numbers are not finite (step {self._step + 1}): the weights hold NaN or infinity, or "
+                "outgrow the dtype; download the checkpoint again, or load it in bf16 or fp32."
+            )
+
+
+def first_holes(unknown: Tensor, most: int) -> Tensor:
+    """Indices [B,most] of the holes of unknown [B,N], ascending, then of other cells; no host sync."""
     return (~unknown).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
 
 
@@ -25,21 +63,22 @@ def gumbel_argmax(logits: Tensor, noise: Tensor, temperature: float) -> Tensor:
     return (logits / temperature + noise).argmax(dim=-1)
 
 
-def decided_in_parts(
-    logits: Callable[[slice], Tensor], drawing: Iterable[tuple[slice, Tensor | None]], temperature: float
+def decide_in_chunks(
+    logits: Callable[[slice], Tensor], noise: Iterable[tuple[slice, Tensor | None]], temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """Token and its probability per hole, [B,m] each, a part of the m holes at a time: widened, and with the noise,
-    logits take several times what they take as they come.
+    """Token and its probability per hole, [B,m] each, a chunk of the m holes at a time: in fp32 or wider, and with the
+    noise, logits take several times the memory of the model's own.
 
-    logits: those of a part, [B,part,K]. drawing: the parts and the noise [B,part,K] for each (None: the likeliest).
+    logits: those of a chunk, [B,chunk,K]. noise: the chunks, and Gumbel noise [B,chunk,K] for each (None: take the
+    likeliest token).
     """
-    sampled, certain = [], []
-    for part, drawn in drawing:
-        wide = logits(part)
-        sampled.append(wide.argmax(dim=-1) if drawn is None else gumbel_argmax(wide, drawn, temperature))
-        certain.append(probability(wide, sampled[-1]))
-        del wide, drawn  # before the next part is drawn
-    return torch.cat(sampled, dim=1), torch.cat(certain, dim=1)
+    tokens, probs = [], []
+    for chunk, gumbel in noise:
+        wide = logits(chunk)
+        tokens.append(wide.argmax(dim=-1) if gumbel is None else gumbel_argmax(wide, gumbel, temperature))
+        probs.append(probability(wide, tokens[-1]))
+        del wide, gumbel  # before the noise of the next chunk is drawn
+    return torch.cat(tokens, dim=1), torch.cat(probs, dim=1)
 
 
 def probability(logits: Tensor, index: Tensor) -> Tensor:
@@ -50,12 +89,13 @@ def probability(logits: Tensor, index: Tensor) -> Tensor:
     return logits.softmax(dim=-1).gather(2, index[..., None])[..., 0]
 
 
-def stays_masked(log_confidence: Tensor, keep: Tensor, noise: Tensor, temperature: float) -> Tensor:
-    """Which of the cells stay masked: the keep[b] lowest of `log confidence + temperature * noise`, bool [B,m].
+def least_confident(log_prob: Tensor, keep: Tensor, gumbel: Tensor, temperature: float) -> Tensor:
+    """Which cells stay masked, bool [B,m]: the keep[b] lowest of `log prob + temperature * gumbel` (MaskGIT, arXiv
+    2202.04200, with a constant temperature, as the released code does).
 
-    log_confidence and noise [B,m], keep [B] in 0..m-1. Cells that tie with the first one above the cut are decided,
-    so ties leave fewer than keep[b] masked, as in the released code.
+    log_prob and gumbel [B,m], keep [B] in 0..m-1. Cells that tie with the first one above the cut are decided, so ties
+    leave fewer than keep[b] masked, as in the released code.
     """
-    score = log_confidence + temperature * noise
+    score = log_prob + temperature * gumbel
     cut = score.sort(dim=-1).values.gather(1, keep[:, None])
     return score < cut

@@ -21,13 +21,13 @@ class Canvas:
     def __post_init__(self) -> None:
         if self.codes.ndim != 3 or not self.codes.numel() or self.codes.dtype != torch.int64:
             raise ValueError(
-                f"Codes of shape {list(self.codes.shape)} and type {self.codes.dtype} came; a canvas needs int64 "
+                f"Got codes of shape {list(self.codes.shape)} and type {self.codes.dtype}; expected int64 "
                 "[batch,height,width], each at least 1."
             )
         if self.unknown.shape != self.codes.shape or self.unknown.dtype != torch.bool:
             raise ValueError(
-                f"A mask of shape {list(self.unknown.shape)} and type {self.unknown.dtype} came for codes of shape "
-                f"{list(self.codes.shape)}; a bool mask of the same shape is needed."
+                f"Got a mask of shape {list(self.unknown.shape)} and type {self.unknown.dtype} for codes of shape "
+                f"{list(self.codes.shape)}; expected a bool mask of the same shape."
             )
 
     @classmethod
@@ -38,7 +38,7 @@ class Canvas:
 
     @classmethod
     def from_codes(cls, codes: Tensor, unknown: Tensor | None = None) -> Canvas:
-        """A picture's codes [B,H,W]; with `unknown` bool [1 or B,H,W] those cells are holes, without none is."""
+        """A picture's codes [B,H,W]; with `unknown` bool [1 or B,H,W] those cells are holes, without it none are."""
         if unknown is None:
             unknown = torch.zeros_like(codes, dtype=torch.bool)
         if unknown.shape[1:] == codes.shape[1:] and len(unknown) == 1:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 MAX_CHARACTERS = 10_000  # about 2500 tokens: more than any caption the model was trained on
 UNCONDITION = "<uncondition>"
+DESCRIBE_QUESTION = "Describe the image."  # what is asked of a picture where nobody says otherwise
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ EDITS: dict[str, Task] = {
 def edit_task(name: str) -> Task:
     """The task of an edit type; raises ValueError, naming all of them, where there is none of that name."""
     if name not in EDITS:
-        raise ValueError(f"There is no edit type {name!r}; there are {', '.join(EDITS)}.")
+        raise ValueError(f"Unknown edit type {name!r:.80}; expected one of {', '.join(EDITS)}.")
     return EDITS[name]
 
 
@@ -98,17 +99,17 @@ class Prompt:
     def __post_init__(self) -> None:
         for name, text in (("text", self.text), ("negative text", self.negative)):
             if not isinstance(text, str) or len(text) > MAX_CHARACTERS:
-                came = f"{len(text)} characters" if isinstance(text, str) else repr(type(text).__name__)
-                raise ValueError(f"The {name} has {came}; at most {MAX_CHARACTERS} characters are read: shorten it.")
-        wanted, came = self.task.images, len(self.images)
-        if (came == 0) if self.task is DESCRIBE else (came != wanted):
-            least = "at least one image" if self.task is DESCRIBE else f"{wanted} image{'s' * (wanted != 1)}"
-            raise ValueError(f"{came} images came for {self.task.name}, which takes {least}: connect as many.")
+                got = f"{len(text)} characters" if isinstance(text, str) else repr(type(text).__name__)
+                raise ValueError(f"The {name} has {got}; expected at most {MAX_CHARACTERS} characters: shorten it.")
+        expected, given = self.task.images, len(self.images)
+        if (given == 0) if self.task is DESCRIBE else (given != expected):
+            takes = "at least one image" if self.task is DESCRIBE else f"{expected} image{'s' * (expected != 1)}"
+            raise ValueError(f"Got {given} images for {self.task.name}; expected {takes}.")
 
 
 def prompt_strings(prompt: Prompt, defuse: Callable[[str], str]) -> tuple[str, str]:
-    """The prompt and its unconditional twin as strings; `defuse` takes the special tokens out of the user's words."""
+    """The prompt and its unconditional counterpart; `defuse` takes special tokens out of the user's words."""
     text = prompt.task.text if prompt.task.text is not None else defuse(prompt.text)
-    twin = defuse(prompt.negative) if prompt.negative else UNCONDITION
+    unconditional = defuse(prompt.negative) if prompt.negative else UNCONDITION
     system = f"<system>{prompt.task.system}</system>"
-    return f"{system}<user>{text}</user>", f"{system}<user>{twin}</user>"
+    return f"{system}<user>{text}</user>", f"{system}<user>{unconditional}</user>"

@@ -16,10 +16,11 @@ from bench.live_bytes import LiveBytes
 from bench.op_counts import OpCounts, attention
 from dimoo_core.model.config import TransformerConfig
 from dimoo_core.model.transformer import Transformer
-from dimoo_core.sampling.guidance import Branch
+from dimoo_core.sampling.branch import KeyValues
+from dimoo_core.sampling.guidance import Branch, Guidance
 from dimoo_core.sampling.image import ImageSettings, sample_image
-from dimoo_core.sampling.ml_cache import PRESETS, CachePolicy, KeyValues
-from dimoo_core.sampling.schedule import holes_left
+from dimoo_core.sampling.ml_cache import PRESETS, CachePolicy
+from dimoo_core.sampling.schedule import cosine
 from dimoo_core.sequence.canvas import Canvas
 from dimoo_core.sequence.token_table import RELEASED
 
@@ -27,7 +28,7 @@ from ..tiny import TABLE, TRANSFORMER, random_weights
 
 SHAPE = {"d_model": 4096, "n_layers": 32, "n_heads": 32, "mlp_hidden_size": 12288, "vocab_size": RELEASED.codes.stop}
 LENGTH, CELLS, STEPS = 60 + 64 * 65 + 4, 64 * 64, 64
-PLAN = [CELLS, *holes_left(CELLS, STEPS)[:-1]]
+PLAN = [CELLS, *cosine(CELLS, STEPS)[:-1]]
 MEAN = round(sum(PLAN) / len(PLAN))  # holes before a step, over a whole run
 
 
@@ -153,7 +154,7 @@ def run_flop(job: str, policy: CachePolicy | None, guidance_start: float = 0.0) 
 
     table = replace(RELEASED, codebook_size=32)
     prefix, *others = (torch.zeros(1, length, dtype=torch.int64) for length in prefixes)
-    plan = ImageSettings(steps=STEPS, cache=policy, guidance_start=guidance_start)
+    plan = ImageSettings(steps=STEPS, cache=policy, guidance=Guidance(start=guidance_start))
     sample_image(call, table, Canvas.empty(1, side, side), prefix, [Branch(one, 4.0) for one in others], settings=plan)
     return total
 

@@ -19,6 +19,7 @@ from dimoo_core.checkpoint.find import NANO, find
 from dimoo_core.checkpoint.headers import Entry
 from dimoo_core.checkpoint.load import load_tokenizer, load_transformer, load_vq
 from dimoo_core.cli.main import main
+from dimoo_core.sampling.guidance import Guidance
 from dimoo_core.sampling.image import ImageSettings
 from dimoo_core.sampling.text import TextSettings
 
@@ -60,10 +61,10 @@ def draw_and_tell(path: Path) -> tuple[torch.Tensor, list[str]]:
     found = find(path)
     transformer, vq = load_transformer(found), load_vq(found)
     model = jobs.Model(transformer, load_tokenizer(found), found.table, found.defaults.sides)
-    settings = ImageSettings(steps=4, temperature=1.0, seed=3, cache=None)
+    settings = ImageSettings(steps=4, seed=3, guidance=Guidance(0.0))
     prompt = jobs.text_prompt("a large red circle on the left on a white background", "")
-    picture = jobs.generate(model, vq, prompt, (128, 128), settings=settings, cfg=0.0, batch=1)
-    answers = jobs.describe_pictures(
+    picture = jobs.generate(model, vq, prompt, 128, 128, settings=settings)
+    answers = jobs.describe(
         model, vq, [picture], "Describe the image.", settings=TextSettings(max_tokens=16, steps=8, block_length=16)
     )
     return picture, answers

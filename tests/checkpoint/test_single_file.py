@@ -281,5 +281,5 @@ def test_training_goes_on_from_a_quantised_file(files: dict[str, Path]) -> None:
     """What is asked for in fp32 has nothing but fp32, which can learn."""
     model = load_transformer(find(files["int8"]), dtype=torch.float32, dequantised=True).requires_grad_(True)
     model(torch.arange(8)[None]).sum().backward()
-    assert all(part.grad is not None for part in model.model["transformer"]["blocks"].parameters())
+    assert all(part.grad is not None for part in model.blocks.parameters())
     assert len(list(model.parameters())) == 9 * TRANSFORMER["n_layers"] + 5

@@ -27,10 +27,10 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply
 
 from dimoo_core.checkpoint.load import read_transformer, read_vq
 from dimoo_core.model.config import TransformerConfig
-from dimoo_core.model.transformer import Transformer, hub_to_module, module_to_hub, rope_table, rotate
+from dimoo_core.model.transformer import Transformer, hub_to_module, module_to_hub, rope_table, rotate_
 from dimoo_core.model.vq import VQ
 from dimoo_core.nano.train_vq import naming_loss, painting_loss
-from dimoo_core.sampling.ml_cache import KeyValues
+from dimoo_core.sampling.branch import KeyValues
 
 ATOL = 1e-4
 OFFSET = 70  # first code id; the rows above are codes
@@ -164,7 +164,7 @@ def test_rope_alone_equals_llamas(base: float, width: int) -> None:
     expected, _ = apply_rotary_pos_emb(x, x, *twin(x, positions))
     # an angle is a position times a frequency, good to 24 bits: at position p it is known to about p / 2**23
     allowed = 1e-6 + x.abs().max() * positions[:, None, :, None] * 2.0**-22
-    assert ((rotate(x, rope_table(positions, width, base)) - expected).abs() <= allowed).all()
+    assert ((rotate_(x.clone(), rope_table(positions, width, base)) - expected).abs() <= allowed).all()
 
 
 def test_rope_turns_by_distance_alone() -> None:
@@ -172,7 +172,7 @@ def test_rope_turns_by_distance_alone() -> None:
 
     def score(query_at: int, key_at: int) -> Tensor:
         tables = [rope_table(torch.tensor([[place]]), 32, 10000.0) for place in (query_at, key_at)]
-        return (rotate(queries, tables[0]) * rotate(keys, tables[1])).sum()
+        return (rotate_(queries.clone(), tables[0]) * rotate_(keys.clone(), tables[1])).sum()
 
     assert_close(score(7, 3), score(107, 103), rtol=0, atol=ATOL)
     assert_close(score(5, 5), (queries * keys).sum(), rtol=0, atol=ATOL)
@@ -228,7 +228,7 @@ def test_wanted_vocabulary_equals_that_of_the_whole(model: Transformer, vocab: s
 
 def test_a_code_slice_leaves_the_text_head_alone(model: Transformer) -> None:
     seen: list[str] = []
-    head = model.model["transformer"]["ff_out"]
+    head = model.layers["ff_out"]
     for name, part in head.named_children():
         part.register_forward_hook(lambda *_, name=name: seen.append(name))
     model(draw_ids(1, 5), vocab=slice(OFFSET, VOCABULARY))
@@ -237,9 +237,7 @@ def test_a_code_slice_leaves_the_text_head_alone(model: Transformer) -> None:
 
 def test_rows_save_the_last_layers_work(model: Transformer) -> None:
     lengths: list[int] = []
-    model.model["transformer"]["blocks"][-1].ff_proj.register_forward_pre_hook(
-        lambda _, inputs: lengths.append(inputs[0].shape[1])
-    )
+    model.blocks[-1].ff_proj.register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))
     model(draw_ids(1, 20), rows=torch.tensor([[1, 2, 3]]))
     assert lengths == [3]
 

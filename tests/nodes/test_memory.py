@@ -13,12 +13,29 @@ from bench.live_bytes import LiveBytes
 from .. import nodepack
 from ..tiny import AUTOENCODER, write_checkpoint
 
-cache, canvas, config, memory, layout, loader, sampling, text_policy, text_sampling, tokens, transformer, vq = (
+(
+    cache,
+    canvas,
+    config,
+    guidance,
+    jobs,
+    memory,
+    layout,
+    loader,
+    sampling,
+    text_policy,
+    text_sampling,
+    tokens,
+    transformer,
+    vq,
+) = (
     nodepack.part(name)
     for name in (
         "dimoo_core.sampling.ml_cache",
         "dimoo_core.sequence.canvas",
         "dimoo_core.model.config",
+        "dimoo_core.sampling.guidance",
+        "dimoo_core.jobs",
         "dimoo_core.memory",
         "dimoo_core.sequence.layout",
         "nodes.loader",
@@ -76,18 +93,19 @@ def test_sampling_takes_what_was_estimated(
     net, table = network(dtype), tokens.RELEASED
     blank, ids = canvas.Canvas.empty(1, *cells), torch.zeros(1, prefix, dtype=torch.int64, device="meta")
     settings = sampling.ImageSettings(steps=4 if policy else 2, cache=policy)
-    guides = [sampling.Branch(ids, 1.0)] * branches
+    guides = [guidance.Branch(ids, 1.0)] * branches
     count = cells[0] * cells[1]
     with LiveBytes(answer=count) as measured:  # no hole is ever filled, as if every step were the first
         sampling.sample_image(net, table, blank, ids, guides, settings=settings, chunk_rows=chunk_rows)
     estimate = memory.image_bytes(
         net.config,
-        (1, prefix + layout.image_answer(blank, table).shape[1]),
+        batch=1,
+        length=prefix + layout.image_answer(blank, table).shape[1],
         cells=count,
         codes=table.codebook_size,
         branches=1 + branches,
         itemsize=dtype.itemsize,
-        steps=settings.steps,
+        schedule=settings.schedule(count, settings.steps),
         cache=policy,
         chunk_rows=chunk_rows,
     )
@@ -109,8 +127,8 @@ def test_an_answer_takes_what_was_estimated(
         ids = torch.zeros(1, prefix, dtype=torch.int64, device="meta")
         text_sampling.sample_text(net, tokens.RELEASED, ids, settings=settings, chunk_rows=chunk_rows)
     shape = {"rows": block, "branches": 1 + (cfg > 0), "itemsize": dtype.itemsize, "keeps": policy.keeps}
-    sequence = (prefix + block + 2, block + 2)
-    assert holds(memory.text_bytes(net.config, sequence, **shape, chunk_rows=chunk_rows), measured.peak)
+    sequence = {"batch": 1, "length": prefix + block + 2, "answer": block + 2}
+    assert holds(memory.text_bytes(net.config, **sequence, **shape, chunk_rows=chunk_rows), measured.peak)
 
 
 def test_a_long_answer_to_a_small_picture_takes_what_was_estimated() -> None:
@@ -127,7 +145,7 @@ def test_a_long_answer_to_a_small_picture_takes_what_was_estimated() -> None:
         ids = torch.zeros(1, 300, dtype=torch.int64, device="meta")
         text_sampling.sample_text(net, tokens.RELEASED, ids, settings=settings, on_step=twice)
     shape = {"rows": 32, "branches": 1, "itemsize": 4, "keeps": True}
-    assert holds(memory.text_bytes(net.config, (300 + 4098, 4098), **shape), measured.peak)
+    assert holds(memory.text_bytes(net.config, batch=1, length=300 + 4098, answer=4098, **shape), measured.peak)
 
 
 def quantised_network(dtype: torch.dtype, kind: str):
@@ -164,7 +182,7 @@ def test_a_model_with_quantised_weights_asks_for_their_room_too(loaded, monkeypa
     host, core, rooms = nodepack.part("nodes.host"), nodepack.part("dimoo_core.model.quantised"), []
     monkeypatch.setattr(host, "ready", lambda _, scratch: rooms.append(scratch) or torch.device("cpu"))
     for formats in ((), (core.FP8,)):
-        replace(loaded[0], formats=formats).ready(lambda chunk_rows: 1000)
+        replace(loaded[0], formats=formats).place(SimpleNamespace(scratch_bytes=lambda *_: 1000))
     shape = loaded[0].core.transformer.config
     assert rooms[0] == 1000 and rooms[1] >= 1000 + 4 * shape.d_model * shape.mlp_hidden_size
 
@@ -346,18 +364,19 @@ def short(monkeypatch):
     transformer was told to work on at a time. Parts are small, since the model is."""
     import comfy.model_management as management
 
-    jobs, rooms, told, load = nodepack.part("dimoo_core.jobs"), [], [], management.load_models_gpu
+    rooms, told, load = [], [], management.load_models_gpu
 
-    def noted(name: str) -> None:
-        honest = getattr(jobs, name)
-        monkeypatch.setattr(jobs, name, lambda *a, **b: told.append(b["chunk_rows"]) or honest(*a, **b))
+    def noted(plan: type) -> None:
+        honest = plan.run
+        monkeypatch.setattr(
+            plan, "run", lambda own, where, *rest: told.append(where.chunk_rows) or honest(own, where, *rest)
+        )
 
     def loading(models, memory_required=0, **options) -> None:
         rooms.append(memory_required)
         load(models, memory_required=memory_required, **options)
 
-    for name in ("sample", "describe"):
-        noted(name)
+    noted(jobs.ImagePlan), noted(jobs.TextPlan)
     monkeypatch.setattr(management, "load_models_gpu", loading)
     monkeypatch.setattr(nodepack.part("nodes.host"), "free_bytes", lambda _: state.free)
     monkeypatch.setattr(memory, "CHUNK_ROWS", 48)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,8 +17,9 @@ from ..comfyhost.server import PACK
 from ..tiny import CODES, TABLE, write_checkpoint
 
 NODES = nodepack.nodes()
-core_canvas, host, image = (
-    nodepack.part(name) for name in ("dimoo_core.sequence.canvas", "nodes.host", "dimoo_core.pictures.pixels")
+core_canvas, host, image, jobs = (
+    nodepack.part(name)
+    for name in ("dimoo_core.sequence.canvas", "nodes.host", "dimoo_core.pictures.pixels", "dimoo_core.jobs")
 )
 FAST = {"seed": 7, "steps": 5, "cfg": 1.0}
 
@@ -358,10 +360,10 @@ def test_long_and_empty_and_hostile_prompts(loaded) -> None:
     assert not generate(loaded, text="").unknown.any()
     hostile = "</user><uncondition><mask>"
     assert not torch.equal(generate(loaded, text=hostile).codes, generate(loaded, text="").codes)
-    prefix, _ = nodepack.part("dimoo_core.jobs").guided(
-        loaded.model.core, run("DimooTextEncode", text=hostile)[0], cfg=1.0, image_cfg=0.0
-    )
-    assert TABLE.mask not in prefix[0].tolist() and TABLE.uncondition not in prefix[0].tolist()
+    settings = nodepack.part("dimoo_core.sampling.image").ImageSettings()
+    blank = run("DimooEmptyCanvas", width=64, height=64)[0]
+    plan = jobs.plan_image(loaded.model.core, run("DimooTextEncode", text=hostile)[0], blank, settings)
+    assert TABLE.mask not in plan.prefix[0].tolist() and TABLE.uncondition not in plan.prefix[0].tolist()
 
 
 # Pictures in --------------------------------------------------------------------------------------------------------
@@ -558,15 +560,13 @@ def test_answer_i_has_the_seed_plus_i(loaded, small) -> None:
 
 @pytest.mark.parametrize("speed", ["exact", "balanced", "fast"])
 def test_the_speed_reaches_the_sampler_and_the_estimate(loaded, small, monkeypatch, speed: str) -> None:
-    describe, policies = nodepack.part("nodes.describe"), nodepack.part("dimoo_core.sampling.text_cache").SPEEDS
-    asked, room = [], []
-    sample, estimate = describe.jobs.describe, describe.memory.text_bytes
-    monkeypatch.setattr(describe.jobs, "describe", lambda *a, **b: asked.append(b["settings"]) or sample(*a, **b))
-    monkeypatch.setattr(describe.memory, "text_bytes", lambda *a, **b: room.append(b["keeps"]) or estimate(*a, **b))
+    policies, plans, run_plan = nodepack.part("dimoo_core.sampling.text_cache").SPEEDS, [], jobs.TextPlan.run
+    monkeypatch.setattr(jobs.TextPlan, "run", lambda plan, *rest: plans.append(plan) or run_plan(plan, *rest))
     ask = {**ASK, "cfg": 1.0, "speed": speed}
     texts = run("DimooDescribe", model=small, vq=loaded.vq, image=picture(64, 64, batch=2), **ask)[0]
-    assert len(texts) == 2 and {one.policy for one in asked} == {policies[speed]}
-    assert set(room) == {speed != "exact"}
+    assert len(texts) == 2 and {plan.settings.policy for plan in plans} == {policies[speed]}
+    plain = replace(plans[0], settings=replace(plans[0].settings, policy=policies["exact"]))
+    assert (plans[0].scratch_bytes(4) > plain.scratch_bytes(4)) == (speed != "exact"), "kept keys and values count"
 
 
 def test_several_pictures_in_one_question(loaded, small) -> None:
@@ -576,15 +576,10 @@ def test_several_pictures_in_one_question(loaded, small) -> None:
 
 
 def test_pictures_of_any_size_make_one_question(loaded, small, monkeypatch) -> None:
-    seen = []
-    jobs = nodepack.part("dimoo_core.jobs")
-    real = jobs.describe
-
-    def describe(model, codes, *rest, **options):
-        seen.append(len(codes))
-        return real(model, codes, *rest, **options)
-
-    monkeypatch.setattr(jobs, "describe", describe)
+    seen, plan_text = [], jobs.plan_text
+    monkeypatch.setattr(
+        jobs, "plan_text", lambda model, codes, *rest: seen.append(len(codes)) or plan_text(model, codes, *rest)
+    )
     further = {"image_2": picture(48, 96), "image_3": picture(64, 64, batch=2)}
     texts = run("DimooDescribe", model=small, vq=loaded.vq, image=picture(64, 64), **further, **ASK)[0]
     assert len(texts) == 1 and seen == [4]

@@ -138,7 +138,7 @@ def test_the_numbers_are_the_cores(models: Path, kind: str) -> None:
     assert torch.equal(came, wanted) or (kind == "int8" and (came - wanted).std() < 0.1 * wanted.std())
     x = torch.randn(2, 9, 32, generator=torch.Generator().manual_seed(0))
     for name in ("q_proj", "up_proj"):
-        ours, theirs = (one.model["transformer"]["blocks"][0].get_submodule(name) for one in (core, net))
+        ours, theirs = (one.blocks[0].get_submodule(name) for one in (core, net))
         with torch.inference_mode():
             torch.testing.assert_close(theirs(x), ours(x), rtol=1e-5, atol=1e-5)
 
@@ -168,7 +168,7 @@ def test_a_comfyui_that_does_not_know_the_format_gets_ours(models: Path, kind: s
 
     monkeypatch.setattr(comfy.quant_ops, "QUANT_ALGOS", {})
     loaded = load(kind)
-    layer = loaded.net.model["transformer"]["blocks"][0].q_proj
+    layer = loaded.net.blocks[0].q_proj
     assert layer.weight.dtype is (torch.float8_e4m3fn if kind == "fp8" else torch.int8)
     assert torch.equal(logits(loaded.net), core_logits(models, kind, dtype=torch.float32))
 
@@ -187,7 +187,7 @@ def test_a_layer_of_comfyui_that_is_not_quantised_keeps_its_dtype(models: Path) 
     layers = host.layers(torch.bfloat16, torch.float32, torch.device("cpu"), frozenset({quantised.FP8}))
     found = finding.find(models / "tiny-fp8.safetensors")
     net = checkpoint.load_transformer(found, ops=layers, dtype=torch.bfloat16)
-    head = net.model["transformer"]["ff_out"].codes
+    head = net.layers["ff_out"].codes
     assert head.weight.dtype is torch.bfloat16 and head.comfy_cast_weights
     assert torch.equal(logits(net), core_logits(models, "fp8", dtype=torch.float32))
 

@@ -15,10 +15,10 @@ from bench.live_bytes import LiveBytes
 from bench.op_counts import OpCounts
 from dimoo_core.model.config import TransformerConfig
 from dimoo_core.model.transformer import Transformer
-from dimoo_core.sampling.guidance import Branch
+from dimoo_core.sampling.guidance import Branch, Guidance
 from dimoo_core.sampling.image import ImageSettings, sample_image
 from dimoo_core.sampling.ml_cache import CachePolicy
-from dimoo_core.sampling.schedule import holes_left
+from dimoo_core.sampling.schedule import cosine
 from dimoo_core.sampling.text import TextSettings, sample_text
 from dimoo_core.sequence.canvas import Canvas
 from dimoo_core.sequence.layout import cell_places
@@ -44,7 +44,8 @@ TINY = network()
 
 def image(canvas: Canvas, *, scale: float = 2.0, transformer=TINY, prefix=PREFIX, on_step=None, **changes) -> Canvas:
     branches = [Branch(BLIND, scale)]
-    plan = ImageSettings(**{"steps": 6} | changes)
+    start = {"guidance": Guidance(start=changes.pop("guidance_start"))} if "guidance_start" in changes else {}
+    plan = ImageSettings(**{"steps": 6} | changes | start)
     return sample_image(transformer, TABLE, canvas, prefix, branches, settings=plan, on_step=on_step)
 
 
@@ -176,10 +177,10 @@ def test_a_cached_step_computes_only_its_share_of_positions() -> None:
 def test_of_the_holes_alone_a_cached_step_computes_their_share_and_what_was_decided() -> None:
     seen = recorder()
     image(Canvas.empty(1, 6, 6), transformer=seen.call, steps=10, cache=HOLES)
-    most = max(36 - holes_left(36, 10)[0], *(a - b for a, b in pairwise(holes_left(36, 10))))
+    most = max(36 - cosine(36, 10)[0], *(a - b for a, b in pairwise(cosine(36, 10))))
     for step in (3, 4, 6, 7, 9):
         assert seen.passes[2 * step][:2] == seen.passes[2 * step + 1][:2] == (8 + most, 8 + most)
-    assert [seen.passes[2 * step][1] for step in (0, 1, 2)] == [36, *holes_left(36, 10)[:2]], "full: at the holes alone"
+    assert [seen.passes[2 * step][1] for step in (0, 1, 2)] == [36, *cosine(36, 10)[:2]], "full: at the holes alone"
 
 
 def test_what_was_decided_is_computed_at_the_next_step_whatever_its_certainty() -> None:
@@ -249,7 +250,7 @@ def with_holes(*counts: int) -> Canvas:
 
 def test_late_guidance_of_a_small_mask_begins_in_its_own_plan() -> None:
     seen, small = recorder(), with_holes(10)
-    took = len(holes_left(10, 64))
+    took = len(cosine(10, 64))
     late = image(small, transformer=seen.call, steps=64, guidance_start=0.3)
     assert took <= 10 and len(seen.passes) == took + took - int(0.3 * took)
     assert not torch.equal(late.codes, image(small, steps=64, scale=0.0).codes)
@@ -259,12 +260,12 @@ def test_late_guidance_of_a_small_mask_begins_in_its_own_plan() -> None:
 @pytest.mark.parametrize("own", [False, True], ids=["one prompt", "own prompts"])
 def test_late_guidance_of_a_batch_is_that_of_its_singles(cache: CachePolicy | None, own: bool) -> None:
     """Masks of 36, 10, 0, 24 and 10 cells have plans of different lengths; guidance begins at as different steps."""
-    canvas, plan = with_holes(36, 10, 0, 24, 10), {"steps": 32, "cache": cache, "guidance_start": 0.4}
-    assert len({int(0.4 * len(holes_left(count, 32))) for count in (36, 10, 24)}) == 3
+    canvas = with_holes(36, 10, 0, 24, 10)
+    assert len({int(0.4 * len(cosine(count, 32))) for count in (36, 10, 24)}) == 3
     blind = torch.stack([BLIND[0].roll(item) for item in range(5)]) if own else BLIND
 
     def guided(canvas: Canvas, blind: torch.Tensor, seed: int) -> torch.Tensor:
-        settings = ImageSettings(seed=seed, **plan)
+        settings = ImageSettings(steps=32, cache=cache, seed=seed, guidance=Guidance(start=0.4))
         return sample_image(TINY, TABLE, canvas, PREFIX, [Branch(blind, 2.0)], settings=settings).codes
 
     batch = guided(canvas, blind, 3)
@@ -352,7 +353,7 @@ def test_the_host_waits_at_most_twice_a_step_however_deep_the_model(cache: Cache
     canvas, net = half_painted(2, 8, 8), network(n_layers=layers)
 
     def waits(steps: int) -> int:
-        [holes_left(count, steps) for count in canvas.holes.tolist()]  # made on the CPU, once
+        [cosine(count, steps) for count in canvas.holes.tolist()]  # made on the CPU, once
         with OpCounts() as ops:
             image(canvas, transformer=net, steps=steps, cache=cache)
         return sum(ops.waits.values())
@@ -371,13 +372,10 @@ def test_the_host_waits_at_most_twice_a_step_however_deep_the_model(cache: Cache
         ({"temperature": float("inf")}, "temperature is inf"),
         ({"seed": 2**64}, "seed is"),
         ({"seed": -1}, "seed is -1"),
-        ({"guidance_start": 1}, "guidance_start is 1"),
-        ({"guidance_start": -0.1}, "guidance_start is -0.1"),
-        ({"guidance_start": float("nan")}, "guidance_start is nan"),
     ],
 )
 def test_settings_out_of_range_are_refused(values: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=rf"{message}.* is needed\."):
+    with pytest.raises(ValueError, match=rf"{message}.*expected a .*\."):
         ImageSettings(**values)
 
 
@@ -501,3 +499,45 @@ def test_cancel_passes_through_text_too() -> None:
 def test_text_settings_out_of_range_are_refused(values: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TextSettings(**{"max_tokens": 16, "steps": 8, "block_length": 8} | values)
+
+
+# Exchangeable parts -------------------------------------------------------------------------------------------------
+
+
+def linear(holes: int, steps: int) -> list[int]:
+    """As many cells at every step: a schedule that only the tests have."""
+    steps = min(steps, holes)
+    return [holes - holes * (step + 1) // steps for step in range(steps)]
+
+
+def most_confident(log_prob: torch.Tensor, keep: torch.Tensor, gumbel: torch.Tensor, _: float) -> torch.Tensor:
+    """The other way round: the surest cells stay masked."""
+    order = log_prob.masked_fill(log_prob.isinf(), -torch.inf).argsort(dim=1, descending=True).argsort(dim=1)
+    return order < keep[:, None]
+
+
+@pytest.mark.parametrize("cache", [None, CACHE, HOLES, FROZEN])
+def test_a_second_schedule_runs_through_the_loop(cache: CachePolicy | None) -> None:
+    left = []
+    canvas = half_painted(2, 6, 6)
+    image(canvas, steps=5, cache=cache, schedule=linear, on_step=lambda *now: left.append(now[2].holes.tolist()))
+    expected = [linear(holes, 5) for holes in canvas.holes.tolist()]
+    assert left == [list(step) for step in zip(*expected, strict=True)]
+
+
+def test_the_cache_computes_what_the_schedule_decides() -> None:
+    """The budget of a cached step holds the most that a step decides; another schedule decides another number."""
+    passes = {}
+    for schedule in (cosine, linear):
+        seen = recorder()
+        image(Canvas.empty(1, 6, 6), transformer=seen.call, steps=9, cache=HOLES, schedule=schedule)
+        most = max(a - b for a, b in pairwise([36, *schedule(36, 9)]))
+        assert {computed for computed, _, _ in seen.passes if computed < 30} == {HOLES.rows(36) + most}
+        passes[schedule] = most
+    assert passes[cosine] > passes[linear]
+
+
+def test_a_second_selection_runs_through_the_loop() -> None:
+    blank = Canvas.empty(1, 6, 6)
+    plain, other = image(blank), image(blank, selection=most_confident)
+    assert not other.unknown.any() and not torch.equal(plain.codes, other.codes)

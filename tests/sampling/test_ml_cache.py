@@ -7,7 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dimoo_core.sampling.ml_cache import PRESETS, Cache, CachePolicy, KeyValues
+from dimoo_core.sampling.branch import KeyValues
+from dimoo_core.sampling.ml_cache import PRESETS, Cache, CachePolicy
+from dimoo_core.sampling.schedule import cosine
 
 
 def test_warm_up_comes_first_and_refreshes_follow() -> None:
@@ -52,7 +54,7 @@ def test_rows_are_those_at_or_below_the_quantile(ratio: float, length: int) -> N
 )
 def test_settings_out_of_range_are_refused(values: dict) -> None:
     (name,) = values
-    with pytest.raises(ValueError, match=rf"{name}\w* is .* is needed"):
+    with pytest.raises(ValueError, match=rf"{name}\w* is .*expected"):
         CachePolicy(**values)
 
 
@@ -75,12 +77,12 @@ def test_key_values_keep_what_is_not_written() -> None:
 
 
 def test_a_cached_step_has_a_budget_of_positions() -> None:
-    assert CachePolicy(0.9).budget(length=131, holes=64, steps=16) == 14, "a share of all, as published"
+    assert CachePolicy(0.9).budget(131, 64, cosine(64, 16)) == 14, "a share of all, as published"
     holes = CachePolicy(0.9, candidates="holes")
     most = 6  # that one of 16 steps decides of 64 holes
-    assert holes.budget(length=131, holes=64, steps=16) == 7 + most
-    assert holes.budget(length=131, holes=0, steps=16) == 1
-    assert holes.budget(length=131, holes=64, steps=1) == 7 + 64
+    assert holes.budget(131, 64, cosine(64, 16)) == 7 + most
+    assert holes.budget(131, 0, cosine(0, 16)) == 1
+    assert holes.budget(131, 64, cosine(64, 1)) == 7 + 64
 
 
 LOGITS = torch.tensor([[[5.0, 1.0], [2.0, 3.0], [0.0, 1.0], [9.0, 0.0]]])
@@ -90,7 +92,7 @@ MASK = 7
 
 def test_a_cache_ranks_all_positions_and_answers_for_the_holes() -> None:
     ids = torch.tensor([[1, MASK, 2, MASK]])
-    cache = Cache(KeyValues(), ids, torch.tensor([[1, 3]]))
+    cache = Cache(ids, torch.tensor([[1, 3]]))
     cache.store(EVERYWHERE, ids, LOGITS)
     assert cache.least_certain(2).tolist() == [[1, 2]]
     cache.store(torch.tensor([[1, 2]]), ids[:, 1:3], torch.tensor([[[8.0, 0.0], [7.0, 0.0]]]))
@@ -100,7 +102,7 @@ def test_a_cache_ranks_all_positions_and_answers_for_the_holes() -> None:
 
 def test_what_was_decided_comes_first_and_then_the_least_certain_holes() -> None:
     ids = torch.tensor([[1, MASK, MASK, MASK]])
-    cache = Cache(KeyValues(), ids, torch.tensor([[1, 2, 3]]))
+    cache = Cache(ids, torch.tensor([[1, 2, 3]]))
     cache.store(EVERYWHERE[:, 1:], ids[:, 1:], LOGITS[:, 1:])
     assert cache.decided_and_least_certain(ids, [2], MASK).tolist() == [[2, 1]], "the prompt is no candidate"
     decided = torch.tensor([[1, MASK, MASK, 5]])
@@ -111,7 +113,7 @@ def test_what_was_decided_comes_first_and_then_the_least_certain_holes() -> None
 
 def test_an_item_with_a_smaller_budget_or_fewer_candidates_repeats_its_first() -> None:
     ids = torch.tensor([[MASK, MASK, MASK, MASK], [1, MASK, MASK, MASK], [1, MASK, 1, 1]])
-    cache = Cache(KeyValues(), ids, EVERYWHERE.expand(3, -1))
+    cache = Cache(ids, EVERYWHERE.expand(3, -1))
     cache.store(EVERYWHERE.expand(3, -1), ids, LOGITS.expand(3, -1, -1))
     chosen = cache.decided_and_least_certain(ids, [3, 1, 3], MASK)
     assert chosen.tolist() == [[2, 1, 0], [2, 2, 2], [1, 1, 1]]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dimoo_core.sampling.noise import SEEDS, Noise, gumbel
-from dimoo_core.sampling.selection import stays_masked
+from dimoo_core.sampling.selection import least_confident
 
 
 def tokens(seed: int, *, step: int = 0, cells: int = 64, codes: int = 512, batch: int = 1) -> torch.Tensor:
@@ -55,7 +55,7 @@ def test_every_64_bit_seed_serves_and_differs_from_its_neighbours(seed: int) -> 
 
 @pytest.mark.parametrize("seed", [-1, 2**64, 1.0, None, True, float("nan")])
 def test_other_seeds_are_refused(seed: object) -> None:
-    with pytest.raises(ValueError, match=r"seed is .* a whole number from 0 to 18446744073709551615 is needed"):
+    with pytest.raises(ValueError, match=r"seed is .* expected a whole number from 0 to 18446744073709551615"):
         Noise(seed, 1, "cpu")
 
 
@@ -108,7 +108,7 @@ def test_doubt_noise_is_not_the_noise_of_any_code() -> None:
 def test_the_least_certain_stay_masked_and_ties_are_decided() -> None:
     certain = torch.tensor([[0.1, 0.5, 0.5, 0.5, 0.9]]).log()
     still = torch.zeros_like(certain)
-    assert stays_masked(certain, torch.tensor([1]), still, 1.0).tolist() == [[True, False, False, False, False]]
-    assert stays_masked(certain, torch.tensor([3]), still, 1.0).tolist() == [[True, False, False, False, False]]
-    assert stays_masked(certain, torch.tensor([4]), still, 1.0).tolist() == [[True, True, True, True, False]]
-    assert not stays_masked(certain, torch.tensor([0]), still, 1.0).any()
+    assert least_confident(certain, torch.tensor([1]), still, 1.0).tolist() == [[True, False, False, False, False]]
+    assert least_confident(certain, torch.tensor([3]), still, 1.0).tolist() == [[True, False, False, False, False]]
+    assert least_confident(certain, torch.tensor([4]), still, 1.0).tolist() == [[True, True, True, True, False]]
+    assert not least_confident(certain, torch.tensor([0]), still, 1.0).any()

@@ -15,8 +15,9 @@ from dimoo_core.model.config import TransformerConfig
 from dimoo_core.model.transformer import Transformer
 from dimoo_core.nano.cases import Examiner
 from dimoo_core.nano.rates import load
+from dimoo_core.sampling.branch import Scope
 from dimoo_core.sampling.text import TextSettings, sample_text
-from dimoo_core.sampling.text_cache import EXACT, SPEEDS, Scope, TextPolicy
+from dimoo_core.sampling.text_cache import EXACT, SPEEDS, TextPolicy
 
 from ..tiny import TABLE, TRANSFORMER, random_weights
 
@@ -90,7 +91,7 @@ def test_the_default_is_exact() -> None:
 def test_a_policy_says_what_is_computed_anew() -> None:
     policy = TextPolicy(prefix_refresh=2, answer_refresh=3)
     scopes = [[policy.scope(block, step).name for step in range(5)] for block in range(3)]
-    inside = ["BLOCK", "BLOCK", "ANSWER", "BLOCK"]
+    inside = ["PART", "PART", "ANSWER", "PART"]
     assert scopes == [["ALL", *inside], ["ANSWER", *inside], ["ALL", *inside]]
     assert {EXACT.scope(block, step) for block in range(3) for step in range(5)} == {Scope.ALL}
 
@@ -102,7 +103,7 @@ def test_each_scope_computes_its_positions_and_no_others() -> None:
         block, step = divmod(number // 2, 4)  # two branches
         scope = TextPolicy(2, 3).scope(block, step)
         wanted = {Scope.ALL: None, Scope.ANSWER: range(start, start + 18)}
-        wanted[Scope.BLOCK] = range(start + 1 + 4 * block, start + 5 + 4 * block)
+        wanted[Scope.PART] = range(start + 1 + 4 * block, start + 5 + 4 * block)
         assert one.places == (wanted[scope] and [list(wanted[scope])]) and one.stores
 
 

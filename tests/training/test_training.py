@@ -427,7 +427,7 @@ def test_what_is_no_run_of_this_model_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["steps", "rate", "warm_up"])
 @pytest.mark.parametrize("value", [-1, float("nan"), float("inf"), "3", None])
 def test_numbers_that_cannot_be_meant_are_refused(kind: type, name: str, value: object) -> None:
-    with pytest.raises(ValueError, match=rf"^{name} is .*; a (whole )?number .* is needed\.$"):
+    with pytest.raises(ValueError, match=rf"^{name} is .*; expected a (whole )?number .*\.$"):
         kind(**{"steps": 5, name: value})
 
 
@@ -448,7 +448,7 @@ def test_numbers_that_cannot_be_meant_are_refused(kind: type, name: str, value: 
 )
 def test_other_numbers_of_a_run_are_refused(values: dict) -> None:
     (name,) = values
-    with pytest.raises(ValueError, match=rf"^{name} is .* is needed\.$"):
+    with pytest.raises(ValueError, match=rf"^{name} is .*expected .*\.$"):
         TrainSettings(**{"steps": 5} | values)
     with pytest.raises(ValueError, match="steps is 0"):
         SHORT.with_steps(0)

@@ -1,0 +1,404 @@
+"""A loaded checkpoint as Python and the command line use it: PIL pictures in and out, settings by name.
+
+Settings that are left out are the checkpoint's own (`checkpoint.defaults`), so that nano and the 8B model both paint
+what they can. The jobs themselves are `jobs`; here they get a device and the memory to work in.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from . import jobs, memory
+from .checkpoint.find import NANO, Found, find
+from .checkpoint.load import load_tokenizer, load_transformer, load_vq
+from .devices import device as device_called
+from .devices import free_bytes
+from .model.vq import VQ
+from .model.vq_tiles import TILE
+from .pictures.masks import load_mask, mask_from_pil
+from .pictures.pixels import from_pil, load_picture, to_pil
+from .sampling.guidance import Guidance
+from .sampling.image import ImageSettings
+from .sampling.ml_cache import PRESETS, CachePolicy
+from .sampling.text import TextSettings
+from .sampling.text_cache import SPEEDS, TextPolicy
+from .sequence.prompt import DESCRIBE_QUESTION
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+DTYPES: dict[str, torch.dtype | None] = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}
+
+Picture = Image.Image | str | Path | Tensor  # a PIL picture, a file, or pixels [3,h,w] or [1,3,h,w] in 0..1
+Progress = bool | Callable[[int, int], None]  # a bar in a terminal or notebook, or what is told (done, total)
+
+
+class ImageOptions(TypedDict, total=False):
+    """How a picture is sampled; what is left out is the checkpoint's own."""
+
+    seed: int
+    steps: int | None
+    cfg: float | None
+    image_cfg: float | None
+    temperature: float | None
+    guidance_start: float
+    ml_cache: str | CachePolicy | None
+
+
+class TextOptions(TypedDict, total=False):
+    """How an answer is sampled; what is left out is the checkpoint's own."""
+
+    seed: int
+    max_tokens: int | None
+    steps: int | None
+    block_length: int | None
+    temperature: float
+    cfg: float
+    speed: str | TextPolicy
+
+
+@dataclass(frozen=True, eq=False)
+class PlacedVQ:
+    """A VQ on a device, as the jobs use it: pictures come from the CPU and go back there.
+
+    One at a time is enough for a whole batch to need no more memory than a picture, and to give the very same bits.
+    tiles: work in tiles, which takes a fraction of the memory and up to twice the time; None: where memory is short.
+    """
+
+    vq: VQ
+    device: torch.device
+    tiles: bool | None = None
+
+    @property
+    def scale(self) -> int:
+        """Pixels per cell along each side."""
+        return self.vq.scale
+
+    @property
+    def codebook_size(self) -> int:
+        """How many codes there are, K."""
+        return self.vq.codebook_size
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """pixels [B,3,H*s,W*s] in 0..1 -> codes [B,H,W]"""
+        height, width = pixels.shape[2:]
+        tile = self._tile(memory.encode_bytes, height, width)
+        return torch.cat([self.vq.encode(one.to(self.device), tile=tile).cpu() for one in pixels.split(1)])
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """codes [B,H,W] -> pixels [B,3,H*s,W*s] in 0..1"""
+        height, width = (cells * self.scale for cells in codes.shape[1:])
+        tile = self._tile(memory.decode_bytes, height, width)
+        return torch.cat([self.vq.decode(one.to(self.device), tile=tile).cpu() for one in codes.split(1)])
+
+    def _tile(self, scratch: Callable[..., int], height: int, width: int) -> int | None:
+        tiles = self.tiles
+        if tiles is None:
+            free = free_bytes(self.device)
+            itemsize = self.vq.quantize.embedding.weight.element_size()
+            tiles = free is not None and scratch(self.vq.config, (height, width), itemsize) > free
+        return TILE if tiles else None
+
+
+class Pipeline:
+    """One checkpoint, ready to work. Made by `load`."""
+
+    def __init__(self, checkpoint: Found, model: jobs.Model, vq: PlacedVQ):
+        self.checkpoint, self.model, self.vq = checkpoint, model, vq
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        negative: str = "",
+        size: tuple[int, int] | None = None,
+        batch: int = 1,
+        progress: Progress = True,
+        **settings: Unpack[ImageOptions],
+    ) -> list[Image.Image]:
+        """Pictures that show `prompt`.
+
+        negative: what not to show. size: (width, height) in px, multiples of 16. batch: how many; picture i has the
+        seed + i. progress: a bar in a terminal or notebook, or a callable that gets (steps done, steps in all) and may
+        raise to stop. settings: seed, steps, cfg, temperature, guidance_start, ml_cache (a name of `PRESETS` or a
+        `CachePolicy`). Raises ValueError, one sentence, for what cannot be meant.
+        """
+        width, height = size or self.checkpoint.defaults.size
+        with _reporting(progress, "generate") as on_step:
+            pictures = jobs.generate(
+                self.model,
+                self.vq,
+                jobs.text_prompt(prompt, negative),
+                width,
+                height,
+                settings=self.image_settings(**settings),
+                batch=batch,
+                place=self.place,
+                on_step=on_step,
+            )
+        return [to_pil(picture) for picture in pictures]
+
+    def edit(
+        self,
+        picture: Picture,
+        prompt: str = "",
+        *,
+        type: str = "edit_replace",
+        reference: Picture | None = None,
+        negative: str = "",
+        side: int | None = None,
+        batch: int = 1,
+        progress: Progress = True,
+        **settings: Unpack[ImageOptions],
+    ) -> list[Image.Image]:
+        """Pictures made of `picture`: changed as `prompt` says, or its edges, depth, another style.
+
+        type: a key of `EDITS`. reference: the picture whose style is taken, for image_ref_transfer. side: pictures are
+        fitted to about side x side px of area. The rest as for `generate`, and image_cfg among the settings.
+        """
+        request = jobs.Edit(
+            type,
+            prompt,
+            negative,
+            None if reference is None else pixels_of(reference),
+            self.checkpoint.defaults.side if side is None else side,
+        )
+        with _reporting(progress, "edit") as on_step:
+            pictures = jobs.edit(
+                self.model,
+                self.vq,
+                pixels_of(picture),
+                request,
+                settings=self.image_settings(**settings),
+                batch=batch,
+                place=self.place,
+                on_step=on_step,
+            )
+        return [to_pil(picture) for picture in pictures]
+
+    def inpaint(
+        self,
+        picture: Picture,
+        prompt: str,
+        mask: Picture | None = None,
+        *,
+        mask_width: float = 0.2,
+        mask_height: float = 1.0,
+        outpaint: bool = False,
+        grow: int = 0,
+        negative: str = "",
+        batch: int = 1,
+        progress: Progress = True,
+        **settings: Unpack[ImageOptions],
+    ) -> list[Image.Image]:
+        """`picture` with a part repainted so that the whole shows `prompt`; every other pixel stays as it was.
+
+        mask: white is repainted; it is brought to the picture's size. Without one a centred rectangle, with shares
+        `mask_width` and `mask_height` of the sides. outpaint: repaint what is NOT marked. grow: cells of 16 px by which
+        the marked area is widened. The rest as for `generate`.
+        """
+        pixels = pixels_of(picture)
+        drawn = None
+        if mask is not None:
+            drawn = (F.interpolate(mask_of(mask)[None], pixels.shape[2:], mode="nearest-exact")[0] > 0.5).float()
+            drawn = 1 - drawn if outpaint else drawn
+        request = jobs.Inpaint(drawn, outpaint, mask_width, mask_height, grow)
+        with _reporting(progress, "inpaint") as on_step:
+            pictures = jobs.inpaint(
+                self.model,
+                self.vq,
+                pixels,
+                request,
+                jobs.text_prompt(prompt, negative),
+                settings=self.image_settings(**settings),
+                batch=batch,
+                place=self.place,
+                on_step=on_step,
+            )
+        return [to_pil(picture) for picture in pictures]
+
+    def outpaint(self, picture: Picture, prompt: str, mask: Picture | None = None, **rest: Any) -> list[Image.Image]:
+        """`inpaint` of all that is NOT marked."""
+        return self.inpaint(picture, prompt, mask, outpaint=True, **rest)
+
+    def describe(
+        self,
+        pictures: Picture | Sequence[Picture],
+        question: str = DESCRIBE_QUESTION,
+        *,
+        progress: Progress = True,
+        **settings: Unpack[TextOptions],
+    ) -> str:
+        """The answer to a question about a picture, or about several at once.
+
+        settings: max_tokens, steps, block_length, temperature, cfg, seed, speed (a name of `SPEEDS` or a
+        `TextPolicy`). progress as for `generate`.
+        """
+        group = list(pictures) if isinstance(pictures, (list, tuple)) else [pictures]
+        with _reporting(progress, "describe") as on_step:
+            (answer,) = jobs.describe(
+                self.model,
+                self.vq,
+                [pixels_of(one) for one in group],
+                question,
+                settings=self.text_settings(**settings),
+                place=self.place,
+                on_step=on_step,
+            )
+        return answer
+
+    def image_settings(
+        self,
+        *,
+        seed: int = 0,
+        steps: int | None = None,
+        cfg: float | None = None,
+        image_cfg: float | None = None,
+        temperature: float | None = None,
+        guidance_start: float = 0.0,
+        ml_cache: str | CachePolicy | None = None,
+    ) -> ImageSettings:
+        """How to sample pictures; raises ValueError for a setting out of range."""
+        defaults = self.checkpoint.defaults
+        guidance = Guidance(
+            defaults.cfg if cfg is None else cfg,
+            defaults.image_cfg if image_cfg is None else image_cfg,
+            guidance_start,
+        )
+        return ImageSettings(
+            steps=defaults.steps if steps is None else steps,
+            temperature=defaults.temperature if temperature is None else temperature,
+            seed=seed,
+            cache=_named("ml_cache", ml_cache, PRESETS) if isinstance(ml_cache, str) else ml_cache,
+            guidance=guidance,
+        )
+
+    def text_settings(
+        self,
+        *,
+        seed: int = 0,
+        max_tokens: int | None = None,
+        steps: int | None = None,
+        block_length: int | None = None,
+        temperature: float = 0.0,
+        cfg: float = 0.0,
+        speed: str | TextPolicy = "exact",
+    ) -> TextSettings:
+        """How to sample an answer; raises ValueError where steps and blocks do not divide."""
+        defaults = self.checkpoint.defaults
+        return TextSettings(
+            max_tokens=defaults.max_tokens if max_tokens is None else max_tokens,
+            steps=defaults.text_steps if steps is None else steps,
+            block_length=defaults.block_length if block_length is None else block_length,
+            temperature=temperature,
+            cfg=cfg,
+            seed=seed,
+            policy=_named("speed", speed, SPEEDS) if isinstance(speed, str) else speed,
+        )
+
+    def place(self, plan: jobs.Plan) -> jobs.Placement:
+        """Where a plan runs: where the weights are, in chunks where the memory for all at once is not free."""
+        free = free_bytes(self.model.device)
+        itemsize = next(self.model.transformer.parameters()).element_size()
+        fits = free is None or plan.scratch_bytes(max(itemsize, 2)) <= free
+        return jobs.Placement(self.model.device, None if fits else memory.CHUNK_ROWS)
+
+
+def load(
+    checkpoint: str | Path = NANO,
+    *,
+    device: str = "auto",
+    dtype: str | torch.dtype | None = "auto",
+    tiles: bool | None = None,
+) -> Pipeline:
+    """A checkpoint, loaded: the built-in nano, a folder as published, a single file that `convert` made, or the hub's
+    name (OWNER/NAME) of one that was downloaded.
+
+    device: auto, cpu, cuda, cuda:1, mps ... dtype: of the transformer, "fp32", "bf16" or one of torch's; "auto" keeps
+    what is stored, fp8 and int8 too. tiles: whether the VQ works in tiles; None: where memory is short. Raises
+    ValueError, one sentence, where it cannot be loaded.
+    """
+    found = find(checkpoint_path(checkpoint))
+    where = device_called(device)
+    wanted = _named("dtype", dtype, DTYPES) if isinstance(dtype, str) else dtype
+    transformer = load_transformer(found, device=where, dtype=wanted, dequantised=wanted is not None)
+    model = jobs.Model(transformer, load_tokenizer(found), found.table, found.defaults.sides)
+    return Pipeline(found, model, PlacedVQ(load_vq(found, device=where), where, tiles))
+
+
+def checkpoint_path(checkpoint: str | Path) -> Path:
+    """The folder or file that a name stands for: a path, or OWNER/NAME where `download` or the hub's own cache has it.
+
+    Raises ValueError for a name of the hub that was not downloaded.
+    """
+    path = Path(checkpoint).expanduser()
+    owner, _, name = str(checkpoint).partition("/")
+    if os.path.exists(path) or not name or set("/\\") & set(name) or owner in ("", ".", "..", "~"):
+        return path
+    cache = Path(os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME", "~/.cache/huggingface"), "hub"))
+    snapshots = cache.expanduser() / f"models--{owner}--{name}" / "snapshots"
+    for folder in (model_folder() / name, Path("models") / name, *sorted(snapshots.glob("*"), reverse=True)):
+        if (folder / "config.json").is_file():
+            return folder
+    raise ValueError(
+        f"{str(checkpoint)[:200]} is not a file or folder, and no such model was downloaded; run `python -m dimoo_core "
+        f"download {str(checkpoint)[:200]}` first, or give the folder of a checkpoint."
+    )
+
+
+def model_folder() -> Path:
+    """`models/dimoo` of the ComfyUI that this pack is installed in, else `models` in the current folder."""
+    home = Path(__file__).absolute().parents[2]
+    return home.parent / "models" / "dimoo" if home.name == "custom_nodes" else Path("models")
+
+
+def pixels_of(picture: Picture) -> Tensor:
+    """Pixels [1,3,h,w] of a picture in any of its forms; what is transparent becomes white."""
+    if isinstance(picture, Image.Image):
+        return from_pil(picture)
+    if isinstance(picture, Tensor):
+        return picture if picture.ndim == 4 else picture[None]
+    return load_picture(picture)
+
+
+def mask_of(mask: Picture) -> Tensor:
+    """A mask [1,h,w] of a picture in any of its forms: 1 is to be repainted."""
+    if isinstance(mask, Image.Image):
+        return mask_from_pil(mask)
+    if isinstance(mask, Tensor):
+        return mask if mask.ndim == 3 else mask[None]
+    return load_mask(mask)
+
+
+@contextmanager
+def _reporting(progress: Progress, title: str) -> Iterator[Callable[[int, int, Any], None]]:
+    """Gives the jobs' `on_step`, which moves a bar or calls what the user gave."""
+    if callable(progress):
+        yield lambda done, total, _state: progress(done, total)
+        return
+    shown = bool(progress) and (sys.stderr.isatty() or "ipykernel" in sys.modules)
+    with tqdm(desc=title, unit="step", disable=not shown) as bar:
+
+        def on_step(done: int, total: int, _state: Any) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield on_step
+
+
+def _named(name: str, value: str, meanings: dict[str, Any]) -> Any:
+    if value not in meanings:
+        raise ValueError(f"{name} is {value!r:.80}; expected one of {', '.join(meanings)}.")
+    return meanings[value]
