@@ -127,7 +127,7 @@ def test_an_item_that_is_full_is_handed_back_beside_one_that_is_not() -> None:
 
 
 def test_a_full_canvas_is_refused_in_one_sentence() -> None:
-    with pytest.raises(ValueError, match="already full, there is nothing to sample"):
+    with pytest.raises(ValueError, match="already full, so there is nothing to sample"):
         image(Canvas.from_codes(torch.zeros(1, 4, 4, dtype=torch.int64)))
 
 

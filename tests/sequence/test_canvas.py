@@ -30,7 +30,7 @@ def test_one_mask_serves_a_whole_batch() -> None:
     ],
 )
 def test_odd_shapes_and_types_are_refused(codes: torch.Tensor, unknown: torch.Tensor) -> None:
-    with pytest.raises(ValueError, match="^Got .*; expected "):
+    with pytest.raises(ValueError, match=r"^Got .*; expected "):
         Canvas(codes, unknown)
 
 

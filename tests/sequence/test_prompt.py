@@ -35,7 +35,7 @@ def test_an_empty_text_is_fine_and_a_fixed_text_wins() -> None:
 
 @pytest.mark.parametrize("where", ["text", "negative"])
 def test_a_text_of_50000_characters_is_refused(where: str) -> None:
-    with pytest.raises(ValueError, match=r"has 50000 characters; at most 10000 characters are read: shorten it\."):
+    with pytest.raises(ValueError, match=r"has 50000 characters; expected at most 10000 characters: shorten it\."):
         Prompt(GENERATE, **{where: "x" * 50_000})
     Prompt(GENERATE, **{where: "x" * MAX_CHARACTERS})
 
@@ -55,5 +55,5 @@ def test_every_task_wants_its_own_number_of_images() -> None:
 
 
 def test_an_unknown_edit_type_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="no edit type 'edit_sky'; there are edit_add, "):
+    with pytest.raises(ValueError, match="Unknown edit type 'edit_sky'; expected one of edit_add, "):
         edit_task("edit_sky")
