@@ -50,7 +50,7 @@ def test_every_task_wants_its_own_number_of_images() -> None:
     Prompt(EDITS["image_ref_transfer"], images=(CODES, CODES))
     Prompt(DESCRIBE, images=(CODES,) * 3)
     for task, images in ((GENERATE, 1), (EDITS["edit_add"], 0), (EDITS["image_ref_transfer"], 1), (DESCRIBE, 0)):
-        with pytest.raises(ValueError, match=f"{images} images came for {task.name}"):
+        with pytest.raises(ValueError, match=f"Got {images} images for {task.name}"):
             Prompt(task, images=(CODES,) * images)
 
 
