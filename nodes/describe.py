@@ -138,8 +138,7 @@ def _what() -> list:
         ),
         widgets.words(
             "question",
-            'A question or an instruction. The 8B model knows "Describe the image." best; nano answers "describe the '
-            'picture" only.',
+            'A question or an instruction. The 8B model knows "Describe the image." best, nano "describe the picture".',
             default="Describe the image.",
         ),
         widgets.integer(
