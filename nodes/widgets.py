@@ -40,7 +40,7 @@ def choice(name: str, options: Iterable[str], tooltip: str, *, optional: bool = 
 def chosen(name: str, value: str, meanings: Mapping[str, Meaning]) -> Meaning:
     """What a choice means. Raises ValueError for an unknown choice, which ComfyUI 0.3.75 lets through."""
     if not isinstance(value, str) or value not in meanings:
-        raise ValueError(f"Got {name} {shortened(repr(value))}, expected one of {', '.join(meanings)}; choose one.")
+        raise ValueError(f"Got {name} {shortened(repr(value))}; choose one of {', '.join(meanings)}.")
     return meanings[value]
 
 

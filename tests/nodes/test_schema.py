@@ -121,7 +121,7 @@ CARD = {
     ),
     "DimooSaveText": ({"text": "STRING", "filename_prefix": ("STRING", "dimoo/caption")}, {"file": "STRING"}),
 }
-# inputs that may be left unconnected or unsaid, by node
+# inputs that may be left unconnected or out of a workflow, by node
 OPTIONAL = {
     "DimooImageEdit": {"reference_image"},
     "DimooMaskPaint": {"mask", "feather"},
@@ -150,7 +150,7 @@ def test_inputs_and_outputs_are_those_of_the_card(name: str) -> None:
         bounds = [options[field] for field in ("default", "min", "max") if field in options]
         shown[key] = (kind, *bounds) if bounds else kind
     assert shown == wanted
-    assert list(shown) == list(wanted), "widgets are saved by their place"
+    assert list(shown) == list(wanted), "widgets are saved by their position"
     assert dict(zip(INFO[name]["output_name"], INFO[name]["output"], strict=True)) == outputs
     assert set(INFO[name]["input"].get("optional", {})) == OPTIONAL.get(name, set())
 
@@ -182,6 +182,16 @@ def test_choices_are_those_of_the_core() -> None:
     speeds = list(nodepack.part("dimoo_core.sampling.text_cache").SPEEDS)
     assert inputs("DimooDescribe")["speed"][1]["options"] == speeds == ["exact", "balanced", "fast"]
     assert inputs("DimooCacheSettings")["candidates"][1]["options"] == list(cache.CANDIDATES)
+
+
+@pytest.mark.parametrize("value", ["x" * 100_000, ["fast"] * 100_000, 3, None, ["fast"]])
+def test_an_unknown_choice_is_one_short_sentence(value: object) -> None:
+    """Workflow files and API calls may hold anything; a long value is not repeated in full."""
+    widgets = nodepack.part("nodes.widgets")
+    with pytest.raises(ValueError, match=r"^Got speed .+; choose one of exact, fast\.$") as refused:
+        widgets.chosen("speed", value, {"exact": 1, "fast": 2})
+    assert len(str(refused.value)) < 130
+    assert widgets.chosen("speed", "fast", {"exact": 1, "fast": 2}) == 2
 
 
 def test_nodes_with_words_to_show_end_a_graph_and_give_lists() -> None:
