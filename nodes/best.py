@@ -56,7 +56,7 @@ class BestOf(host.io.ComfyNode):
             display_name="DiMOO Best Of",
             category="DiMOO",
             description=(
-                "Asks the model which pictures of a batch show what was asked, and sorts them, the best first. Make a "
+                "Asks the model how well each picture of a batch shows the prompt, and sorts them, best first. Make a "
                 "batch of four or eight and keep the best."
             ),
             search_aliases=["dimoo rank", "dimoo best of n", "dimoo verify", "dimoo score"],
@@ -64,22 +64,23 @@ class BestOf(host.io.ComfyNode):
             hidden=[host.io.Hidden.unique_id],
             inputs=[
                 ModelSocket.Input("model", tooltip="The model that judges, usually the one that painted."),
-                VQSocket.Input("vq", tooltip="The VQ of the same checkpoint."),
-                host.io.Image.Input("image", tooltip="The pictures to choose from, a batch."),
-                PromptSocket.Input("prompt", tooltip="What they should show, from Text Encode."),
+                VQSocket.Input("vq", tooltip="The VQ of the same checkpoint, from DiMOO Loader."),
+                host.io.Image.Input("image", tooltip="The pictures to choose from, as a batch."),
+                PromptSocket.Input("prompt", tooltip="What the pictures should show, from DiMOO Text Encode."),
                 widgets.choice(
                     "judge_by",
                     METHODS,
                     "yes or no: one short question per picture, for the 8B model. description: the model describes "
-                    "each picture, and the words of the prompt that it uses are counted; slower, and what nano can do.",
+                    "each picture, and the score is the share of the prompt's words that it uses; slower, but the only "
+                    "method that works with nano.",
                 ),
             ],
             outputs=[
-                host.io.Image.Output(display_name="best", tooltip="The picture that was judged best."),
-                host.io.Image.Output(display_name="ranked", tooltip="All pictures, the best first."),
+                host.io.Image.Output(display_name="best", tooltip="The picture with the best score."),
+                host.io.Image.Output(display_name="ranked", tooltip="All pictures, best first."),
                 host.io.String.Output(
                     display_name="scores",
-                    tooltip="A line per picture, the best first: which it is, and its score.",
+                    tooltip="One line per picture, best first: its number in the batch and its score.",
                 ),
             ],
         )

@@ -1,4 +1,4 @@
-"""Canvases: an empty one, a picture as codes, and codes as a picture."""
+"""Canvas nodes: an empty canvas, picture to codes, codes to picture."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from .sockets import CanvasSocket, VQSocket, check_sockets
 
 
 def _side(name: str) -> host.io.Int.Input:
-    tooltip = f"The {name} in px, in steps of {CELL}. The 8B model was trained on about 1024x1024 px in all, nano on "
-    return widgets.integer(name, 1024, (CELL, 4096), tooltip + "128x128.", step=CELL)
+    tooltip = (
+        f"The {name} of the picture in px, in steps of {CELL}. Best at about the area used in training, in any shape: "
+        "1024x1024 for the 8B model, 128x128 for nano."
+    )
+    return widgets.integer(name, 1024, (CELL, pixels.MAX_SIDE), tooltip, step=CELL)
 
 
 class EmptyCanvas(host.io.ComfyNode):
@@ -21,7 +24,7 @@ class EmptyCanvas(host.io.ComfyNode):
             node_id="DimooEmptyCanvas",
             display_name="DiMOO Empty Canvas",
             category="DiMOO",
-            description="A canvas of which every cell is still unknown, for text-to-image.",
+            description="An empty canvas for text-to-image: the sampler fills all of its cells.",
             search_aliases=["dimoo empty latent", "dimoo size"],
             inputs=[
                 _side("width"),
@@ -29,11 +32,12 @@ class EmptyCanvas(host.io.ComfyNode):
                 widgets.integer(
                     "batch_size",
                     1,
-                    (1, 64),
-                    "How many pictures. Picture i has the seed + i, so that each can be made again alone.",
+                    (1, 4096),
+                    "How many pictures to make in one run. Picture i, counted from 0, uses seed + i, so you can make "
+                    "any one of them again on its own.",
                 ),
             ],
-            outputs=[CanvasSocket.Output(display_name="canvas", tooltip="The empty canvas, for the sampler.")],
+            outputs=[CanvasSocket.Output(display_name="canvas", tooltip="The empty canvas, for DiMOO Sampler.")],
         )
 
     @classmethod
@@ -48,15 +52,18 @@ class VQEncode(host.io.ComfyNode):
             node_id="DimooVQEncode",
             display_name="DiMOO VQ Encode",
             category="DiMOO",
-            description="Turns a picture into the codes that the model thinks in. No cell of the canvas is unknown.",
+            description=(
+                "Converts a picture to the codes that the model works with. The canvas has no empty cells: to repaint "
+                "a part of a picture, use DiMOO Mask Paint."
+            ),
             search_aliases=["dimoo vae encode", "dimoo image to codes"],
             inputs=[
-                VQSocket.Input("vq", tooltip="The VQ of the checkpoint."),
+                VQSocket.Input("vq", tooltip="The VQ from DiMOO Loader."),
                 host.io.Image.Input(
                     "image",
                     tooltip=(
-                        f"The picture. Where a side is no multiple of {CELL} px, its centre is taken; what is "
-                        "transparent becomes white."
+                        f"The picture. A side that is not a multiple of {CELL} px is cropped to its centre; "
+                        "transparent parts become white."
                     ),
                 ),
             ],
@@ -77,13 +84,15 @@ class VQDecode(host.io.ComfyNode):
             node_id="DimooVQDecode",
             display_name="DiMOO VQ Decode",
             category="DiMOO",
-            description="Turns a canvas into a picture. Cells that are still unknown are grey.",
+            description="Converts a canvas to a picture. Cells that are still empty are grey.",
             search_aliases=["dimoo vae decode", "dimoo codes to image"],
             inputs=[
-                VQSocket.Input("vq", tooltip="The VQ of the checkpoint that the canvas comes from."),
-                CanvasSocket.Input("canvas", tooltip="The canvas, finished or not."),
+                VQSocket.Input("vq", tooltip="The VQ of the checkpoint that filled the canvas, from DiMOO Loader."),
+                CanvasSocket.Input("canvas", tooltip="The canvas to decode, finished or not."),
             ],
-            outputs=[host.io.Image.Output(display_name="image", tooltip=f"The picture, {CELL} px per cell.")],
+            outputs=[
+                host.io.Image.Output(display_name="image", tooltip=f"The picture; each cell is {CELL}x{CELL} px.")
+            ],
         )
 
     @classmethod

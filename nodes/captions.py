@@ -14,6 +14,7 @@ from ..dimoo_core.pictures.captions import (
     shared_captions,
 )
 from ..dimoo_core.pictures.pixels import load_picture
+from ..dimoo_core.sampling.schedule import MAX_TOKENS
 from ..dimoo_core.sampling.text import TextSettings
 from . import host, widgets
 from .describe import answered, follow
@@ -82,8 +83,8 @@ class CaptionFolder(host.io.ComfyNode):
             display_name="DiMOO Caption Folder",
             category="DiMOO",
             description=(
-                "Writes a text file beside every picture of a folder in ComfyUI's input folder, as trainers of image "
-                "models expect them. Stopped, it goes on where it was."
+                "Writes a caption file beside every picture of a folder in ComfyUI's input folder, as training tools "
+                "for image models expect. A stopped run continues where it stopped."
             ),
             search_aliases=["dimoo batch caption", "dimoo dataset", "caption directory"],
             is_output_node=True,
@@ -91,10 +92,12 @@ class CaptionFolder(host.io.ComfyNode):
             inputs=_inputs(),
             outputs=[
                 host.io.String.Output(
-                    display_name="captions", is_output_list=True, tooltip="What the text files say, a list."
+                    display_name="captions", is_output_list=True, tooltip="The captions in the text files, as a list."
                 ),
                 host.io.String.Output(
-                    display_name="files", is_output_list=True, tooltip="The pictures they belong to, in the same order."
+                    display_name="files",
+                    is_output_list=True,
+                    tooltip="The pictures that they belong to, in the same order.",
                 ),
             ],
         )
@@ -119,24 +122,41 @@ class CaptionFolder(host.io.ComfyNode):
 
 def _inputs() -> list:
     return [
-        ModelSocket.Input("model", tooltip="The model of the checkpoint."),
-        VQSocket.Input("vq", tooltip="The VQ of the same checkpoint."),
+        ModelSocket.Input("model", tooltip="The model from DiMOO Loader."),
+        VQSocket.Input("vq", tooltip="The VQ of the same checkpoint, from DiMOO Loader."),
         host.io.Combo.Input(
             "folder",
             options=folders(),
-            tooltip="A folder in ComfyUI's input folder, with all folders in it.",
+            tooltip="A folder in ComfyUI's input folder, with its subfolders.",
         ),
-        widgets.words("question", "What to ask of every picture.", default="Describe the image."),
+        widgets.words("question", "What to ask about every picture.", default="Describe the image."),
         host.io.Boolean.Input(
             "again",
             default=False,
-            tooltip="Also ask about pictures that have a text file already, and replace it.",
+            tooltip=(
+                "Also caption pictures that already have a text file, and overwrite it. When off, existing text files "
+                "are never overwritten, including your own."
+            ),
         ),
         widgets.integer(
-            "max_tokens", 128, (1, 4096), "The most tokens a caption may have; a multiple of block_length."
+            "max_tokens",
+            128,
+            (1, MAX_TOKENS),
+            "Longest caption in tokens; must be a multiple of block_length. 128 for the 8B model, 32 for nano.",
         ),
-        widgets.integer("steps", 128, (1, 4096), "Steps for a caption, a multiple of the number of blocks."),
-        widgets.integer("block_length", 32, (1, 4096), "A caption is written block by block, left to right."),
+        widgets.integer(
+            "steps",
+            128,
+            (1, MAX_TOKENS),
+            "Sampling steps per caption; must be a multiple of the number of blocks (max_tokens / block_length). Best "
+            "set to max_tokens; fewer is faster.",
+        ),
+        widgets.integer(
+            "block_length",
+            32,
+            (1, MAX_TOKENS),
+            "The caption is written left to right in blocks of this many tokens. 32 is a good value.",
+        ),
     ]
 
 
@@ -148,20 +168,22 @@ class SaveText(host.io.ComfyNode):
             display_name="DiMOO Save Text",
             category="DiMOO",
             description=(
-                "Saves a text, or each of a list, in ComfyUI's output folder. With the prefix of Save Image the texts "
-                "of a batch get the numbers of its pictures."
+                "Saves a text, or every text of a list, in ComfyUI's output folder. With the same prefix as Save "
+                "Image, the texts of a batch get the numbers of its pictures."
             ),
             search_aliases=["dimoo save caption", "save string", "save text file"],
             is_output_node=True,
             inputs=[
-                host.io.String.Input("text", force_input=True, tooltip="The text, or a list, from Describe."),
+                host.io.String.Input(
+                    "text", force_input=True, tooltip="The text, or a list of texts, such as from DiMOO Describe."
+                ),
                 host.io.String.Input(
                     "filename_prefix",
                     default="dimoo/caption",
-                    tooltip="How the files are called, folders in the output folder included, as in Save Image.",
+                    tooltip="Start of the file names, with folders in the output folder, as in Save Image.",
                 ),
             ],
-            outputs=[host.io.String.Output(display_name="file", tooltip="Where the text was saved.")],
+            outputs=[host.io.String.Output(display_name="file", tooltip="The path of the saved file.")],
         )
 
     @classmethod

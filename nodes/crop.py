@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..dimoo_core.pictures.crop import MAX_CONTEXT, feathered, region_around, resize, resize_mask, stitch, working_size
-from ..dimoo_core.pictures.sizes import CELL
+from ..dimoo_core.pictures.sizes import CELL, MAX_SIDE
 from . import host, pixels, widgets
 from .sockets import Crop, CropSocket, check_sockets
 
@@ -16,34 +16,36 @@ class CropAroundMask(host.io.ComfyNode):
             display_name="DiMOO Crop Around Mask",
             category="DiMOO",
             description=(
-                "Cuts the surroundings of a mask out of a large picture, at a size that the model likes, so that a "
-                "small hole is painted with all its detail. Stitch puts the result back."
+                "Crops a large picture around a mask and scales the crop to a size that suits the model, so that a "
+                "small area is repainted in full detail. DiMOO Stitch puts the result back."
             ),
             search_aliases=["dimoo crop and stitch", "inpaint crop"],
             inputs=[
-                host.io.Image.Input("image", tooltip="The whole picture; of a batch all are cut in the same place."),
-                host.io.Mask.Input("mask", tooltip="White is what is to be made anew. As large as the image."),
+                host.io.Image.Input("image", tooltip="The whole picture. All pictures of a batch are cropped alike."),
+                host.io.Mask.Input("mask", tooltip="White marks what to repaint. In the size of the image."),
                 widgets.number(
                     "context",
                     2.0,
                     (1, MAX_CONTEXT),
-                    "How much of the surroundings the model sees: the cut is this many times as wide and high as what "
-                    "is marked.",
+                    "How much of the surroundings the model sees: the crop is this many times as wide and high as the "
+                    "masked area. 2 to 3 is enough to match light and perspective.",
                     step=0.25,
                 ),
                 widgets.integer(
                     "side",
                     1024,
-                    (0, 4096),
-                    "The cut is scaled to about side x side px of area, in its own shape. 1024 suits the 8B model; 0 "
-                    "keeps its size.",
+                    (0, MAX_SIDE),
+                    "The crop is scaled to about side x side px in area, in its own shape. 1024 for the 8B model, 128 "
+                    "for nano; 0 keeps its size.",
                     step=CELL,
                 ),
             ],
             outputs=[
-                host.io.Image.Output(display_name="image", tooltip="The cut, for Mask Paint."),
-                host.io.Mask.Output(display_name="mask", tooltip="The mask of the cut, for Mask Paint."),
-                CropSocket.Output(display_name="crop", tooltip="Where the cut belongs, for Stitch."),
+                host.io.Image.Output(display_name="image", tooltip="The crop, for DiMOO Mask Paint."),
+                host.io.Mask.Output(display_name="mask", tooltip="The mask of the crop, for DiMOO Mask Paint."),
+                CropSocket.Output(
+                    display_name="crop", tooltip="The picture and where the crop belongs, for DiMOO Stitch."
+                ),
             ],
         )
 
@@ -66,29 +68,32 @@ class Stitch(host.io.ComfyNode):
             display_name="DiMOO Stitch",
             category="DiMOO",
             description=(
-                "Puts a painted cut back into the picture that it was cut out of. Every pixel outside the mask is the "
-                "original's."
+                "Puts a repainted crop back into the picture it was taken from. Pixels outside the mask stay exactly "
+                "as they were."
             ),
             search_aliases=["dimoo crop and stitch", "inpaint stitch", "dimoo composite"],
             inputs=[
-                CropSocket.Input("crop", tooltip="Where the cut belongs, from Crop Around Mask."),
-                host.io.Image.Input("image", tooltip="The painted cut, from VQ Decode."),
+                CropSocket.Input(
+                    "crop", tooltip="The picture and where the crop belongs, from DiMOO Crop Around Mask."
+                ),
+                host.io.Image.Input("image", tooltip="The repainted crop, from DiMOO VQ Decode."),
                 widgets.integer(
                     "feather",
                     0,
                     (0, 256),
-                    "Over how many px, inside the edge of the mask, the painted part fades in. 0 is a hard edge.",
+                    "Fades the repainted part in over this many px inside the edge of the mask. 0 gives a hard edge; "
+                    "try 8 if a seam shows.",
                 ),
                 host.io.Mask.Input(
                     "mask",
                     optional=True,
                     tooltip=(
-                        "The snapped mask of Mask Paint: whole cells are put back, which hides the seam. Without it "
-                        "just what was marked is put back."
+                        "The snapped mask from DiMOO Mask Paint: whole cells are put back, which hides the seam. "
+                        "Without it only the area of your mask is put back."
                     ),
                 ),
             ],
-            outputs=[host.io.Image.Output(display_name="image", tooltip="The whole picture with its new part.")],
+            outputs=[host.io.Image.Output(display_name="image", tooltip="The whole picture with the repainted part.")],
         )
 
     @classmethod

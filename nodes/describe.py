@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ..dimoo_core import jobs
+from ..dimoo_core.sampling.guidance import MAX_SCALE
 from ..dimoo_core.sampling.noise import SEEDS
+from ..dimoo_core.sampling.schedule import MAX_TOKENS
+from ..dimoo_core.sampling.selection import MAX_TEMPERATURE
 from ..dimoo_core.sampling.text import TextSettings, TextStep
 from ..dimoo_core.sampling.text_cache import SPEEDS
 from . import host, pixels, widgets
@@ -54,7 +57,7 @@ class Describe(host.io.ComfyNode):
             node_id="DimooDescribe",
             display_name="DiMOO Describe",
             category="DiMOO",
-            description="Answers a question about a picture, or about several at once. Shows the answer on the node.",
+            description="Answers a question about one picture or several, and shows the answer on the node.",
             search_aliases=["dimoo caption", "dimoo understand", "dimoo vqa", "image to text"],
             is_output_node=True,
             hidden=[host.io.Hidden.unique_id],
@@ -63,7 +66,7 @@ class Describe(host.io.ComfyNode):
                 host.io.String.Output(
                     display_name="text",
                     is_output_list=True,
-                    tooltip="The answers, a list: one per picture, or one for all in one question.",
+                    tooltip="The answers as a list: one per picture, or one for all pictures together.",
                 )
             ],
         )
@@ -104,15 +107,22 @@ class Describe(host.io.ComfyNode):
 
 def _what() -> list:
     return [
-        ModelSocket.Input("model", tooltip="The model of the checkpoint."),
-        VQSocket.Input("vq", tooltip="The VQ of the same checkpoint."),
-        host.io.Image.Input("image", tooltip="A picture; of a batch each is asked about, or all of it as a whole."),
-        widgets.words("question", "What to ask. It need not be a question.", default="Describe the image."),
+        ModelSocket.Input("model", tooltip="The model from DiMOO Loader."),
+        VQSocket.Input("vq", tooltip="The VQ of the same checkpoint, from DiMOO Loader."),
+        host.io.Image.Input(
+            "image", tooltip="One image or a batch: one answer per image, or one for all (all_in_one_question)."
+        ),
+        widgets.words(
+            "question",
+            'A question or an instruction. The 8B model knows "Describe the image." best, nano "describe the picture".',
+            default="Describe the image.",
+        ),
         widgets.integer(
             "max_tokens",
             128,
-            (1, 4096),
-            "The most tokens an answer may have, somewhat more than words; a multiple of block_length.",
+            (1, MAX_TOKENS),
+            "Longest answer in tokens, somewhat more than words; must be a multiple of block_length. 128 for a "
+            "description by the 8B model, 32 for a word or two and for nano.",
         ),
     ]
 
@@ -122,31 +132,37 @@ def _how() -> list:
         widgets.integer(
             "steps",
             128,
-            (1, 4096),
-            "Steps for the whole answer, a multiple of the number of blocks (max_tokens / block_length). As many as "
-            "tokens is best, fewer is faster.",
+            (1, MAX_TOKENS),
+            "Sampling steps for the whole answer; must be a multiple of the number of blocks (max_tokens / "
+            "block_length). Best set to max_tokens; fewer is faster.",
         ),
         widgets.integer(
             "block_length",
             32,
-            (1, 4096),
-            "An answer is written block by block, left to right; within a block the surest tokens come first.",
+            (1, MAX_TOKENS),
+            "The answer is written left to right in blocks of this many tokens; within a block the most certain tokens "
+            "come first. 32 is a good value.",
         ),
         widgets.number(
             "temperature",
             0.0,
-            (0, 4),
-            "0 always takes the likeliest token, so that the seed has no effect; more gives more variety.",
+            (0, MAX_TEMPERATURE),
+            "How much variety the answer has. At 0, a good value, the likeliest token always wins and the seed has no "
+            "effect.",
             step=0.05,
         ),
         widgets.number(
             "cfg",
             0.0,
-            (0, 20),
-            "Guidance against an answer without picture and question; 0, as usual, is none.",
+            (0, MAX_SCALE),
+            "Guidance scale: moves away from the answer that the model gives without picture and question. Usually 0, "
+            "which turns guidance off.",
             step=0.1,
         ),
-        widgets.seed("Matters where the temperature is above 0. Answer i of a batch has the seed + i."),
+        widgets.seed(
+            "Only matters at a temperature above 0. Answer i of a batch, counted from 0, uses seed + i. increment adds "
+            "only 1, so the next batch of N reuses N - 1 seeds: choose randomize, or raise the seed by N yourself."
+        ),
     ]
 
 
@@ -156,22 +172,22 @@ def _more() -> list:
             "all_in_one_question",
             default=False,
             optional=True,
-            tooltip="Take a batch as several pictures of one question with one answer, rather than one answer each.",
+            tooltip="Ask once about all pictures of a batch, for example to compare them, and give one answer.",
         ),
         host.io.Combo.Input(
             "speed",
             options=list(SPEEDS),
             default="exact",
             optional=True,
-            tooltip="exact reads the picture anew at every step. balanced reads it once per block, fast once in four "
-            "blocks, and both write at once all tokens they are at least 90 or 80 % sure of. At 1024x1024 px and 128 "
-            "tokens that is at most 1/24 and 1/62 of the work; now and then a word may differ.",
+            tooltip="exact reads the picture again at every step. balanced reads it once per block, fast once in four "
+            "blocks; both write every token at once whose probability is at least 0.9 or 0.8. They are much faster; "
+            "now and then a word differs.",
         ),
         *(
             host.io.Image.Input(
                 name,
                 optional=True,
-                tooltip="A further picture of the same question, of any size; all pictures then get one answer.",
+                tooltip="Another picture for the same question, of any size; all pictures then get one answer.",
             )
             for name in ("image_2", "image_3")
         ),

@@ -1,9 +1,9 @@
-"""Editing a picture by words, and all else that makes a picture of a picture."""
+"""Every task that makes a picture from a picture: edits, maps, control, subject, views, style."""
 
 from __future__ import annotations
 
 from ..dimoo_core.jobs import Edit
-from ..dimoo_core.pictures.sizes import PATCH
+from ..dimoo_core.pictures.sizes import MAX_SIDE, PATCH
 from ..dimoo_core.sequence.prompt import EDITS
 from . import host, pixels, widgets
 from .sockets import CanvasSocket, PromptSocket, VQSocket, check_sockets
@@ -17,15 +17,19 @@ class ImageEdit(host.io.ComfyNode):
             display_name="DiMOO Image Edit",
             category="DiMOO",
             description=(
-                "Prepares the making of a picture from a picture: edits by words, pictures from control maps or of a "
-                "subject, maps from pictures, other views, and the style of another picture."
+                "Prompt and canvas for making a picture from a picture: edits by instruction, maps of a picture, "
+                "pictures from a control map or of a given subject, other views of an object, and style transfer."
             ),
             search_aliases=["dimoo edit", "dimoo control", "dimoo style transfer", "dimoo depth", "dimoo canny"],
             inputs=_inputs(),
             outputs=[
-                PromptSocket.Output(display_name="prompt", tooltip="Words and pictures, for the sampler."),
-                CanvasSocket.Output(display_name="canvas", tooltip="An empty canvas of the fitted size, to be filled."),
-                host.io.Image.Output(display_name="fitted image", tooltip="The picture as the model sees it."),
+                PromptSocket.Output(display_name="prompt", tooltip="Instruction and pictures, for DiMOO Sampler."),
+                CanvasSocket.Output(
+                    display_name="canvas", tooltip="An empty canvas of the same size as the fitted image."
+                ),
+                host.io.Image.Output(
+                    display_name="fitted image", tooltip="The input picture as the model sees it, scaled and cropped."
+                ),
             ],
         )
 
@@ -40,31 +44,38 @@ class ImageEdit(host.io.ComfyNode):
 
 def _inputs() -> list:
     return [
-        VQSocket.Input("vq", tooltip="The VQ of the checkpoint."),
-        host.io.Image.Input("image", tooltip="The picture to start from; a batch gives one result each."),
+        VQSocket.Input("vq", tooltip="The VQ from DiMOO Loader."),
+        host.io.Image.Input("image", tooltip="The picture to start from. A batch gives one result per picture."),
         widgets.choice(
             "edit_type",
             EDITS,
-            "edit_*: change the picture as the text says. *_pred: a map of the picture. *_control: a picture after a "
-            "map. subject_driven: the same object elsewhere. image_ref_transfer: the style of the reference image. "
-            "multi_view_*: another side of an object seen from the front.",
+            "edit_*: change the picture as the text says: add, remove or replace something, or change the background "
+            "or the writing. *_pred: draw a map of the picture: canny and hed = edges, depth = distance, openpose = "
+            "body pose, normal = surface direction, sam2mask = segmentation. *_control: paint a new picture from such "
+            "a map and the text. subject_driven: put the same subject into a new scene. image_ref_transfer: repaint "
+            "the picture in the style of the reference image. multi_view_*: show an object, seen from the front, from "
+            "the left, right or back.",
         ),
         widgets.words(
             "text",
-            "What to change, or what the picture should show. The types *_pred, multi_view_* and image_ref_transfer "
-            "have words of their own and take none.",
+            'The instruction, such as "make the circle blue", or what the new picture should show. Ignored by '
+            "*_pred, multi_view_* and image_ref_transfer, which use fixed instructions.",
         ),
         widgets.integer(
             "side",
             512,
-            (4 * PATCH, 2048),
-            "Pictures are fitted to about side x side px of area, whatever their shape, and cropped in the centre. The "
-            "8B model was trained with 512, nano with 128.",
+            (4 * PATCH, MAX_SIDE),
+            "Size of the result: the picture is scaled to about side x side px in area, in its own shape, and cropped "
+            "at the centre to fit. A large picture comes out small; upscale the result afterwards. 512 for the 8B "
+            "model, 128 for nano, as in training.",
             step=PATCH,
         ),
         host.io.Image.Input(
             "reference_image",
             optional=True,
-            tooltip="The picture whose style is taken; image_ref_transfer needs it, no other type takes one.",
+            tooltip=(
+                "The picture whose style to use. Required by image_ref_transfer; leave it unconnected for all other "
+                "edit types."
+            ),
         ),
     ]

@@ -98,31 +98,33 @@ class Loader(host.io.ComfyNode):
             display_name="DiMOO Loader",
             category="DiMOO",
             description=(
-                "Loads a Lumina-DiMOO checkpoint: the transformer with its tokenizer, and the VQ that turns pictures "
-                "into codes and back. Put checkpoints into models/dimoo; DiMOO-nano comes with the pack."
+                "Loads a Lumina-DiMOO checkpoint: the transformer with its tokenizer, and the VQ autoencoder that "
+                "converts pictures to codes and back. Put checkpoints into models/dimoo; DiMOO-nano comes with the "
+                "pack."
             ),
             search_aliases=["lumina dimoo", "load dimoo", "llada", "dimoo checkpoint"],
             inputs=[
                 widgets.choice(
                     "checkpoint",
                     [*checkpoints(), DOWNLOAD],
-                    "Below models/dimoo, or below a dimoo folder of extra_model_paths.yaml: a folder that holds "
-                    "config.json, tokenizer.json, *.safetensors and vqvae/, or a file that "
-                    "`python -m dimoo_core convert` made of one. DiMOO-nano is a tiny model to try things. The entry "
-                    "that says download fetches the 8B model into models/dimoo when it runs, unless it is there; "
-                    "cancel keeps what came, HF_ENDPOINT names a mirror.",
+                    "A folder in models/dimoo, or in a dimoo folder of extra_model_paths.yaml, with config.json, "
+                    "tokenizer.json, *.safetensors and vqvae/; or a file made by `python -m dimoo_core convert`. "
+                    "DiMOO-nano is a tiny model for trying things out. The entry that begins with download fetches the "
+                    "8B model into models/dimoo when you run the graph, unless it is already there. A cancelled "
+                    "download resumes on the next run; HF_ENDPOINT sets a mirror.",
                 ),
                 widgets.choice(
                     "weight_dtype",
                     WEIGHT_DTYPES,
-                    "How the transformer's weights are kept. auto: fp8 and int8 as they are stored, the rest in bf16 "
-                    "where the device computes in it, else fp32; bf16 takes half the memory of fp32. The VQ stays in "
-                    "fp32, in which it was trained.",
+                    "Precision of the transformer's weights in memory. auto, best for most: fp8 and int8 stay as they "
+                    "are stored, the rest is bf16 if the device computes in bf16, otherwise fp32. bf16 and fp32 "
+                    "convert fp8 and int8 weights back; bf16 takes half the memory of fp32. The VQ stays in fp32, the "
+                    "precision it was trained in.",
                 ),
             ],
             outputs=[
-                ModelSocket.Output(display_name="model", tooltip="The transformer, for Sampler and Describe."),
-                VQSocket.Output(display_name="vq", tooltip="The VQ, for encoding and decoding pictures."),
+                ModelSocket.Output(display_name="model", tooltip="The transformer, for DiMOO Sampler and Describe."),
+                VQSocket.Output(display_name="vq", tooltip="The VQ autoencoder: encodes and decodes pictures."),
             ],
         )
 

@@ -18,19 +18,19 @@ class MaskPaint(host.io.ComfyNode):
             display_name="DiMOO Mask Paint",
             category="DiMOO",
             description=(
-                "Prepares inpainting and outpainting: keeps the picture and makes the marked cells unknown. To leave "
-                "all other pixels as they were, connect the original image, the decoded picture and the snapped mask "
-                "to ImageCompositeMasked."
+                "Prepares inpainting and outpainting: keeps the picture and empties the masked cells for the sampler "
+                "to repaint. Without a mask, a centred rectangle is used. To keep all other pixels exactly, connect "
+                "the original image, the decoded picture and the snapped mask to ImageCompositeMasked."
             ),
             search_aliases=["dimoo inpaint", "dimoo outpaint"],
             inputs=_inputs(),
             outputs=[
-                CanvasSocket.Output(display_name="canvas", tooltip="The picture with holes, for the sampler."),
+                CanvasSocket.Output(display_name="canvas", tooltip="The picture with empty cells, for DiMOO Sampler."),
                 host.io.Mask.Output(
                     display_name="snapped mask",
-                    tooltip="The cells that are made anew, in px, for ImageCompositeMasked.",
+                    tooltip="The repainted cells as a mask in px, for ImageCompositeMasked.",
                 ),
-                host.io.Image.Output(display_name="preview", tooltip="The picture with the marked cells grey."),
+                host.io.Image.Output(display_name="preview", tooltip="The picture with the masked cells in grey."),
             ],
         )
 
@@ -47,35 +47,40 @@ class MaskPaint(host.io.ComfyNode):
 
 
 def _inputs() -> list:
-    rectangle = "Without a mask: the {} of a centred rectangle as a share of the picture's."
+    rectangle = "Without a mask: {0} of the centred rectangle as a share of the picture's {0}; 1 is the full {0}."
     return [
-        VQSocket.Input("vq", tooltip="The VQ of the checkpoint."),
-        host.io.Image.Input("image", tooltip="The picture to repaint in part, at the size it shall have."),
+        VQSocket.Input("vq", tooltip="The VQ from DiMOO Loader."),
+        host.io.Image.Input("image", tooltip="The picture to repaint in part, at its final size."),
         widgets.choice(
             "mode",
             MODES,
-            "Without a mask: inpaint makes the inside of a centred rectangle anew, outpaint all around it. A mask is "
-            "read the same way in both: white is made anew.",
+            "Only matters without a mask: inpaint repaints the inside of a centred rectangle, outpaint repaints "
+            "everything outside it. With a mask both do the same: white is repainted.",
         ),
         widgets.number("mask_h_ratio", 1.0, (0, 1), rectangle.format("height"), step=0.05),
         widgets.number("mask_w_ratio", 0.2, (0, 1), rectangle.format("width"), step=0.05),
         widgets.integer(
-            "grow", 0, (0, 64), "How many cells (16 px each) the marked area grows on all sides; helps against seams."
+            "grow",
+            0,
+            (0, 64),
+            "Grows the masked area by this many cells (16 px each) on every side. Try 1 or 2 if a seam or the edge of "
+            "the old object shows.",
         ),
         host.io.Mask.Input(
             "mask",
             optional=True,
             tooltip=(
-                "White is made anew, every cell that it touches, as the mask editor and Pad Image for Outpainting give "
-                "it. As large as the image. Without one a centred rectangle is taken."
+                "White is repainted: every 16 px cell that it touches. Draw it in the mask editor or take it from Pad "
+                "Image for Outpainting, in the size of the image. Without a mask, a centred rectangle is repainted: "
+                "see mode."
             ),
         ),
         widgets.integer(
             "feather",
             0,
             (0, 256),
-            "Over how many px, inside the edge of the snapped mask, the painted part fades in when it is composited. 0 "
-            "is a hard edge; outside the mask nothing changes either way.",
+            "Fades the repainted part in over this many px inside the edge of the snapped mask when you composite it. "
+            "0 gives a hard edge; try 8 if a seam shows. Pixels outside the mask never change.",
             optional=True,
         ),
     ]

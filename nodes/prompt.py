@@ -1,4 +1,4 @@
-"""Words for the sampler."""
+"""Prompts for the sampler."""
 
 from __future__ import annotations
 
@@ -14,20 +14,22 @@ class TextEncode(host.io.ComfyNode):
             node_id="DimooTextEncode",
             display_name="DiMOO Text Encode",
             category="DiMOO",
-            description="What a picture should show. Serves text-to-image, inpainting and outpainting.",
+            description="The prompt: what the picture should show. For text-to-image, inpainting and outpainting.",
             search_aliases=["dimoo prompt", "dimoo text to image", "dimoo negative prompt"],
             inputs=[
                 widgets.words(
                     "text",
-                    "What the picture should show, in plain words. For inpainting: what the whole picture shows.",
+                    "What the picture should show, in plain words. For inpainting and outpainting, describe the whole "
+                    "picture, not only the masked part.",
                 ),
                 widgets.words(
                     "negative",
-                    "What to move away from; takes effect through the sampler's cfg. Empty: the model's own "
-                    "unconditional prompt, as it was trained.",
+                    "Negative prompt: what the picture should not show. Works through the sampler's cfg and has no "
+                    "effect at cfg 0. Usually best left empty: the model then uses the unconditional prompt that it "
+                    "was trained with.",
                 ),
             ],
-            outputs=[PromptSocket.Output(display_name="prompt", tooltip="The words, for the sampler.")],
+            outputs=[PromptSocket.Output(display_name="prompt", tooltip="The prompt, for DiMOO Sampler.")],
         )
 
     @classmethod

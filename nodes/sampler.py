@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from ..dimoo_core import jobs
-from ..dimoo_core.sampling.guidance import Guidance
-from ..dimoo_core.sampling.image import ImageSettings, ImageStep
+from ..dimoo_core.sampling.guidance import MAX_SCALE, Guidance
+from ..dimoo_core.sampling.image import MAX_STEPS, ImageSettings, ImageStep
 from ..dimoo_core.sampling.ml_cache import CANDIDATES, PRESETS, CachePolicy
+from ..dimoo_core.sampling.selection import MAX_TEMPERATURE
 from ..dimoo_core.sequence.canvas import Canvas
 from . import host, pixels, widgets
 from .sockets import CacheSocket, CanvasSocket, LoadedModel, ModelSocket, PromptSocket, check_sockets
@@ -21,13 +22,13 @@ class CacheSettings(host.io.ComfyNode):
             display_name="DiMOO Cache Settings",
             category="DiMOO",
             description=(
-                "Settings of ML-Cache, which in most steps computes only the least certain positions and reuses the "
-                "rest: faster, approximate, and it needs memory for keys and values. Wins over the sampler's ml_cache. "
-                "As they come these are the published settings."
+                "Custom settings for ML-Cache, which in most steps computes only the least certain positions and "
+                "reuses the rest: faster, approximate, and it needs memory for keys and values. Overrides the "
+                "sampler's ml_cache. The defaults are the published settings."
             ),
             search_aliases=["ml-cache", "dimoo speed"],
             inputs=[*_published(), *_ours()],
-            outputs=[CacheSocket.Output(display_name="cache", tooltip="The settings, for the sampler.")],
+            outputs=[CacheSocket.Output(display_name="cache", tooltip="The settings, for DiMOO Sampler.")],
         )
 
     @classmethod
@@ -41,21 +42,23 @@ def _published() -> list:
             "cache_ratio",
             PUBLISHED.ratio,
             (0.01, 0.99),
-            "Share of the positions that a cached step reuses. Higher is faster and less exact.",
+            "Share of the positions that a cached step reuses. Higher is faster and less exact. Published: 0.9; try "
+            "0.6 if the picture has flaws.",
             step=0.01,
         ),
         widgets.number(
             "warmup_ratio",
             PUBLISHED.warmup,
             (0, 0.99),
-            "Share of the steps, at the beginning, that compute everything; early steps decide most.",
+            "Share of the steps, from the start, that compute everything. Early steps decide most of the picture: "
+            "raise this first if outlines tear. Published: 0.3.",
             step=0.01,
         ),
         widgets.integer(
             "refresh_interval",
             PUBLISHED.refresh_interval,
-            (2, 1024),
-            "After so many steps everything is computed anew. Lower is slower and more exact.",
+            (2, MAX_STEPS),
+            "Compute everything again every N steps. Lower is slower and more exact. Published: 5.",
         ),
     ]
 
@@ -65,16 +68,17 @@ def _ours() -> list:
         widgets.choice(
             "candidates",
             CANDIDATES,
-            "What a cached step chooses from. all: every position, as published. holes: the unknown cells alone, and "
-            "always what the last step decided; better for the same time, and what the presets do.",
+            "Which positions a cached step may compute. all: every position, as published. holes: only empty cells, "
+            "and always the cells that the last step filled; better pictures in the same time, and what the presets of "
+            "ml_cache use.",
             optional=True,
         ),
         widgets.integer(
             "prefix_interval",
             PUBLISHED.prefix_interval,
-            (1, 1024),
-            "In how many steps prompt and input pictures are computed once; between, even a full step leaves them as "
-            "they were. 1: at every full step, as published. Higher saves most in edits.",
+            (1, MAX_STEPS),
+            "Recompute the prompt and the input pictures only every N steps; the full steps in between reuse them. 1: "
+            "at every full step, as published. Higher is faster, most of all in edits: try 8.",
             optional=True,
         ),
     ]
@@ -100,12 +104,12 @@ class Sampler(host.io.ComfyNode):
             display_name="DiMOO Sampler",
             category="DiMOO",
             description=(
-                "Fills the unknown cells of a canvas step by step, the surest first: text-to-image, edit, inpaint and "
-                "outpaint alike. Shows the picture while it forms."
+                "Fills the empty cells of a canvas step by step, the most certain first: for text-to-image, edits, "
+                "inpainting and outpainting. Shows the picture while it forms."
             ),
             search_aliases=["dimoo ksampler", "dimoo generate", "maskgit"],
             inputs=[*_what(), *_how(), *_optional()],
-            outputs=[CanvasSocket.Output(display_name="canvas", tooltip="The filled canvas, for VQ Decode.")],
+            outputs=[CanvasSocket.Output(display_name="canvas", tooltip="The filled canvas, for DiMOO VQ Decode.")],
         )
 
     @classmethod
@@ -133,63 +137,73 @@ class Sampler(host.io.ComfyNode):
 
 def _what() -> list:
     return [
-        ModelSocket.Input("model", tooltip="The model of the checkpoint."),
-        PromptSocket.Input("prompt", tooltip="What the picture should show, from Text Encode or Image Edit."),
-        CanvasSocket.Input("canvas", tooltip="What to fill, from Empty Canvas, Image Edit or Mask Paint."),
-        widgets.seed("The same seed gives the same picture. Picture i of a batch has the seed + i."),
+        ModelSocket.Input("model", tooltip="The model from DiMOO Loader."),
+        PromptSocket.Input("prompt", tooltip="The prompt, from DiMOO Text Encode or Image Edit."),
+        CanvasSocket.Input("canvas", tooltip="The canvas to fill, from DiMOO Empty Canvas, Image Edit or Mask Paint."),
+        widgets.seed(
+            "The same seed and settings give the same picture. Picture i of a batch, counted from 0, uses seed + i. "
+            "increment adds only 1, so the next batch of N repeats N - 1 pictures: choose randomize, or raise the seed "
+            "by N yourself."
+        ),
     ]
 
 
 def _how() -> list:
     return [
         widgets.integer(
-            "steps", 64, (1, 1024), "In how many steps the canvas is filled. More is slower and, to a point, better."
+            "steps",
+            64,
+            (1, MAX_STEPS),
+            "Number of sampling steps. More is slower and, up to a point, better. 64 for the 8B model, 16 for nano.",
         ),
         widgets.number(
             "cfg",
             4.0,
-            (0, 20),
+            (0, MAX_SCALE),
             (
-                "How strongly the words are followed; 0 leaves guidance out and saves its time. The 8B model likes "
-                "about 4; nano does best without."
+                "Guidance scale: how closely the picture follows the prompt. Raise it if words are ignored, lower it "
+                "if colours are harsh or shapes break. 4 for the 8B model, 0 for nano; 0 turns guidance off and is "
+                "faster."
             ),
             step=0.1,
         ),
         widgets.number(
             "image_cfg",
             4.0,
-            (0, 20),
-            "In edits: how strongly the given picture is followed; 0 leaves that out and saves its time.",
+            (0, MAX_SCALE),
+            (
+                "Guidance scale for edits: how closely the result follows the input picture. Raise it if the picture "
+                "is lost. 4 for the 8B model, 0 for nano; 0 turns it off and is faster. Other tasks ignore it."
+            ),
             step=0.1,
         ),
         widgets.number(
             "temperature",
             1.0,
-            (0, 4),
-            "How freely codes are chosen. 0 always takes the likeliest, so that the seed has no effect.",
+            (0, MAX_TEMPERATURE),
+            "How much variety sampling allows. Lower is calmer and less varied; at 0 the likeliest code always wins "
+            "and the seed has no effect. 1 for the 8B model, as in training; 0.6 for nano.",
             step=0.05,
         ),
         widgets.choice(
             "ml_cache",
             PRESETS,
-            "Reuses work of earlier steps. off is exact; quality, balanced and fast do 68, 51 and 37 % of its work (in "
-            "edits 57, 34 and 24 %) and change the picture ever more: where captions leave things open, nano is right "
-            "in 75 % of the pictures with off, then in 73, 71 and 67 % (66 % with the published settings, which do "
-            "50 %). Needs memory: 4.4 GB for 1024x1024 px with the 8B model.",
+            "Reuses results of earlier steps to save time. off: exact. quality: some work saved, few flaws. balanced: "
+            "in between. fast: least work, most flaws. Good for drafts; choose off for the final picture. Needs extra "
+            "memory, more for larger pictures.",
         ),
     ]
 
 
 def _optional() -> list:
     return [
-        CacheSocket.Input("cache", optional=True, tooltip="ML-Cache settings of your own; they win over ml_cache."),
+        CacheSocket.Input("cache", optional=True, tooltip="Custom ML-Cache settings; they override ml_cache."),
         widgets.number(
             "guidance_start",
             0.0,
-            (0, 0.95),
-            "Share of the steps, at the beginning, that go without guidance and so take half the time or less (in "
-            "edits a third). 0 guides from the start. On open captions nano, guided by 1, is right in 86 % of the "
-            "pictures, guided from 0.15 on in 85 %, from 0.3 on in 85 %.",
+            (0, 0.99),
+            "Share of the steps, from the start, that run without guidance and are therefore faster. 0 guides from the "
+            "first step. Try 0.15 to save time; lower it if words are ignored.",
             step=0.05,
             optional=True,
         ),

@@ -1,4 +1,4 @@
-"""Inputs with a widget, as this pack uses them: every one has a tooltip, a default and sensible bounds."""
+"""The pack's inputs that have a widget: each one has a tooltip, a default and bounds."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from .host import io
 
 Meaning = TypeVar("Meaning")
 
+LONGEST = 80  # characters of a value that a message repeats
+
 
 def integer(
     name: str, default: int, bounds: tuple[int, int], tooltip: str, *, step: int = 1, optional: bool = False
 ) -> io.Int.Input:
-    """A whole number within `bounds`, both included. Inputs that came later are `optional`, for older workflows."""
+    """A whole number within `bounds`, both included. Inputs added in a later version are `optional`, so that older
+    workflows, which lack them, stay valid."""
     least, most = bounds
     return io.Int.Input(name, default=default, min=least, max=most, step=step, tooltip=tooltip, optional=optional)
 
@@ -21,7 +24,7 @@ def integer(
 def number(
     name: str, default: float, bounds: tuple[float, float], tooltip: str, *, step: float, optional: bool = False
 ) -> io.Float.Input:
-    """A number within `bounds`, both included; `step` is what an arrow key does, finer values can be typed."""
+    """A number within `bounds`, both included; `step` is one click on the arrows, finer values can be typed."""
     least, most = map(float, bounds)
     return io.Float.Input(
         name, default=default, min=least, max=most, step=step, round=0.001, optional=optional, tooltip=tooltip
@@ -35,17 +38,22 @@ def choice(name: str, options: Iterable[str], tooltip: str, *, optional: bool = 
 
 
 def chosen(name: str, value: str, meanings: Mapping[str, Meaning]) -> Meaning:
-    """What a choice means; raises ValueError for one that there is not, which ComfyUI 0.3.75 lets through."""
-    if value not in meanings:
-        raise ValueError(f"There is no {name} {value!r}; choose one of {', '.join(meanings)}.")
+    """What a choice means. Raises ValueError for an unknown choice, which ComfyUI 0.3.75 lets through."""
+    if not isinstance(value, str) or value not in meanings:
+        raise ValueError(f"Got {name} {shortened(repr(value))}; choose one of {', '.join(meanings)}.")
     return meanings[value]
 
 
+def shortened(text: str) -> str:
+    """`text` for a message: at most LONGEST characters of it, since what a workflow file holds can be of any length."""
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
+
+
 def words(name: str, tooltip: str, *, default: str = "") -> io.String.Input:
-    """Text of several lines, in which {this|that} means one of them, as everywhere in ComfyUI."""
+    """Text of several lines with ComfyUI's dynamic prompts: {this|that} picks one of the two at random."""
     return io.String.Input(name, multiline=True, dynamic_prompts=True, default=default, tooltip=tooltip)
 
 
 def seed(tooltip: str) -> io.Int.Input:
-    """A 64-bit seed that the page can change after each run."""
+    """A 64-bit seed with the page's control_after_generate beside it."""
     return io.Int.Input("seed", default=0, min=0, max=2**64 - 1, control_after_generate=True, tooltip=tooltip)

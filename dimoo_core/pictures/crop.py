@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..checks import number_in, whole_number
 from .pixels import composite
+from .sizes import MAX_SIDE
 
 MAX_CONTEXT = 16.0
 
@@ -59,7 +60,7 @@ def _span(marked: Tensor, context: float, scale: int, limit: int) -> tuple[int, 
 def working_size(region: Region, side: int, scale: int) -> tuple[int, int]:
     """The size (width, height) px at which a region is worked on: about side x side px of area in its own shape, in
     multiples of `scale`; its own size, to the nearest multiples, where side is 0."""
-    whole_number("side", side, 0, 4096)
+    whole_number("side", side, 0, MAX_SIDE)
     factor = side / math.sqrt(region.width * region.height) if side else 1.0
     return tuple(max(scale, round(length * factor / scale) * scale) for length in (region.width, region.height))
 

@@ -10,13 +10,14 @@ import math
 from ..checks import whole_number
 
 PATCH = 32  # bucket sizes are multiples of it
+MAX_SIDE = 4096  # px of the square whose area a picture is fitted to
 MAX_RATIO = 4  # longest side of a bucket over its shortest
 MAX_CELLS = 65536  # a canvas of 4096x4096 px at 16 px per cell
 
 
 def buckets(side: int) -> list[tuple[int, int]]:
     """Sizes (width, height) in px of about side x side pixels, multiples of 32, no longer than 4:1."""
-    whole_number("side", side, PATCH, 4096)
+    whole_number("side", side, PATCH, MAX_SIDE)
     patches = (side // PATCH) ** 2
     return [
         (w * PATCH, h * PATCH)

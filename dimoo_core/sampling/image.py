@@ -30,6 +30,8 @@ from .selection import MAX_TEMPERATURE, Holes, Selection, decide_in_chunks, leas
 
 _LEAST_PROBABILITY = 1e-20  # as in the released code, before its logarithm is taken
 
+MAX_STEPS = 10_000
+
 ImageStep = Callable[[int, int, Canvas], None]
 
 
@@ -50,7 +52,7 @@ class ImageSettings:
     selection: Selection = least_confident
 
     def __post_init__(self) -> None:
-        whole_number("steps", self.steps, 1, 10_000)
+        whole_number("steps", self.steps, 1, MAX_STEPS)
         number_in("temperature", self.temperature, 0, MAX_TEMPERATURE)
         whole_number("seed", self.seed, 0, SEEDS - 1)
 

@@ -14,6 +14,8 @@ import torch
 
 from ..checks import whole_number
 
+MAX_TOKENS = 65_536  # of an answer
+
 Schedule = Callable[[int, int], list[int]]
 
 
@@ -47,9 +49,9 @@ def tokens_per_step(length: int, steps: int, block_length: int) -> list[list[int
     Each block has steps / blocks steps and spreads its tokens evenly, the remainder over the first ones; steps that
     would decide nothing are left out. Raises ValueError, naming values that do, where lengths or steps do not divide.
     """
-    whole_number("max_tokens", length, 1, 65536)
+    whole_number("max_tokens", length, 1, MAX_TOKENS)
     whole_number("block_length", block_length, 1)
-    whole_number("steps", steps, 1, 65536)
+    whole_number("steps", steps, 1, MAX_TOKENS)
     if length % block_length:
         fitting = [size for size in range(1, length + 1) if length % size == 0]
         nearest = sorted(sorted(fitting, key=lambda size: abs(size - block_length))[:3])

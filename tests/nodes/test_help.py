@@ -1,6 +1,6 @@
 """Tooltips, help pages and locales: all of every node is explained, in English and Chinese, and nothing that is gone.
 
-The English locale is the schemas' own text: with DIMOO_UPDATE_SNAPSHOT set it is written anew. All else is written by
+The English locale is the schemas' own text: with DIMOO_UPDATE_SNAPSHOT set it is written again. All else is written by
 hand; what is missing or too much is named, file by file.
 """
 
@@ -10,61 +10,16 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
 
 from .. import nodepack
+from ..texts import HELP, LOCALES, NODES, ROOT, described, leaves, locale, page
 
-ROOT = nodepack.PACK
-WEB, LOCALES = ROOT / "web", ROOT / "locales"
-HELP = WEB / "docs"
-NODES = {name: node.GET_NODE_INFO_V1() for name, node in nodepack.nodes().items()}
 CHINESE = re.compile("[\u4e00-\u9fff]")
 COLONS, BRACKETS = ":\uff1a", ("\uff08", "\uff09")  # the latter, and the second colon, as Chinese has them
 PICTURE_BYTES = 30_000
-
-
-def inputs(node: str) -> dict[str, dict[str, Any]]:
-    """Name to options of every input."""
-    found = {}
-    for group in ("required", "optional"):
-        for name, (_, *options) in NODES[node]["input"].get(group, {}).items():
-            found[name] = options[0] if options else {}
-    return found
-
-
-def described() -> dict[str, Any]:
-    """The schemas' own text in the shape of a nodeDefs.json."""
-    found = {}
-    for node, info in NODES.items():
-        outputs = zip(info["output_name"], info["output_tooltips"], strict=True)
-        found[node] = {
-            "display_name": info["display_name"],
-            "description": info["description"],
-            "inputs": {name: {"name": name, "tooltip": one.get("tooltip")} for name, one in inputs(node).items()},
-            "outputs": {str(place): {"name": name, "tooltip": tip} for place, (name, tip) in enumerate(outputs)},
-        }
-    return found
-
-
-def locale(language: str) -> dict[str, Any]:
-    return json.loads((LOCALES / language / "nodeDefs.json").read_text(encoding="utf-8"))
-
-
-def leaves(tree: Any, place: str = "") -> dict[str, Any]:
-    """Dotted path to text of every leaf of a nodeDefs.json."""
-    if not isinstance(tree, dict):
-        return {place: tree}
-    return {
-        path: text for key, value in tree.items() for path, text in leaves(value, f"{place}.{key}".strip(".")).items()
-    }
-
-
-def page(node: str, language: str) -> Path:
-    """English is what the page falls back to, in every language that has no file of its own."""
-    return HELP / f"{node}.md" if language == "en" else HELP / node / f"{language}.md"
 
 
 def sections(path: Path) -> list[str]:
@@ -138,7 +93,7 @@ def test_every_help_page_begins_with_a_small_picture_and_words_for_it(language: 
 def test_there_is_no_help_for_nodes_that_are_gone_and_no_script_for_the_page_to_run() -> None:
     wanted = {page(node, language) for node in NODES for language in ("en", "zh")}
     pictures = {HELP / found for path in wanted for found in re.findall(r"!\[.*?\]\((\S+)\)", path.read_text("utf-8"))}
-    assert {path for path in WEB.rglob("*") if path.is_file()} == wanted | pictures
+    assert {path for path in (ROOT / "web").rglob("*") if path.is_file()} == wanted | pictures
 
 
 def test_the_english_locale_is_the_schemas_own_text() -> None:

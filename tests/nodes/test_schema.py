@@ -9,7 +9,7 @@ from .. import nodepack
 NODES = nodepack.nodes()
 INFO = {name: node.GET_NODE_INFO_V1() for name, node in NODES.items()}
 SEED = ("INT", 0, 0, 2**64 - 1)
-SCALE = ("FLOAT", 4.0, 0.0, 20.0)
+SCALE = ("FLOAT", 4.0, 0.0, 100.0)
 MODEL, VQ, PROMPT, CANVAS = "DIMOO_MODEL", "DIMOO_VQ", "DIMOO_PROMPT", "DIMOO_CANVAS"
 
 # node: ({input: type, or (type, default, least, most)}, {output: type})
@@ -20,7 +20,11 @@ CARD = {
     ),
     "DimooTextEncode": ({"text": ("STRING", ""), "negative": ("STRING", "")}, {"prompt": PROMPT}),
     "DimooEmptyCanvas": (
-        {"width": ("INT", 1024, 16, 4096), "height": ("INT", 1024, 16, 4096), "batch_size": ("INT", 1, 1, 64)},
+        {
+            "width": ("INT", 1024, 16, 16384),
+            "height": ("INT", 1024, 16, 16384),
+            "batch_size": ("INT", 1, 1, 4096),
+        },
         {"canvas": CANVAS},
     ),
     "DimooImageEdit": (
@@ -29,7 +33,7 @@ CARD = {
             "image": "IMAGE",
             "edit_type": ("COMBO", "edit_add"),
             "text": ("STRING", ""),
-            "side": ("INT", 512, 128, 2048),
+            "side": ("INT", 512, 128, 4096),
             "reference_image": "IMAGE",
         },
         {"prompt": PROMPT, "canvas": CANVAS, "fitted image": "IMAGE"},
@@ -51,9 +55,9 @@ CARD = {
         {
             "cache_ratio": ("FLOAT", 0.9, 0.01, 0.99),
             "warmup_ratio": ("FLOAT", 0.3, 0.0, 0.99),
-            "refresh_interval": ("INT", 5, 2, 1024),
+            "refresh_interval": ("INT", 5, 2, 10_000),
             "candidates": ("COMBO", "all"),
-            "prefix_interval": ("INT", 1, 1, 1024),
+            "prefix_interval": ("INT", 1, 1, 10_000),
         },
         {"cache": "DIMOO_CACHE"},
     ),
@@ -63,13 +67,13 @@ CARD = {
             "prompt": PROMPT,
             "canvas": CANVAS,
             "seed": SEED,
-            "steps": ("INT", 64, 1, 1024),
+            "steps": ("INT", 64, 1, 10_000),
             "cfg": SCALE,
             "image_cfg": SCALE,
-            "temperature": ("FLOAT", 1.0, 0.0, 4.0),
+            "temperature": ("FLOAT", 1.0, 0.0, 10.0),
             "ml_cache": ("COMBO", "off"),
             "cache": "DIMOO_CACHE",
-            "guidance_start": ("FLOAT", 0.0, 0.0, 0.95),
+            "guidance_start": ("FLOAT", 0.0, 0.0, 0.99),
         },
         {"canvas": CANVAS},
     ),
@@ -81,11 +85,11 @@ CARD = {
             "vq": VQ,
             "image": "IMAGE",
             "question": ("STRING", "Describe the image."),
-            "max_tokens": ("INT", 128, 1, 4096),
-            "steps": ("INT", 128, 1, 4096),
-            "block_length": ("INT", 32, 1, 4096),
-            "temperature": ("FLOAT", 0.0, 0.0, 4.0),
-            "cfg": ("FLOAT", 0.0, 0.0, 20.0),
+            "max_tokens": ("INT", 128, 1, 65_536),
+            "steps": ("INT", 128, 1, 65_536),
+            "block_length": ("INT", 32, 1, 65_536),
+            "temperature": ("FLOAT", 0.0, 0.0, 10.0),
+            "cfg": ("FLOAT", 0.0, 0.0, 100.0),
             "seed": SEED,
             "all_in_one_question": ("BOOLEAN", False),
             "speed": ("COMBO", "exact"),
@@ -113,15 +117,15 @@ CARD = {
             "folder": "COMBO",
             "question": ("STRING", "Describe the image."),
             "again": ("BOOLEAN", False),
-            "max_tokens": ("INT", 128, 1, 4096),
-            "steps": ("INT", 128, 1, 4096),
-            "block_length": ("INT", 32, 1, 4096),
+            "max_tokens": ("INT", 128, 1, 65_536),
+            "steps": ("INT", 128, 1, 65_536),
+            "block_length": ("INT", 32, 1, 65_536),
         },
         {"captions": "STRING", "files": "STRING"},
     ),
     "DimooSaveText": ({"text": "STRING", "filename_prefix": ("STRING", "dimoo/caption")}, {"file": "STRING"}),
 }
-# inputs that may be left unconnected or unsaid, by node
+# inputs that may be left unconnected or out of a workflow, by node
 OPTIONAL = {
     "DimooImageEdit": {"reference_image"},
     "DimooMaskPaint": {"mask", "feather"},
@@ -150,7 +154,7 @@ def test_inputs_and_outputs_are_those_of_the_card(name: str) -> None:
         bounds = [options[field] for field in ("default", "min", "max") if field in options]
         shown[key] = (kind, *bounds) if bounds else kind
     assert shown == wanted
-    assert list(shown) == list(wanted), "widgets are saved by their place"
+    assert list(shown) == list(wanted), "widgets are saved by their position"
     assert dict(zip(INFO[name]["output_name"], INFO[name]["output"], strict=True)) == outputs
     assert set(INFO[name]["input"].get("optional", {})) == OPTIONAL.get(name, set())
 
@@ -182,6 +186,16 @@ def test_choices_are_those_of_the_core() -> None:
     speeds = list(nodepack.part("dimoo_core.sampling.text_cache").SPEEDS)
     assert inputs("DimooDescribe")["speed"][1]["options"] == speeds == ["exact", "balanced", "fast"]
     assert inputs("DimooCacheSettings")["candidates"][1]["options"] == list(cache.CANDIDATES)
+
+
+@pytest.mark.parametrize("value", ["x" * 100_000, ["fast"] * 100_000, 3, None, ["fast"]])
+def test_an_unknown_choice_is_one_short_sentence(value: object) -> None:
+    """Workflow files and API calls may hold anything; a long value is not repeated in full."""
+    widgets = nodepack.part("nodes.widgets")
+    with pytest.raises(ValueError, match=r"^Got speed .+; choose one of exact, fast\.$") as refused:
+        widgets.chosen("speed", value, {"exact": 1, "fast": 2})
+    assert len(str(refused.value)) < 130
+    assert widgets.chosen("speed", "fast", {"exact": 1, "fast": 2}) == 2
 
 
 def test_nodes_with_words_to_show_end_a_graph_and_give_lists() -> None:

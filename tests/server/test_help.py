@@ -20,8 +20,8 @@ def ours(object_info: dict[str, Any]) -> dict[str, Any]:
 def test_the_page_finds_help_and_its_picture_for_every_node(client: Client, ours: dict[str, Any]) -> None:
     for name, entry in ours.items():
         folder = entry["python_module"].split(".")[1]
-        for place in LANGUAGES.values():
-            text = client.get(f"extensions/{folder}/docs/{place.format(name)}").content.decode("utf-8")
+        for path in LANGUAGES.values():
+            text = client.get(f"extensions/{folder}/docs/{path.format(name)}").content.decode("utf-8")
             (picture,) = re.findall(r"!\[.*?\]\((\S+)\)", text)
             # the page puts docs/ before what a link names, in whatever folder below it the text lies
             assert client.get(f"extensions/{folder}/docs/{picture}").headers["Content-Type"] == "image/jpeg"

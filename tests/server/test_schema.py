@@ -1,4 +1,4 @@
-"""What the server tells of our nodes. Saved workflows keep widget values by position: nodes only grow at their end."""
+"""What the server says about our nodes. Saved workflows keep widget values by position: nodes only grow at the end."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def summary(declaration: dict[str, Any]) -> dict[str, Any]:
             if isinstance(kind, list):
                 kind, kept["options"] = "COMBO", kind
             if name in ("checkpoint", "folder"):
-                kept.pop("options")  # what lies in the model or input folder, and not of our making
+                kept.pop("options")  # depends on the files in the model or input folder
             if group != "hidden":
                 inputs.append({"name": name, "group": group, "type": kind, **kept})
     outputs = zip(declaration["output_name"], declaration["output"], declaration["output_is_list"], strict=True)
@@ -43,15 +43,15 @@ def nodes(object_info: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def snapshot(nodes: dict[str, Any]) -> dict[str, Any]:
-    """Our nodes as they were written down; with DIMOO_UPDATE_SNAPSHOT set they are written down anew."""
+    """Our nodes as recorded; with DIMOO_UPDATE_SNAPSHOT set they are recorded again."""
     if os.environ.get("DIMOO_UPDATE_SNAPSHOT"):
         SNAPSHOT.parent.mkdir(exist_ok=True)
         SNAPSHOT.write_text(json.dumps(nodes, indent=1) + "\n", encoding="utf-8")
     return json.loads(SNAPSHOT.read_text(encoding="utf-8"))
 
 
-def test_nodes_are_as_written_down(nodes: dict[str, Any], snapshot: dict[str, Any]) -> None:
-    assert nodes == snapshot, "If this change is wanted and only adds, run once with DIMOO_UPDATE_SNAPSHOT=1."
+def test_nodes_are_as_recorded(nodes: dict[str, Any], snapshot: dict[str, Any]) -> None:
+    assert nodes == snapshot, "If this change is intended and only adds, run once with DIMOO_UPDATE_SNAPSHOT=1."
 
 
 def test_the_pack_has_the_nodes_of_the_design(nodes: dict[str, Any]) -> None:
