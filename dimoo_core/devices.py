@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed
@@ -64,7 +65,7 @@ class Ranks:
 def free_bytes(device: torch.device) -> int | None:
     """Bytes that are free on an accelerator, those that torch holds and does not use included; None where nobody can
     say, as on a CPU."""
-    module = getattr(torch, device.type, None)
+    module: Any = getattr(torch, device.type, None)
     if device.type == "cpu" or not hasattr(module, "mem_get_info"):
         return None
     free, _ = module.mem_get_info(device)

@@ -246,7 +246,8 @@ class Pipeline:
         settings: max_tokens, steps, block_length, temperature, cfg, seed, speed (a name of `SPEEDS` or a
         `TextPolicy`). progress as for `generate`.
         """
-        group = list(pictures) if isinstance(pictures, (list, tuple)) else [pictures]
+        group: list[Picture]
+        group = [pictures] if isinstance(pictures, (Image.Image, str, Path, Tensor)) else list(pictures)
         with _reporting(progress, "describe") as on_step:
             (answer,) = jobs.describe(
                 self.model,

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 from itertools import chain, pairwise
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -141,7 +142,7 @@ class Level(nn.Module):
             rows = tile_rows(max(self.widths), width, tile)
             source = source.through(lambda flow: recut(flow, rows))
             for resnet in self.resnets:
-                source = resnet.in_tiles(source)
+                source = cast(Residual, resnet).in_tiles(source)
         for resample in self._resamples():
             source = resample.in_tiles(source, width, tile)
         return source
@@ -175,7 +176,7 @@ class Encoder(nn.Module):
         self.conv_out = ops.Conv2d(widths[-1], config.latent_channels, 3, padding=1, **where)
 
     def forward(self, x: Tensor) -> Tensor:
-        layers = (self.conv_in, *chain.from_iterable(level.layers() for level in self.down_blocks))
+        layers = (self.conv_in, *chain.from_iterable(level.layers() for level in self._levels()))
         return self._out(run(layers, x))
 
     def in_tiles(self, x: Tensor, tile: int) -> Tensor:
@@ -183,9 +184,12 @@ class Encoder(nn.Module):
         size = x.shape[2:]
         rows = tile_rows(self.conv_in.out_channels, size[1], tile)
         source = Tiles(x.split(rows, dim=2), lambda flow: conv3(self.conv_in, flow))
-        for index, level in enumerate(self.down_blocks):
+        for index, level in enumerate(self._levels()):
             source = level.in_tiles(source, (size[0] >> index, size[1] >> index), tile)
         return self._out(source.whole())
+
+    def _levels(self) -> list[Level]:
+        return [cast(Level, level) for level in self.down_blocks]
 
     def _out(self, x: Tensor) -> Tensor:
         return self.conv_out(_silu(self.conv_norm_out(self.mid_block(x))))
@@ -209,7 +213,7 @@ class Decoder(nn.Module):
         self.conv_out = ops.Conv2d(widths[-1], config.out_channels, 3, padding=1, **where)
 
     def forward(self, x: Tensor) -> Tensor:
-        layers = chain.from_iterable(level.layers() for level in self.up_blocks)
+        layers = chain.from_iterable(level.layers() for level in self._levels())
         x = run((self.conv_in, self.mid_block, *layers), x)
         return self.conv_out(_silu(self.conv_norm_out(x)))
 
@@ -217,10 +221,13 @@ class Decoder(nn.Module):
         """The same, worked on in tiles of about so many values."""
         height, width = x.shape[2:]
         source = Tiles([self.mid_block(self.conv_in(x))])
-        for index, level in enumerate(self.up_blocks):
+        for index, level in enumerate(self._levels()):
             source = level.in_tiles(source, (height << index, width << index), tile)
         final = norm_silu(self.conv_norm_out, source.read())
         return torch.cat(list(conv3(self.conv_out, final(source.drain()))), dim=2)
+
+    def _levels(self) -> list[Level]:
+        return [cast(Level, level) for level in self.up_blocks]
 
 
 def _silu(x: Tensor) -> Tensor:
