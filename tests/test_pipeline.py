@@ -1,0 +1,170 @@
+"""The Python face, as a notebook uses it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import dimoo_core as dimoo
+from dimoo_core import jobs
+from dimoo_core.nano.judge import judge, matches
+from dimoo_core.pictures.pixels import from_pil, to_pil
+from dimoo_core.sampling.ml_cache import PRESETS
+from dimoo_core.sampling.text_cache import SPEEDS
+
+from .tiny import write_checkpoint
+
+ROOT = Path(__file__).parents[1]
+STAR = "a large blue star on a pink background"
+QUICK = {"steps": 2, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def pipe() -> dimoo.Pipeline:
+    return dimoo.load(device="cpu")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> dimoo.Pipeline:
+    return dimoo.load(write_checkpoint(tmp_path_factory.mktemp("tiny")), device="cpu", dtype="fp32")
+
+
+def shows(picture: Image.Image, caption: str) -> bool:
+    return matches(judge(from_pil(picture)[0]).scene, caption)
+
+
+def test_importing_it_costs_nothing() -> None:
+    code = "import sys, dimoo_core; assert not {'torch', 'PIL', 'numpy', 'tokenizers'} & set(sys.modules)"
+    code += "; assert {'load', 'Pipeline'} <= set(dir(dimoo_core))"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+    with pytest.raises(AttributeError, match="has no attribute 'lode'"):
+        _ = dimoo.lode
+
+
+def test_three_lines_paint_edit_and_describe_what_was_asked(pipe) -> None:
+    picture = pipe.generate(STAR, seed=7)[0]
+    assert isinstance(picture, Image.Image) and picture.size == (128, 128) and shows(picture, STAR)
+    edited = pipe.edit(picture, "make the star yellow")[0]
+    assert shows(edited, "a large yellow star on a pink background")
+    said = pipe.describe(picture)
+    assert "blue star" in said and "pink" in said
+
+
+def test_a_batch_has_consecutive_seeds_and_settings_reach_the_sampler(pipe) -> None:
+    two = pipe.generate("a star", seed=3, batch=2, size=(160, 96), **QUICK)
+    assert [one.size for one in two] == [(160, 96)] * 2
+    (second,) = pipe.generate("a star", seed=4, size=(160, 96), **QUICK)
+    assert two[1].tobytes() == second.tobytes() != two[0].tobytes()
+
+
+def test_what_is_left_out_is_the_checkpoints_own(pipe, tiny) -> None:
+    ours, theirs = pipe.image_settings(), tiny.image_settings()
+    assert (ours.steps, ours.guidance.text) == (16, 0.0) and (theirs.steps, theirs.guidance.text) == (64, 4.0)
+    changed = pipe.image_settings(
+        seed=1, steps=3, cfg=1.5, image_cfg=2.5, temperature=0.5, guidance_start=0.25, ml_cache="fast"
+    )
+    assert (changed.seed, changed.steps, changed.temperature, changed.cache) == (1, 3, 0.5, PRESETS["fast"])
+    assert (changed.guidance.text, changed.guidance.image, changed.guidance.start) == (1.5, 2.5, 0.25)
+    assert pipe.text_settings().max_tokens == 32 and tiny.text_settings().max_tokens == 128
+    said = pipe.text_settings(max_tokens=8, steps=4, block_length=4, temperature=1.0, cfg=1.0, seed=2, speed="fast")
+    assert (said.max_tokens, said.steps, said.block_length, said.temperature) == (8, 4, 4, 1.0)
+    assert (said.cfg, said.seed, said.policy) == (1.0, 2, SPEEDS["fast"])
+
+
+def test_inpainting_changes_the_marked_part_alone_at_any_size(tiny) -> None:
+    picture = to_pil(torch.rand(3, 45, 70, generator=torch.Generator().manual_seed(0)))
+    mask = Image.new("L", (7, 5))
+    mask.paste(255, (0, 0, 2, 2))
+    painted = tiny.inpaint(picture, "x", mask, **QUICK)[0]
+    changed = (from_pil(painted) != from_pil(picture)).any(dim=1)[0]
+    assert painted.size == picture.size and changed[:32, :32].any()
+    assert not changed[32:].any() and not changed[:, 32:].any()
+    around = tiny.outpaint(picture, "x", mask, **QUICK)[0]
+    kept = (from_pil(around) == from_pil(picture)).all(dim=1)[0]
+    assert kept[:16, :16].all() and not kept[32:].all()
+    assert tiny.inpaint(picture, "x", mask_width=0.5, grow=1, batch=2, **QUICK)[1].size == picture.size
+
+
+def test_pictures_come_as_pil_files_or_tensors(tiny, tmp_path: Path) -> None:
+    pixels = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0)).mul(255).round() / 255
+    to_pil(pixels).save(tmp_path / "a.png")
+    forms = (to_pil(pixels), tmp_path / "a.png", str(tmp_path / "a.png"), pixels, pixels[None])
+    ask = {"max_tokens": 4, "steps": 2, "block_length": 4, "progress": False}
+    assert len({tiny.describe(form, **ask) for form in forms}) == 1
+    assert isinstance(tiny.describe([forms[0], forms[1]], "what changed?", **ask), str)
+    style = tiny.edit(forms[0], type="image_ref_transfer", reference=forms[3], side=64, **QUICK)[0]
+    assert style.size == (64, 64)
+
+
+def test_progress_is_a_bar_or_a_callable_and_what_it_raises_comes_out(tiny, capsys) -> None:
+    seen: list[tuple[int, int]] = []
+    tiny.generate("x", size=(32, 32), steps=2, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(1, 2), (2, 2)]
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tiny.generate("x", size=(32, 32), steps=2, progress=stop)
+    tiny.generate("x", size=(32, 32), steps=2)
+    assert capsys.readouterr().err == "", "no bar where nobody looks"
+
+
+def test_the_bar_is_shown_in_a_terminal(tiny, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    tiny.generate("x", size=(32, 32), steps=2)
+    assert "generate" in (shown := capsys.readouterr().err) and "2/2" in shown
+    tiny.generate("x", size=(32, 32), steps=2, progress=False)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("ask", "sentence"),
+    [
+        (lambda pipe: pipe.generate("x", steps=0), "steps is 0; expected"),
+        (lambda pipe: pipe.generate("x", cfg=-1), "cfg is -1; expected"),
+        (lambda pipe: pipe.generate("x", ml_cache="warp"), "ml_cache is 'warp'; expected one of off"),
+        (lambda pipe: pipe.generate("x", size=(100, 64)), "use 96x64"),
+        (lambda pipe: pipe.edit("gone.png", "x"), "gone.png"),
+        (lambda pipe: pipe.edit(Image.new("RGB", (32, 32)), "x", type="dance"), "Unknown edit type 'dance'"),
+        (lambda pipe: pipe.inpaint(Image.new("RGB", (32, 32)), "x", Image.new("L", (32, 32))), "[Mm]ask"),
+        (lambda pipe: pipe.describe([]), "Got 0 images"),
+        (lambda pipe: pipe.describe(Image.new("RGB", (32, 32)), speed="warp"), "speed is 'warp'"),
+        (lambda _: dimoo.load("nowhere"), "nowhere does not exist"),
+        (lambda _: dimoo.load("Alpha-VLLM/No-Such"), "no such model was downloaded"),
+        (lambda _: dimoo.load(dtype="fp7"), "dtype is 'fp7'; expected one of auto"),
+        (lambda _: dimoo.load(device="toaster"), "'toaster' cannot be used"),
+    ],
+)
+def test_mistakes_are_one_sentence(tiny, ask, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence) as told:
+        ask(tiny)
+    assert "\n" not in str(told.value)
+
+
+def test_the_hubs_name_finds_what_was_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_checkpoint(tmp_path / "models" / "Lumina-Tiny")
+    assert dimoo.load("Owner/Lumina-Tiny", device="cpu").checkpoint.path == Path("models/Lumina-Tiny")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    write_checkpoint(tmp_path / "cache" / "models--Owner--Other" / "snapshots" / "0123abcd")
+    assert dimoo.load("Owner/Other", device="cpu").checkpoint.path.name == "0123abcd"
+
+
+def test_where_memory_is_short_the_picture_is_the_same(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = tiny.generate("x", size=(64, 64), **QUICK)[0]
+    placed: list[jobs.Placement] = []
+    run = jobs.ImagePlan.run
+    monkeypatch.setattr(
+        jobs.ImagePlan, "run", lambda plan, where, *rest: placed.append(where) or run(plan, where, *rest)
+    )
+    monkeypatch.setattr("dimoo_core.pipeline.free_bytes", lambda _: 1)
+    little = tiny.generate("x", size=(64, 64), **QUICK)[0]
+    assert placed[0].chunk_rows is not None and little.size == plain.size
+    difference = (from_pil(little) - from_pil(plain)).abs().max()
+    assert float(difference) <= 2 / 255, "tiles round otherwise, codes are equal"
