@@ -43,7 +43,7 @@ class Holes:
 
     def finish(self) -> None:
         """Raises ValueError where the last step's probabilities were not finite."""
-        self._check(bool(self._finite))
+        self._check(int(torch.where(self._finite, 1, -1)) >= 0)
 
     def _check(self, finite: bool) -> None:
         if not finite:

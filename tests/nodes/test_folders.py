@@ -120,6 +120,8 @@ def test_folders_of_extra_model_paths_are_read_as_comfyui_reads_them(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import folder_paths
+
+    monkeypatch.syspath_prepend(nodepack.COMFYUI)  # once core's nodes are imported, its comfy/utils.py is found first
     from utils.extra_config import load_extra_path_config
 
     shutil.copytree(checkpoint, tmp_path / ODD / "a" / "first")

@@ -130,7 +130,7 @@ def test_unknown_choice_raises_one_sentence(loaded) -> None:
         generate(loaded, ml_cache="slow")
     with pytest.raises(ValueError, match="Got mode 'other'; choose one of inpaint, outpaint"):
         paint(loaded, picture(), mode="other")
-    with pytest.raises(ValueError, match="no edit type 'other'; there are "):
+    with pytest.raises(ValueError, match="Unknown edit type 'other'; expected one of "):
         run("DimooImageEdit", vq=loaded.vq, image=picture(), edit_type="other")
 
 
@@ -328,8 +328,8 @@ def test_a_canvas_that_is_full_or_of_another_model_is_refused(loaded) -> None:
 @pytest.mark.parametrize(
     ("inputs", "sentence"),
     [
-        ({"cfg": float("nan")}, "scale"),
-        ({"cfg": -1.0}, "scale"),
+        ({"cfg": float("nan")}, "cfg is nan; expected"),
+        ({"cfg": -1.0}, "cfg is -1.0; expected"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"temperature": float("inf")}, "temperature is inf"),
         ({"steps": 0}, "steps is 0"),
@@ -428,11 +428,11 @@ def test_tiny_and_odd_pictures_can_be_edited(loaded, size: tuple[int, int]) -> N
 
 def test_style_transfer_needs_a_reference_and_others_take_none(loaded) -> None:
     style = {"vq": loaded.vq, "image": picture(), "edit_type": "image_ref_transfer", "side": 128}
-    with pytest.raises(ValueError, match="needs a reference image"):
+    with pytest.raises(ValueError, match="takes the style of a reference picture"):
         run("DimooImageEdit", **style)
     prompt, canvas, _ = run("DimooImageEdit", **style, reference_image=picture(100, 40)).args
     assert len(prompt.images) == 2 and canvas.codes.shape == prompt.images[0].shape
-    with pytest.raises(ValueError, match="takes no reference image"):
+    with pytest.raises(ValueError, match="takes no reference picture"):
         run("DimooImageEdit", **{**style, "edit_type": "edit_add"}, reference_image=picture())
     with pytest.raises(ValueError, match="The reference image has"):
         run("DimooImageEdit", **style, reference_image=torch.rand(4, 4))
