@@ -28,8 +28,8 @@ def atomic_write(path: str | Path, *, sync: bool = False) -> Iterator[Path]:
     A kill, a full disk or an error inside leaves the old file or none under the name, never half of one. The temporary
     file, NAME.RANDOM.part in the same folder, is made here and now, so that a folder without write permission is
     found before the work, and belongs to this call alone: two writers of one target do not meet, and no link is
-    followed. A link at `path` is itself replaced; what it points to stays. The file gets the mode of the umask, whatever
-    the writer gave it. `sync`: the content is on the disk before the name is.
+    followed. A link at `path` is itself replaced; what it points to stays. The file gets the mode of the umask,
+    whatever the writer gave it. `sync`: the content is on the disk before the name is.
 
     Raises OSError where no such file can be made.
     """

@@ -111,7 +111,7 @@ def test_an_empty_mask_is_refused_and_a_full_one_is_text_to_image() -> None:
 
 
 def test_painting_a_picture_of_an_odd_size_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"A size of 50x32 px came; .* use 48x32"):
+    with pytest.raises(ValueError, match=r"Got a size of 50x32 px; .* use 48x32"):
         jobs.painted_cells(VAE, picture(50, 32), torch.ones(1, 32, 50))
 
 

@@ -6,12 +6,12 @@ import argparse
 import sys
 from pathlib import Path
 
+from torch import Tensor
 from tqdm import tqdm
 
 from .. import jobs
 from ..checkpoint.find import find
-from ..files import atomic_write_text
-from ..pictures.captions import caption_file, lacking_captions, pictures_below, shared_captions
+from ..pictures.captions import caption_file, lacking_captions, pictures_below, shared_captions, write_captions
 from ..pictures.pixels import load_picture
 from .options import answer_arguments, load, text_settings
 from .output import progress
@@ -45,19 +45,20 @@ def caption(args: argparse.Namespace) -> None:
     if not wanted:
         return
     model, vq = load(found, args)
-    unreadable = 0
-    for path in tqdm(wanted, desc="caption", unit="picture", file=sys.stderr):
-        try:
-            picture = load_picture(path)
-        except ValueError as error:
-            unreadable += 1
-            tqdm.write(str(error), file=sys.stderr)
-            continue
-        (words,) = jobs.describe_pictures(model, vq, [picture], args.question, settings=settings)
-        atomic_write_text(caption_file(path), words + "\n")
-        tqdm.write(f"{path}: {words}", file=sys.stdout)
-    if unreadable:
-        raise ValueError(f"{unreadable} of {len(wanted)} pictures have no new caption, see above; mend or remove them.")
+
+    def words(pixels: Tensor) -> str:
+        (answer,) = jobs.describe_pictures(model, vq, [pixels], args.question, settings=settings)
+        return answer
+
+    failed = 0
+    for done in tqdm(write_captions(wanted, words), total=len(wanted), desc="caption", unit="picture", file=sys.stderr):
+        if done.problem is not None:
+            failed += 1
+            tqdm.write(done.problem, file=sys.stderr)
+        else:
+            tqdm.write(f"{done.path}: {done.words}", file=sys.stdout)
+    if failed:
+        raise ValueError(f"{failed} of {len(wanted)} pictures have no new caption, see above; fix or remove them.")
 
 
 def describe_arguments(parser: argparse.ArgumentParser) -> None:

@@ -41,8 +41,8 @@ class _Content:
 
 
 def pictures_below(folder: str | Path) -> list[Path]:
-    """Picture files at and below `folder`, sorted, hidden ones left out. Folders that are linked to are looked into, each
-    folder once. Raises ValueError where there is none."""
+    """Picture files at and below `folder`, sorted, hidden ones left out. Links to folders are followed, each folder is
+    read once. Raises ValueError where there is none."""
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; name one that holds pictures.")
@@ -154,8 +154,8 @@ class Captioned:
 def write_captions(pictures: Iterable[Path], describe: Callable[[Tensor], str]) -> Iterator[Captioned]:
     """Writes a text file beside each picture with what `describe` says of its pixels [1,3,h,w], one after the other.
 
-    A picture that cannot be read, or whose text file cannot be written, costs none of the others; what `describe` raises
-    passes, and so does a full or read-only disk, as OSError.
+    A picture that cannot be read, or whose text file cannot be written, costs none of the others. What `describe`
+    raises passes, and so does a full or read-only disk, as OSError.
     """
     for path in pictures:
         try:

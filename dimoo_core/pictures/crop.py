@@ -49,7 +49,7 @@ def region_around(mask: Tensor, *, context: float, scale: int) -> Region:
 
 
 def _span(marked: Tensor, context: float, scale: int, limit: int) -> tuple[int, int]:
-    """Start and length of the region along one side of `limit` px, of which it must hold the pixels `marked` [limit]."""
+    """Start and length of the region along one side of `limit` px; it must hold the pixels `marked` [limit]."""
     positions = marked.nonzero()[:, 0]
     first, last = int(positions[0]), int(positions[-1])
     length = min(math.ceil((last + 1 - first) * context / scale) * scale, limit)
@@ -82,7 +82,7 @@ def resize_mask(mask: Tensor, width: int, height: int) -> Tensor:
 
 def stitch(original: Tensor, painted: Tensor, mask: Tensor, region: Region) -> Tensor:
     """`original` [1 or B,3,h,w] with `painted` [1 or B,3,h',w'], brought to the region's size, where mask [1 or
-    B,h'',w''] of the region is 1; blended where it is between 0 and 1. Every other pixel is the original's, bit for bit.
+    B,h'',w''] of the region is 1; blended where it is between 0 and 1. All else is the original's, bit for bit.
 
     Raises ValueError where the numbers of pictures do not match.
     """

@@ -151,8 +151,8 @@ def open_picture(path: str | Path) -> Iterator[Image.Image]:
     with opened:
         if math.prod(opened.size) > MAX_PIXELS:
             raise ValueError(
-                f"The picture {path} has {opened.width}x{opened.height} px; at most {MAX_PIXELS // 10**6} million pixels "
-                "are read: scale it down first."
+                f"The picture {path} has {opened.width}x{opened.height} px, at most {MAX_PIXELS // 10**6} million "
+                "pixels are read: scale it down first."
             )
         try:
             opened.load()

@@ -62,7 +62,7 @@ def check_size(width: int, height: int, scale: int = CELL) -> tuple[int, int]:
     cells = height // scale, width // scale
     if math.prod(cells) > MAX_CELLS:
         raise ValueError(
-            f"Got a size of {width}x{height} px, which is {math.prod(cells)} cells; at most {MAX_CELLS} can be sampled: "
-            "use a smaller size."
+            f"Got a size of {width}x{height} px, which is {math.prod(cells)} cells, at most {MAX_CELLS} can be "
+            "sampled: use a smaller size."
         )
     return cells
