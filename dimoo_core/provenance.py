@@ -95,8 +95,10 @@ def save(
     """
     kind = Image.registered_extensions()[path.suffix.lower()]
     options = dict(_QUALITY.get(kind, {}))
-    if icc_profile is not None:
+    if icc_profile is not None and icc_profile[16:20] == b"RGB ":
         options["icc_profile"] = icc_profile
+    elif icc_profile is not None:
+        _log.warning("%s: the colour profile is not kept, since it is not for RGB.", path)
     if dpi is not None:
         options["dpi"] = dpi
     if kind == "PNG":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -181,7 +182,58 @@ class SaveText(host.io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, text, filename_prefix="dimoo/caption"):
+    def fingerprint_inputs(cls, filename_prefix=None, **_):
+        """Always the same. ComfyUI asks before a prompt runs, which is when the pictures of earlier ones are told from
+        those that it will save."""
+        if isinstance(filename_prefix, str):
+            host.remember_pictures(filename_prefix)
+        return ""
+
+    @classmethod
+    def execute(cls, text, filename_prefix="dimoo/caption", **_):  # and what `pictures_first` adds
         path = host.next_text_file(filename_prefix)
         atomic_write_text(path, text + "\n")
         return host.io.NodeOutput(str(path), ui={"text": [text]})
+
+
+def pictures_first(request: dict[str, Any]) -> dict[str, Any]:
+    """A request that queues a prompt, in which each Save Text waits for the Save Image nodes with its prefix.
+
+    ComfyUI runs nodes that save in any order, and its Save Image counts texts as well: pictures that came after their
+    texts would have other numbers. An input that no node declares makes it wait, and is not handed on.
+    """
+    prompt = request.get("prompt")
+    if not isinstance(prompt, dict) or request.get("partial_execution_targets"):  # only those are to run
+        return request
+    savers = {
+        key: one for key, one in prompt.items() if _saves(one, "SaveImage") and _link(one["inputs"].get("images"))
+    }
+    changed = {}
+    for key, one in prompt.items():
+        if _saves(one, SaveText.GET_SCHEMA().node_id):
+            prefix = one["inputs"].get("filename_prefix")
+            same = [name for name, saver in savers.items() if saver["inputs"].get("filename_prefix") == prefix]
+            waits = {f"pictures_{name}": [name, 0] for name in same if key not in _ancestors(prompt, name)}
+            changed[key] = {**one, "inputs": {**one["inputs"], **waits}}
+    return {**request, "prompt": {**prompt, **changed}}
+
+
+def _saves(node: Any, class_type: str) -> bool:
+    return isinstance(node, dict) and node.get("class_type") == class_type and isinstance(node.get("inputs"), dict)
+
+
+def _link(value: Any) -> bool:
+    """Whether an input comes from another node, [its key, number of its output]."""
+    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str)
+
+
+def _ancestors(prompt: dict[str, Any], key: str) -> set[str]:
+    """The nodes whose results a node uses, directly or not."""
+    found, open_keys = set[str](), [key]
+    while open_keys:
+        node = prompt.get(open_keys.pop())
+        inputs = node.get("inputs") if isinstance(node, dict) else None
+        sources = {value[0] for value in inputs.values() if _link(value)} if isinstance(inputs, dict) else set()
+        open_keys += sources - found
+        found |= sources
+    return found

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from .. import provenance
 from ..checkpoint.find import NANO, Found
 from ..devices import device
-from ..pictures.pixels import to_pil
+from ..pictures.pixels import Picture, to_pil
 from ..sampling.noise import SEEDS
 
 
@@ -92,8 +92,10 @@ def facts(args: argparse.Namespace, found: Found) -> dict[str, Any]:
     return {**provenance.versions(), "checkpoint": checkpoint, **said, "device": device(args.device).type}
 
 
-def save(pictures: Tensor, files: Sequence[Path], made: dict[str, Any]) -> None:
-    """Writes pictures [B,3,h,w] with what `facts` says of the first of them, and says where they are."""
+def save(pictures: Tensor, files: Sequence[Path], made: dict[str, Any], source: Picture | None = None) -> None:
+    """Writes pictures [B,3 or 4,h,w] with what `facts` says of the first of them, and says where they are; colour
+    profile and dpi are those of the `source`, the picture that was changed."""
+    kept = {} if source is None else {"icc_profile": source.icc_profile, "dpi": source.dpi}
     for item, (picture, path) in enumerate(zip(pictures, files, strict=True)):
-        provenance.save(to_pil(picture), path, {**made, "seed": (made["seed"] + item) % SEEDS})
+        provenance.save(to_pil(picture), path, {**made, "seed": (made["seed"] + item) % SEEDS}, **kept)
         print(path)

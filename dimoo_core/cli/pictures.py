@@ -11,8 +11,8 @@ from torch import Tensor
 from .. import jobs
 from ..checkpoint.defaults import Defaults
 from ..checkpoint.find import find
-from ..pictures.masks import PAINTED, RECTANGLE, centred_rectangle, load_mask
-from ..pictures.pixels import load_picture
+from ..pictures.masks import PAINTED, RECTANGLE, cells_to_mask, centred_rectangle, load_mask
+from ..pictures.pixels import Picture, load_picture
 from ..sequence.prompt import EDITS
 from .options import batch_arguments, chosen, image_settings, load, sampling_arguments, size
 from .output import facts, picture_files, progress, save
@@ -42,7 +42,7 @@ def edit(args: argparse.Namespace) -> None:
     """A picture changed as a text says."""
     found = find(args.checkpoint)
     settings, files = image_settings(args, found.defaults), picture_files(args)
-    picture = load_picture(args.image)
+    source = Picture.load(args.image)
     reference = None if args.reference is None else load_picture(args.reference)
     made = facts(args, found)
     model, vq = load(found, args)
@@ -51,7 +51,7 @@ def edit(args: argparse.Namespace) -> None:
         pictures = jobs.edit(
             model,
             vq,
-            picture,
+            source.on_white(),
             request,
             settings=settings,
             cfg=chosen(args.cfg, found.defaults.cfg),
@@ -59,18 +59,20 @@ def edit(args: argparse.Namespace) -> None:
             batch=args.batch,
             on_step=on_step,
         )
-    save(pictures, files, made)
+    save(pictures, files, made, source)
 
 
 def inpaint(args: argparse.Namespace) -> None:
     """A part of a picture painted anew; every pixel outside of it stays as it was."""
     found = find(args.checkpoint)
     settings, files = image_settings(args, found.defaults), picture_files(args)
-    picture = load_picture(args.image)
+    source = Picture.load(args.image)
+    picture = source.on_white()
     mask, coverage = wanted_mask(args, picture)
     made = facts(args, found)
     model, vq = load(found, args)
     height, width = picture.shape[2:]
+    drawn = mask
     picture, mask = padded(picture, vq.scale, "replicate"), padded(mask[:, None], vq.scale, "constant")[:, 0]
     cells = jobs.painted_cells(vq, picture, mask, coverage=coverage, grow=args.grow)
     with progress("inpaint") as on_step:
@@ -84,7 +86,8 @@ def inpaint(args: argparse.Namespace) -> None:
             cfg=chosen(args.cfg, found.defaults.cfg),
             on_step=on_step,
         )
-    save(pictures[:, :, :height, :width], files, made)
+    repainted = cells_to_mask(cells, vq.scale)[:, :height, :width]
+    save(source.repainted(pictures[:, :, :height, :width], repainted, drawn), files, made, source)
 
 
 def wanted_mask(args: argparse.Namespace, picture: Tensor) -> tuple[Tensor, float]:
@@ -136,7 +139,7 @@ def edit_arguments(parser: argparse.ArgumentParser) -> None:
 def inpaint_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("image", type=Path, help="the picture to repaint")
     parser.add_argument("prompt", help="what the whole picture is to show")
-    parser.add_argument("--mask", type=Path, metavar="IMAGE", help="white where to repaint, of any size")
+    parser.add_argument("--mask", type=Path, metavar="IMAGE", help="white, or transparent, where to repaint; any size")
     parser.add_argument("--mask-width", type=float, default=0.2, metavar="SHARE", help="of a centred rectangle (0.2)")
     parser.add_argument("--mask-height", type=float, default=1.0, metavar="SHARE", help="the same, its height (1.0)")
     parser.add_argument("--outpaint", action="store_true", help="repaint what is NOT marked")

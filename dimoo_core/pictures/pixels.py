@@ -81,7 +81,7 @@ class Picture:
     """A picture file: its colours, and what belongs to it but is not a colour.
 
     pixels: RGB [1,3,h,w] in 0..1 as the file has them, under transparency too. alpha: [1,1,h,w] in 0..1, None where the
-    file has none. icc_profile: what its colours mean, if that is a profile for RGB. dpi: (across, down).
+    file has none. icc_profile: what its colours mean. dpi: (across, down).
     """
 
     pixels: Tensor
@@ -93,12 +93,12 @@ class Picture:
     def load(cls, path: str | Path) -> Picture:
         """The picture of a file, turned as its EXIF says. Raises ValueError where it cannot be read."""
         with open_picture(path) as image:
-            colours, profile, dpi = _plain(image), _rgb_profile(image), _dpi(image)
+            colours, profile, dpi = _plain(image), image.info.get("icc_profile"), _dpi(image)
         pixels = _values(colours)
         if not bool(torch.isfinite(pixels).all()):
             raise ValueError(f"The picture {path} contains NaN or infinity; save it as PNG or JPEG.")
         pixels = pixels.clamp(0, 1)
-        return cls(pixels[:, :3], pixels[:, 3:] if pixels.shape[1] == 4 else None, profile, dpi)
+        return cls(pixels[:, :3], pixels[:, 3:] if pixels.shape[1] == 4 else None, profile or None, dpi)
 
     def on_white(self) -> Tensor:
         """RGB [1,3,h,w] as the model sees the picture: what is transparent is white."""
@@ -167,6 +167,11 @@ def _unreadable(path: str | Path, error: Exception) -> ValueError:
     """What to say of a file that PIL could not read."""
     if isinstance(error, (FileNotFoundError, IsADirectoryError, PermissionError)):
         return ValueError(f"The picture {path} cannot be read ({error.strerror}): check the path.")
+    if isinstance(error, Image.DecompressionBombError):
+        return ValueError(
+            f"The picture {path} has too many pixels, at most {MAX_PIXELS // 10**6} million are read: scale it down "
+            "first."
+        )
     if isinstance(error, UnidentifiedImageError):
         return ValueError(f"The file {path} is not a readable picture (unknown format): save it as PNG or JPEG.")
     detail = (str(error).strip() or type(error).__name__).splitlines()[0][:80]
@@ -192,12 +197,6 @@ def _turned(image: Image.Image) -> Image.Image:
     turned = image.transpose(turn)
     turned.info = dict(image.info)
     return turned
-
-
-def _rgb_profile(image: Image.Image) -> bytes | None:
-    """The ICC profile of a picture if it is one for RGB: of a CMYK or grey one the colours are converted, roughly."""
-    profile = image.info.get("icc_profile")
-    return profile if isinstance(profile, bytes) and profile[16:20] == b"RGB " else None
 
 
 def _dpi(image: Image.Image) -> tuple[float, float] | None:
