@@ -66,10 +66,11 @@ def check_marked(mask: Tensor) -> Tensor:
         return mask
     if highest == 0:
         seen = "The mask is empty (0 everywhere)"
-    elif highest - lowest < 0.005:
-        seen = f"Every value of the mask is {highest:.2f}"
     else:
-        seen = f"The values of the mask go from {lowest:.2f} to {highest:.2f}"
+        low, high = (f"{value:.2f}" if value == 0 or value > 0.01 else f"{value:.5f}" for value in (lowest, highest))
+        seen = (
+            f"Every value of the mask is {high}" if low == high else f"The values of the mask go from {low} to {high}"
+        )
     raise ValueError(f"{seen}; white (above 0.5) marks what to repaint: paint over what should change.")
 
 
