@@ -1,24 +1,45 @@
-"""Files that are written whole or not at all."""
+"""Files: written in full or not at all, texts read in whatever encoding they have."""
 
 from __future__ import annotations
 
+import codecs
+import errno
+import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import secrets
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+MAX_TEXT = 64 << 20  # bytes of a text file that are read
+
+_WIDE = ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"))  # before UTF-16, whose mark they begin with
+_MARKS = (*_WIDE, (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+_NAME_HEAD = 30  # characters of the target's name in that of its temporary file, which stays short for any target
+
+_log = logging.getLogger(__name__)
 
 
 @contextmanager
 def atomic_write(path: str | Path, *, sync: bool = False) -> Iterator[Path]:
-    """Gives the path to write to, PATH.part; at the end of the `with` the file there takes the place of `path`.
+    """Gives the path of a temporary file to write to; at the end of the `with` that file replaces `path`.
 
-    A kill, a full disk or an error inside leaves the old file or none under the name, never half of one. `sync`: the
-    content is on the disk before the name is.
+    A kill, a full disk or an error inside leaves the old file or none under the name, never half of one. The temporary
+    file, NAME.RANDOM.part in the same folder, is made here and now, so that a folder without write permission is
+    found before the work, and belongs to this call alone: two writers of one target do not meet, and no link is
+    followed. A link at `path` is itself replaced; what it points to stays. The file gets the mode of the umask,
+    whatever the writer gave it. `sync`: the content is on the disk before the name is.
+
+    Raises OSError where no such file can be made.
     """
     path = Path(path)
-    part = path.with_name(f"{path.name}.part")
+    _check_target(path)
+    part, mode = _temporary_file(path)
     try:
         yield part
+        if stat.S_IMODE(part.stat().st_mode) != mode:  # safetensors puts a file of its own there, with mode 0600
+            part.chmod(mode)
         if sync:
             with part.open("rb+") as file:
                 os.fsync(file.fileno())
@@ -27,7 +48,59 @@ def atomic_write(path: str | Path, *, sync: bool = False) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+def _check_target(path: Path) -> None:
+    """Raises OSError for a name that no file can have: too long, or that of a folder."""
+    with suppress(FileNotFoundError):
+        if stat.S_ISDIR(path.lstat().st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+
+
+def _temporary_file(path: Path) -> tuple[Path, int]:
+    """A new file beside `path`, and the mode that the umask gives to files."""
+    while True:
+        part = path.with_name(f"{path.name[:_NAME_HEAD]}.{secrets.token_hex(5)}.part")
+        with suppress(FileExistsError):
+            descriptor = os.open(part, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+            try:
+                return part, stat.S_IMODE(os.fstat(descriptor).st_mode)
+            finally:
+                os.close(descriptor)
+
+
 def atomic_write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
+    """Write a UTF-8 text file, in full or not at all; half a character (a lone surrogate) becomes a question mark."""
     with atomic_write(path) as part:
-        part.write_text(text, encoding="utf-8")
+        part.write_text(text, encoding="utf-8", errors="replace", newline="\n")
+
+
+def read_text(path: str | Path, *, most: int = MAX_TEXT, report: Callable[[str], None] | None = None) -> str:
+    """The text of a file in UTF-8 or, if it begins with a byte order mark, UTF-16 or 32; the mark is left out.
+
+    Anything else is read as Windows-1252, as older editors wrote it, with a question mark in a diamond (U+FFFD) for
+    bytes that mean nothing there; `report` (None: the log) gets one sentence that names the file. Raises OSError where
+    it cannot be read, and ValueError where it has more than `most` bytes.
+    """
+    with open(path, "rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"The text file {path} has more than {most} bytes; split it, or check that it is a text.")
+    encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8-sig")
+    with suppress(UnicodeDecodeError):
+        return _one_newline(content.decode(encoding))
+    remedy = f"{path} is not UTF-8 and was read as Windows-1252; save it as UTF-8 if characters look wrong."
+    (report or _log.warning)(remedy)
+    return _one_newline(content.decode("cp1252", errors="replace"))
+
+
+def _one_newline(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def printable(path: str | Path) -> str:
+    """A path with forward slashes to show to people: bytes of its name that are not UTF-8 become U+FFFD."""
+    return Path(path).as_posix().encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file name begins with a dot: .DS_Store, and the ._NAME that macOS puts beside every NAME."""
+    return name.startswith(".")

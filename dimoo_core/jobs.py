@@ -271,15 +271,20 @@ class Edit:
 
 @dataclass(frozen=True, eq=False)
 class PreparedInpaint:
-    """A picture with a hole: its `canvas`, and the `picture` [B,3,h,w], continued to whole cells.
+    """A picture with a hole: its `canvas`, and the `picture` [1 or B,3,h,w], continued to whole cells.
 
-    height, width: px of the picture before that.
+    drawn [1 or B,height,width]: what was marked, before it was snapped to cells, at the picture's own size.
     """
 
     canvas: Canvas
     picture: Tensor
-    height: int
-    width: int
+    drawn: Tensor
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width, px, of the picture before it was continued."""
+        height, width = self.drawn.shape[1:]
+        return height, width
 
     @property
     def mask(self) -> Tensor:
@@ -290,7 +295,8 @@ class PreparedInpaint:
     def finish(self, painted: Tensor) -> Tensor:
         """The picture [B,3,height,width] with its hole from `painted` [B,3,h,w]; every other pixel stays as it was."""
         whole = composite(self.picture, painted, self.mask.to(painted.device))
-        return whole[:, :, : self.height, : self.width]
+        height, width = self.size
+        return whole[:, :, :height, :width]
 
 
 @dataclass(frozen=True, eq=False)
@@ -325,9 +331,9 @@ class Inpaint:
                 f"Got a mask of {drawn.shape[2]}x{drawn.shape[1]} px for a picture of {width}x{height} px; expected "
                 "the same size."
             )
-        picture, drawn = pad_to_cells(picture, vq.scale), pad_to_cells(drawn, vq.scale)
+        picture = pad_to_cells(picture, vq.scale)
         grid = check_size(picture.shape[3], picture.shape[2], vq.scale)
-        holes = mask_to_cells(drawn, grid, coverage=coverage, grow=self.grow)
+        holes = mask_to_cells(pad_to_cells(drawn, vq.scale), grid, coverage=coverage, grow=self.grow)
         if not bool(holes.any()):
             raise ValueError("The mask marks nothing, so there is nothing to repaint: paint over what should change.")
         if bool(holes.flatten(1).all(dim=1).any()):
@@ -338,7 +344,7 @@ class Inpaint:
         codes = encode(vq, picture)
         items = max(batch, len(codes), len(holes))
         canvas = Canvas.from_codes(codes.expand(items, -1, -1), holes.expand(items, -1, -1))
-        return PreparedInpaint(canvas, picture, height, width)
+        return PreparedInpaint(canvas, picture, drawn)
 
 
 # Whole jobs ---------------------------------------------------------------------------------------------------------
@@ -380,17 +386,14 @@ def edit(
 def inpaint(
     model: Model,
     vq: Autoencoder,
-    picture: Tensor,
-    request: Inpaint,
+    prepared: PreparedInpaint,
     prompt: Prompt,
     *,
     settings: ImageSettings,
-    batch: int = 1,
     place: Place = where_the_weights_are,
     on_step: ImageStep | None = None,
 ) -> Tensor:
-    """Pictures [B,3,h,w] of `picture` [1 or B,3,h,w] with the requested part repainted; every other pixel stays."""
-    prepared = request.prepare(vq, picture, batch)
+    """Pictures [B,3,h,w] with the hole of a prepared one repainted; every other pixel stays."""
     return prepared.finish(decode(vq, _sample(model, prompt, prepared.canvas, settings, place, on_step)))
 
 

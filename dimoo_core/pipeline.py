@@ -28,7 +28,7 @@ from .devices import free_bytes
 from .model.vq import VQ
 from .model.vq_tiles import TILE
 from .pictures.masks import load_mask, mask_from_pil
-from .pictures.pixels import from_pil, load_picture, to_pil
+from .pictures.pixels import Picture, to_pil, to_rgb
 from .sampling.guidance import Guidance
 from .sampling.image import ImageSettings
 from .sampling.ml_cache import PRESETS, CachePolicy
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 DTYPES: dict[str, torch.dtype | None] = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}
 
-Picture = Image.Image | str | Path | Tensor  # a PIL picture, a file, or pixels [3,h,w] or [1,3,h,w] in 0..1
+PictureLike = Image.Image | str | Path | Tensor  # a PIL picture, a file, or pixels [3,h,w] or [1,3,h,w] in 0..1
 Progress = bool | Callable[[int, int], None]  # a bar in a terminal or notebook, or what is told (done, total)
 
 
@@ -152,11 +152,11 @@ class Pipeline:
 
     def edit(
         self,
-        picture: Picture,
+        picture: PictureLike,
         prompt: str = "",
         *,
         type: str = "edit_replace",
-        reference: Picture | None = None,
+        reference: PictureLike | None = None,
         negative: str = "",
         side: int | None = None,
         batch: int = 1,
@@ -168,6 +168,7 @@ class Pipeline:
         type: a key of `EDITS`. reference: the picture whose style is taken, for image_ref_transfer. side: pictures are
         fitted to about side x side px of area. The rest as for `generate`, and image_cfg among the settings.
         """
+        source = source_of(picture)
         request = jobs.Edit(
             type,
             prompt,
@@ -179,20 +180,20 @@ class Pipeline:
             pictures = jobs.edit(
                 self.model,
                 self.vq,
-                pixels_of(picture),
+                source.on_white(),
                 request,
                 settings=self.image_settings(**settings),
                 batch=batch,
                 place=self.place,
                 on_step=on_step,
             )
-        return [to_pil(picture) for picture in pictures]
+        return [_belonging_to(source, to_pil(one)) for one in pictures]
 
     def inpaint(
         self,
-        picture: Picture,
+        picture: PictureLike,
         prompt: str,
-        mask: Picture | None = None,
+        mask: PictureLike | None = None,
         *,
         mask_width: float = 0.2,
         mask_height: float = 1.0,
@@ -205,37 +206,43 @@ class Pipeline:
     ) -> list[Image.Image]:
         """`picture` with a part repainted so that the whole shows `prompt`; every other pixel stays as it was.
 
-        mask: white is repainted; it is brought to the picture's size. Without one a centred rectangle, with shares
-        `mask_width` and `mask_height` of the sides. outpaint: repaint what is NOT marked. grow: cells of 16 px by which
+        Transparency, colour profile and dpi are kept; a hole that nothing could be seen in becomes opaque.
+
+        mask: white is repainted, or what is transparent in it; it is brought to the picture's size. Without one a
+        centred rectangle, with shares `mask_width` and `mask_height` of the sides. outpaint: repaint what is NOT marked. grow: cells of 16 px by which
         the marked area is widened. The rest as for `generate`.
         """
-        pixels = pixels_of(picture)
+        source = source_of(picture)
         drawn = None
         if mask is not None:
-            drawn = (F.interpolate(mask_of(mask)[None], pixels.shape[2:], mode="nearest-exact")[0] > 0.5).float()
+            size = source.pixels.shape[2:]
+            drawn = (F.interpolate(mask_of(mask)[None], size, mode="nearest-exact")[0] > 0.5).float()
             drawn = 1 - drawn if outpaint else drawn
         request = jobs.Inpaint(drawn, outpaint, mask_width, mask_height, grow)
+        prepared = request.prepare(self.vq, source.on_white(), batch)
         with _reporting(progress, "inpaint") as on_step:
-            pictures = jobs.inpaint(
+            painted = jobs.inpaint(
                 self.model,
                 self.vq,
-                pixels,
-                request,
+                prepared,
                 jobs.text_prompt(prompt, negative),
                 settings=self.image_settings(**settings),
-                batch=batch,
                 place=self.place,
                 on_step=on_step,
             )
-        return [to_pil(picture) for picture in pictures]
+        height, width = prepared.size
+        repainted = source.repainted(painted, prepared.mask[:, :height, :width], prepared.drawn)
+        return [_belonging_to(source, to_pil(one)) for one in repainted]
 
-    def outpaint(self, picture: Picture, prompt: str, mask: Picture | None = None, **rest: Any) -> list[Image.Image]:
+    def outpaint(
+        self, picture: PictureLike, prompt: str, mask: PictureLike | None = None, **rest: Any
+    ) -> list[Image.Image]:
         """`inpaint` of all that is NOT marked."""
         return self.inpaint(picture, prompt, mask, outpaint=True, **rest)
 
     def describe(
         self,
-        pictures: Picture | Sequence[Picture],
+        pictures: PictureLike | Sequence[PictureLike],
         question: str = DESCRIBE_QUESTION,
         *,
         progress: Progress = True,
@@ -246,7 +253,7 @@ class Pipeline:
         settings: max_tokens, steps, block_length, temperature, cfg, seed, speed (a name of `SPEEDS` or a
         `TextPolicy`). progress as for `generate`.
         """
-        group: list[Picture]
+        group: list[PictureLike]
         group = [pictures] if isinstance(pictures, (Image.Image, str, Path, Tensor)) else list(pictures)
         with _reporting(progress, "describe") as on_step:
             (answer,) = jobs.describe(
@@ -365,22 +372,35 @@ def model_folder() -> Path:
     return home.parent / "models" / "dimoo" if home.name == "custom_nodes" else Path("models")
 
 
-def pixels_of(picture: Picture) -> Tensor:
-    """Pixels [1,3,h,w] of a picture in any of its forms; what is transparent becomes white."""
+def source_of(picture: PictureLike) -> Picture:
+    """A picture in any of its forms, with what belongs to it beside its colours."""
     if isinstance(picture, Image.Image):
-        return from_pil(picture)
+        return Picture.from_pil(picture)
     if isinstance(picture, Tensor):
-        return picture if picture.ndim == 4 else picture[None]
-    return load_picture(picture)
+        pixels = picture if picture.ndim == 4 else picture[None]
+        return Picture(to_rgb(pixels))
+    return Picture.load(picture)
 
 
-def mask_of(mask: Picture) -> Tensor:
+def pixels_of(picture: PictureLike) -> Tensor:
+    """Pixels [1,3,h,w] of a picture in any of its forms; what is transparent becomes white."""
+    return source_of(picture).on_white()
+
+
+def mask_of(mask: PictureLike) -> Tensor:
     """A mask [1,h,w] of a picture in any of its forms: 1 is to be repainted."""
     if isinstance(mask, Image.Image):
         return mask_from_pil(mask)
     if isinstance(mask, Tensor):
         return mask if mask.ndim == 3 else mask[None]
     return load_mask(mask)
+
+
+def _belonging_to(source: Picture, picture: Image.Image) -> Image.Image:
+    """`picture` with the colour profile and dpi of the one that it was made of, where PIL keeps them."""
+    kept = {"icc_profile": source.icc_profile, "dpi": source.dpi}
+    picture.info.update({name: value for name, value in kept.items() if value is not None})
+    return picture
 
 
 @contextmanager

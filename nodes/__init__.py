@@ -5,7 +5,7 @@ from __future__ import annotations
 from . import host
 from .best import BestOf
 from .canvas import EmptyCanvas, VQDecode, VQEncode
-from .captions import CaptionFolder, SaveText
+from .captions import CaptionFolder, SaveText, pictures_first
 from .crop import CropAroundMask, Stitch
 from .describe import Describe
 from .edit import ImageEdit
@@ -38,6 +38,7 @@ class DimooExtension(host.ComfyExtension):
     async def get_node_list(self) -> list[type]:
         host.register_folder()
         host.on_prompt(add_note)
+        host.on_prompt(pictures_first)
         return list(NODES)
 
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from ..dimoo_core.files import atomic_write_text
+from torch import Tensor
+
+from ..dimoo_core.files import atomic_write_text, printable
 from ..dimoo_core.pictures.captions import (
     caption_file,
     folders_with_pictures,
     lacking_captions,
     pictures_below,
+    read_caption,
     shared_captions,
+    write_captions,
 )
-from ..dimoo_core.pictures.pixels import load_picture
 from ..dimoo_core.sampling.schedule import MAX_TOKENS
 from ..dimoo_core.sampling.text import TextSettings
 from . import host, widgets
@@ -33,8 +37,8 @@ def chosen_folder(name: str) -> Path:
     """The folder of a name; raises ValueError for one that is not listed, wherever it may lie."""
     if name == NOTHING or name not in folders():
         raise ValueError(
-            f"There is no folder {name!r} with pictures in ComfyUI's input folder; put pictures there, refresh the "
-            "page and choose it."
+            f"There is no folder {name[:80]!r} with pictures in ComfyUI's input folder; put pictures there, refresh "
+            "the page and choose it."
         )
     return host.input_folder() / name
 
@@ -42,37 +46,50 @@ def chosen_folder(name: str) -> Path:
 def caption(
     model: LoadedModel, vq: LoadedVQ, paths: Sequence[Path], question: str, settings: TextSettings, *, node: str | None
 ) -> dict[Path, str]:
-    """Writes a text file beside each picture file; hands back those that cannot be read, and why."""
-    said: list[str] = []
+    """Writes a text file beside each picture file; returns those that got none, and why."""
+    shown: list[str] = []  # captions, and problems of pictures that have none
     failed: dict[Path, str] = {}
-    on_step = follow(model, node, said, len(paths))
-    for path in paths:
-        try:
-            picture = load_picture(path)
-        except ValueError as error:
-            host.log("DiMOO: %s", error)
-            failed[path] = str(error)
-            said.append(failed[path])
-            continue
-        said += answered(model, vq, [picture], question, settings, on_step)
-        atomic_write_text(caption_file(path), said[-1] + "\n")
+    on_step = follow(model, node, shown, len(paths))
+
+    def words(pixels: Tensor) -> str:
+        (answer,) = answered(model, vq, [pixels], question, settings, on_step)
+        return answer
+
+    for done in write_captions(paths, words):
+        if done.problem is not None:
+            host.log("DiMOO: %s", done.problem)
+            failed[done.path] = done.problem
+        shown.append(done.problem or done.words)
     return failed
 
 
-def report(every: Sequence[Path], failed: dict[Path, str]) -> tuple[list[str], list[str], list[str]]:
+def report(pictures: Sequence[Path], failed: dict[Path, str]) -> tuple[list[str], list[str], list[str]]:
     """Captions, the names of their pictures, and a line for every picture, those included that have no caption.
 
     Raises ValueError where no picture has one.
     """
-    shared, root, told = shared_captions(every), host.input_folder(), {}
-    for path in every:
-        if path not in shared and caption_file(path).exists():
-            told[path.relative_to(root).as_posix()] = caption_file(path).read_text(encoding="utf-8").strip()
-    if not told:
-        raise ValueError(f"None of the pictures can be read, such as: {next(iter(failed.values()))}")
-    trouble = {path: f"left out, its text file is that of {owner.name}" for path, owner in shared.items()} | failed
-    lines = [f"{path.relative_to(root).as_posix()}: {why}" for path, why in trouble.items()]
-    return list(told.values()), list(told), [*(f"{name}: {words}" for name, words in told.items()), *lines]
+    shared, captions, problems = shared_captions(pictures), dict[str, str](), list[tuple[Path, str]]()
+    problems += [(path, f"left out, its text file is that of {owner.name}") for path, owner in shared.items()]
+    for path in pictures:
+        if path in shared:
+            continue
+        try:
+            words = read_caption(path, report=lambda why, path=path: problems.append((path, why)))
+        except ValueError as error:
+            failed = {path: str(error)} | failed
+            continue
+        if words is not None:
+            captions[_name(path)] = words
+    if not captions:
+        raise ValueError(f"None of the pictures has a caption, such as: {next(iter(failed.values()))}")
+    problems += failed.items()
+    lines = [f"{name}: {words}" for name, words in captions.items()]
+    return list(captions.values()), list(captions), [*lines, *(f"{_name(path)}: {why}" for path, why in problems)]
+
+
+def _name(path: Path) -> str:
+    """What a picture is called to users: its path below the input folder."""
+    return printable(path.relative_to(host.input_folder()))
 
 
 class CaptionFolder(host.io.ComfyNode):
@@ -104,18 +121,18 @@ class CaptionFolder(host.io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, folder, **_):
-        """Names and times of the pictures and their texts, so that a folder that has grown is looked at anew."""
+        """Names and times of the pictures and their texts, so that a folder that has grown is looked at again."""
         files = [path for picture in pictures_below(chosen_folder(folder)) for path in (picture, caption_file(picture))]
-        return str([(path.name, path.stat().st_mtime_ns) for path in files if path.exists()])
+        return str([(path.name, path.stat().st_mtime_ns) for path in files if path.is_file()])
 
     @classmethod
     def execute(cls, model, vq, folder, question, again=False, max_tokens=128, steps=128, block_length=32):
         check_sockets(model=model, vq=vq)
         settings = TextSettings(max_tokens, steps, block_length)
-        every = pictures_below(chosen_folder(folder))
+        pictures = pictures_below(chosen_folder(folder))
         node = getattr(cls.hidden, "unique_id", None)
-        failed = caption(model, vq, lacking_captions(every, again=again), question, settings, node=node)
-        captions, names, lines = report(every, failed)
+        failed = caption(model, vq, lacking_captions(pictures, again=again), question, settings, node=node)
+        captions, names, lines = report(pictures, failed)
         host.show_text("\n\n".join(lines), node)
         return host.io.NodeOutput(captions, names, ui={"text": lines})
 
@@ -187,7 +204,58 @@ class SaveText(host.io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, text, filename_prefix="dimoo/caption"):
+    def fingerprint_inputs(cls, filename_prefix=None, **_):
+        """Always the same. ComfyUI asks before a prompt runs, which is when the pictures of earlier ones are told from
+        those that it will save."""
+        if isinstance(filename_prefix, str):
+            host.remember_pictures(filename_prefix)
+        return ""
+
+    @classmethod
+    def execute(cls, text, filename_prefix="dimoo/caption", **_):  # and what `pictures_first` adds
         path = host.next_text_file(filename_prefix)
         atomic_write_text(path, text + "\n")
         return host.io.NodeOutput(str(path), ui={"text": [text]})
+
+
+def pictures_first(request: dict[str, Any]) -> dict[str, Any]:
+    """A request that queues a prompt, in which each Save Text waits for the Save Image nodes with its prefix.
+
+    ComfyUI runs nodes that save in any order, and its Save Image counts texts as well: pictures that came after their
+    texts would have other numbers. An input that no node declares makes it wait, and is not handed on.
+    """
+    prompt = request.get("prompt")
+    if not isinstance(prompt, dict) or request.get("partial_execution_targets"):  # only those are to run
+        return request
+    savers = {
+        key: one for key, one in prompt.items() if _saves(one, "SaveImage") and _link(one["inputs"].get("images"))
+    }
+    changed = {}
+    for key, one in prompt.items():
+        if _saves(one, SaveText.GET_SCHEMA().node_id):
+            prefix = one["inputs"].get("filename_prefix")
+            same = [name for name, saver in savers.items() if saver["inputs"].get("filename_prefix") == prefix]
+            waits = {f"pictures_{name}": [name, 0] for name in same if key not in _ancestors(prompt, name)}
+            changed[key] = {**one, "inputs": {**one["inputs"], **waits}}
+    return {**request, "prompt": {**prompt, **changed}}
+
+
+def _saves(node: Any, class_type: str) -> bool:
+    return isinstance(node, dict) and node.get("class_type") == class_type and isinstance(node.get("inputs"), dict)
+
+
+def _link(value: Any) -> bool:
+    """Whether an input comes from another node, [its key, number of its output]."""
+    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str)
+
+
+def _ancestors(prompt: dict[str, Any], key: str) -> set[str]:
+    """The nodes whose results a node uses, directly or not."""
+    found, open_keys = set[str](), [key]
+    while open_keys:
+        node = prompt.get(open_keys.pop())
+        inputs = node.get("inputs") if isinstance(node, dict) else None
+        sources = {value[0] for value in inputs.values() if _link(value)} if isinstance(inputs, dict) else set()
+        open_keys += sources - found
+        found |= sources
+    return found

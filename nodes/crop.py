@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+
 from ..dimoo_core.pictures.crop import MAX_CONTEXT, feathered, region_around, resize, resize_mask, stitch, working_size
+from ..dimoo_core.pictures.pixels import to_rgb, visible_alpha
 from ..dimoo_core.pictures.sizes import CELL, MAX_SIDE
 from . import host, pixels, widgets
 from .sockets import Crop, CropSocket, check_sockets
@@ -51,12 +55,12 @@ class CropAroundMask(host.io.ComfyNode):
 
     @classmethod
     def execute(cls, image, mask, context=2.0, side=1024):
-        picture = pixels.to_core(image)
+        picture = pixels.channels_to_core(image)
         mask = pixels.mask_to_core(mask, picture)
         region = region_around(mask, context=context, scale=CELL)
         size = working_size(region, side, CELL)
         crop = Crop(picture, region, (region.of(mask) > 0.5).float())
-        cut = pixels.to_comfy(resize(region.of(picture), *size))
+        cut = pixels.to_comfy(resize(to_rgb(region.of(picture)), *size))
         return host.io.NodeOutput(cut, resize_mask(crop.mask, *size), crop)
 
 
@@ -99,8 +103,35 @@ class Stitch(host.io.ComfyNode):
     @classmethod
     def execute(cls, crop, image, feather=0, mask=None):
         check_sockets(crop=crop)
+        picture, region = crop.picture, crop.region
         painted = pixels.to_core(image)
-        if mask is not None:
-            mask = resize_mask(pixels.mask_to_core(mask, painted), crop.region.width, crop.region.height)
-        mask = crop.mask if mask is None else (mask > 0).float()  # a feathered one is small at its edge
-        return host.io.NodeOutput(pixels.to_comfy(stitch(crop.picture, painted, feathered(mask, feather), crop.region)))
+        if len(painted) == 1:
+            painted = painted.expand(len(picture), -1, -1, -1)
+        if len(picture) not in (1, len(painted)):
+            raise ValueError(
+                f"Got {len(painted)} painted images for a crop of {len(picture)} images; connect one, or one per image "
+                "of the crop."
+            )
+        if mask is None:
+            shown = crop.mask
+        else:
+            mask = pixels.mask_to_core(mask, painted)
+            shown = (resize_mask(mask, region.width, region.height) > 0).float()  # a feathered one is small at its edge
+        colours = stitch(_colours(picture), painted, feathered(shown, feather), region)
+        return host.io.NodeOutput(pixels.to_comfy(_with_alpha(colours, crop)))
+
+
+def _colours(picture: Tensor) -> Tensor:
+    """RGB [B,3,h,w] of a picture [B,1 to 4,h,w], as they are under transparency too."""
+    channels = picture.shape[1]
+    return picture[:, : 1 if channels < 3 else 3].expand(-1, 3, -1, -1)
+
+
+def _with_alpha(colours: Tensor, crop: Crop) -> Tensor:
+    """Stitched colours [B,3,h,w], with alpha [B,4,h,w] where the picture that was cut out of has it."""
+    if crop.picture.shape[1] in (1, 3):
+        return colours
+    alpha = crop.picture[:, -1:].clone()
+    part = crop.region.of(alpha)
+    part.copy_(visible_alpha(part, crop.mask))
+    return torch.cat((colours, alpha.expand(len(colours), -1, -1, -1)), dim=1)

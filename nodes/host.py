@@ -8,6 +8,8 @@ from __future__ import annotations
 import glob
 import inspect
 import logging
+import os
+import re
 import sys
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
@@ -308,13 +310,49 @@ def input_folder() -> Path:
     return Path(folder_paths.get_input_directory())
 
 
+_VARIABLES = re.compile("%(?:width|height|year|month|day|hour|minute|second|batch_num)%")
+_earlier: dict[str, set[Path]] = {}  # prefix -> its pictures from before the prompt that runs
+
+
+def remember_pictures(prefix: str) -> None:
+    """To be called before a prompt runs: pictures called `prefix` that come later are those of the prompt."""
+    _earlier[prefix] = set(_pictures(prefix))
+
+
 def next_text_file(prefix: str) -> Path:
-    """The file in ComfyUI's output folder that the next text called `prefix` goes to: as SaveImage names pictures, but
-    counted by themselves, so that the texts of a batch have its pictures' numbers. ComfyUI refuses other places."""
-    folder, name, *_ = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
-    taken = [path.stem.rsplit("_", 2)[-2] for path in Path(folder).glob(f"{glob.escape(name)}_*_.txt")]
-    number = max((int(part) for part in taken if part.isdecimal()), default=0) + 1
-    return Path(folder) / f"{name}_{number:05}_.txt"
+    """The file in ComfyUI's output folder that the next text called `prefix` goes to, never one that is there.
+
+    It is beside the first picture of this prompt that SaveImage gave that prefix and that has no text yet, whatever
+    width, height or time stand for in its name. Where there is none, SaveImage's next number; in a program that does
+    not say when a prompt begins, texts are counted by themselves. ComfyUI refuses places outside the output folder.
+    """
+    folder, name, number, *_ = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
+    pictures = _pictures(prefix)
+    if prefix in _earlier:
+        files = [path.with_suffix(".txt") for path in pictures if path not in _earlier[prefix]]
+        free = [file for file in files if not file.exists()]
+        if free:
+            return free[0]
+    else:
+        if _VARIABLES.search(prefix) and pictures:
+            newest = max(pictures, key=lambda path: path.stat().st_mtime_ns)
+            folder, name = str(newest.parent), newest.stem.rsplit("_", 2)[0]
+        taken = [path.stem.rsplit("_", 2)[-2] for path in Path(folder).glob(f"{glob.escape(name)}_*_.txt")]
+        number = max((int(part) for part in taken if part.isdecimal()), default=0) + 1
+    while (file := Path(folder) / f"{name}_{number:05}_.txt").exists():
+        number += 1
+    return file
+
+
+def _pictures(prefix: str) -> list[Path]:
+    """Pictures in the output folder called `prefix` by SaveImage, by number; its variables stand for any number."""
+    root = folder_paths.get_output_directory()
+    parts = _VARIABLES.split(os.path.relpath(os.path.join(root, prefix), root))
+    exact = re.compile(r"\d+".join(map(re.escape, parts)) + r"_(\d+)_\.\w+")
+    wild = os.path.join(glob.escape(root), "[0-9]*".join(map(glob.escape, parts)) + "_[0-9]*_.*")
+    matches = ((path, exact.fullmatch(os.path.relpath(path, root))) for path in glob.glob(wild))
+    found = [(int(match[1]), path) for path, match in matches if match and not path.endswith((".txt", ".part"))]
+    return [Path(path) for _, path in sorted(found)]
 
 
 def _server():

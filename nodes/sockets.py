@@ -134,8 +134,8 @@ class LoadedModel:
 
 @dataclass(frozen=True, eq=False)
 class Crop:
-    """What travels on DIMOO_CROP: the whole picture [B,3,h,w], the part of it that was cut out, and that part's mask
-    [1 or B,h',w'] at the picture's own size."""
+    """What travels on DIMOO_CROP: the whole picture [B,1 to 4,h,w], the part of it that was cut out, and that part's
+    mask [1 or B,h',w'] at the picture's own size."""
 
     picture: Tensor
     region: Region

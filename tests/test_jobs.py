@@ -114,7 +114,8 @@ def test_inpainting_leaves_everything_outside_the_mask_as_it_was(cache, width: i
     original, mask = picture(width, height, 2), torch.zeros(1, height, width)
     mask[0, 10:20, 10:20] = 1
     settings = ImageSettings(steps=4, cache=cache)
-    painted = jobs.inpaint(MODEL, VAE, original, jobs.Inpaint(mask), jobs.text_prompt("x"), settings=settings)
+    prepared = jobs.Inpaint(mask).prepare(VAE, original)
+    painted = jobs.inpaint(MODEL, VAE, prepared, jobs.text_prompt("x"), settings=settings)
     assert painted.shape == original.shape
     changed = (painted != original).any(dim=1)
     assert changed[:, :32, :32].any() and not changed[:, 32:].any() and not changed[:, :, 32:].any()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -94,10 +95,10 @@ def _nano(args: argparse.Namespace) -> None:
 
 
 def _encode(args: argparse.Namespace) -> None:
-    vq, report, captions = load_vq(find(args.checkpoint)), reporter(), {}
+    vq, report, captions, problems = load_vq(find(args.checkpoint)), reporter(), {}, []
 
     def pictures():
-        for name, pixels, words in pictures_in(args.pictures, args.side):
+        for name, pixels, words in pictures_in(args.pictures, args.side, on_problem=problems.append):
             captions[name] = words
             report(f"encoding picture {len(captions)}: {name}")
             yield name, pixels
@@ -105,6 +106,8 @@ def _encode(args: argparse.Namespace) -> None:
     codes = dict(encode_pictures(vq, pictures()))
     args.output.parent.mkdir(parents=True, exist_ok=True)
     write_codes(args.output, codes, captions)
+    for problem in problems:
+        print(problem, file=sys.stderr)
     print(f"wrote {len(codes)} pictures to {args.output}")
 
 

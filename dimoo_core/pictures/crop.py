@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -20,7 +21,7 @@ MAX_CONTEXT = 16.0
 
 @dataclass(frozen=True)
 class Region:
-    """A rectangle of a picture, px."""
+    """A rectangle of a picture; all four in px."""
 
     left: int
     top: int
@@ -49,9 +50,9 @@ def region_around(mask: Tensor, *, context: float, scale: int) -> Region:
 
 
 def _span(marked: Tensor, context: float, scale: int, limit: int) -> tuple[int, int]:
-    """Start and length of the region along one side of `limit` px, whose pixels `marked` [limit] are to be in it."""
-    places = marked.nonzero()[:, 0]
-    first, last = int(places[0]), int(places[-1])
+    """Start and length of the region along one side of `limit` px; it must hold the pixels `marked` [limit]."""
+    positions = marked.nonzero()[:, 0]
+    first, last = int(positions[0]), int(positions[-1])
     length = min(math.ceil((last + 1 - first) * context / scale) * scale, limit)
     start = (first + last + 1 - length) // 2
     return min(max(start, 0), limit - length), length
@@ -62,29 +63,38 @@ def working_size(region: Region, side: int, scale: int) -> tuple[int, int]:
     multiples of `scale`; its own size, to the nearest multiples, where side is 0."""
     whole_number("side", side, 0, MAX_SIDE)
     factor = side / math.sqrt(region.width * region.height) if side else 1.0
-    return tuple(max(scale, round(length * factor / scale) * scale) for length in (region.width, region.height))
+    width, height = (max(scale, round(length * factor / scale) * scale) for length in (region.width, region.height))
+    return width, height
 
 
 def resize(pixels: Tensor, width: int, height: int) -> Tensor:
-    """Pixels [B,C,h,w] at another size; the very same where it is theirs."""
+    """Pixels [B,C,h,w] at another size; the same tensor if they have it already."""
     if pixels.shape[2:] == (height, width):
         return pixels
     return F.interpolate(pixels, (height, width), mode="bicubic", antialias=True).clamp(0, 1)
 
 
 def resize_mask(mask: Tensor, width: int, height: int) -> Tensor:
-    """A mask [B,h,w] at another size. A pixel is marked if any of what it stands for is: no marked spot gets lost."""
+    """A mask [B,h,w] at another size. A pixel is marked if any pixel that it covers is: no marked spot gets lost."""
     if mask.shape[1:] == (height, width):
         return mask
     return F.adaptive_max_pool2d(mask[:, None], (height, width))[:, 0]
 
 
 def stitch(original: Tensor, painted: Tensor, mask: Tensor, region: Region) -> Tensor:
-    """`original` [1 or B,3,h,w] with `painted` [B,3,h',w'], brought to the region's size, where mask [1 or B,h'',w'']
-    of the region is 1; blended where it is between 0 and 1. Every other pixel is the original's, bit for bit."""
+    """`original` [1 or B,3,h,w] with `painted` [1 or B,3,h',w'], brought to the region's size, where mask [1 or
+    B,h'',w''] of the region is 1; blended where it is between 0 and 1. All else is the original's, bit for bit.
+
+    Raises ValueError where the numbers of pictures do not match.
+    """
+    batch = max(len(original), len(painted), len(mask))
+    if {len(original), len(painted), len(mask)} - {1, batch}:
+        raise ValueError(
+            f"Got {len(painted)} painted pictures and {len(mask)} masks for {len(original)} cut-out pictures; of each "
+            "there must be one, or as many as of the others."
+        )
     painted = resize(painted, region.width, region.height)
     mask = resize_mask(mask, region.width, region.height)
-    batch = max(len(original), len(painted))
     stitched = original.expand(batch, -1, -1, -1).clone()
     region.of(stitched).copy_(composite(region.of(stitched), painted, mask))
     return stitched
@@ -92,10 +102,35 @@ def stitch(original: Tensor, painted: Tensor, mask: Tensor, region: Region) -> T
 
 def feathered(mask: Tensor, feather: int) -> Tensor:
     """Mask [B,h,w] of 0 and 1 that rises inside its edge: over `feather` px (0..256) from near 0 to 1. What was 0
-    stays 0, so that nothing outside is touched; the picture's own border is no edge."""
+    stays 0, so that nothing outside is touched; the picture's own border is not an edge."""
     whole_number("feather", feather, 0, 256)
-    inner, total = mask, mask
-    for _ in range(feather):
-        inner = 1 - F.max_pool2d(1 - inner[:, None], 3, stride=1, padding=1)[:, 0]
-        total = total + inner
-    return total / (feather + 1)
+    return distance_inside(mask, feather + 1) / (feather + 1)
+
+
+def distance_inside(mask: Tensor, most: int) -> Tensor:
+    """How many px each pixel of a mask [B,h,w] of 0 and 1 is away from the nearest 0, in steps to any of its eight
+    neighbours: 0 outside, 1 at the edge, up to `most`.
+
+    Distances known up to n give those up to 2n: what is farther than n from the edge is n farther than the nearest to
+    the edge of all that lie at most n away. So 256 px take nine rounds.
+    """
+    distance, known = mask, 1
+    while known < most:
+        further = min(known, most - known)
+        distance = distance + _smallest_around(distance, known).clamp(max=further)
+        known += further
+    return distance
+
+
+def _smallest_around(values: Tensor, radius: int) -> Tensor:
+    """The smallest of values [B,h,w] in the square that reaches `radius` px from each to all sides, as far as there are
+    values."""
+    values = F.pad(values, (radius, radius, radius, radius), value=math.inf)
+    for dim in (1, 2):
+        window, whole = 1, 2 * radius + 1
+        while window < whole:  # the smallest of twice as many from the smallest of two halves
+            shift = min(window, whole - window)
+            length = values.shape[dim] - shift
+            values = torch.minimum(values.narrow(dim, 0, length), values.narrow(dim, shift, length))
+            window += shift
+    return values

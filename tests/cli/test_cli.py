@@ -184,7 +184,7 @@ MISTAKES = {
     "no such checkpoint": ("generate x --checkpoint nowhere", "nowhere does not exist"),
     "a file as checkpoint": ("generate x --checkpoint in.png", "no config.json of model_type 'llada' beside it"),
     "no such picture": ("describe gone.png", "gone.png cannot be read"),
-    "a text as picture": ("edit note.txt x", "no readable picture"),
+    "a text as picture": ("edit note.txt x", "not a readable picture"),
     "no such mask": ("inpaint in.png x --mask gone.png", "gone.png cannot be read"),
     "an empty mask": ("inpaint in.png x --mask black.png", "marks nothing"),
     "a rectangle of nothing": ("inpaint in.png x --mask-width 0", "marks nothing"),

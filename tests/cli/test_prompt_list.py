@@ -223,7 +223,7 @@ def test_a_folder_gets_a_text_beside_each_picture_once(
     tmp_path: Path, model: Path, capsys: pytest.CaptureFixture
 ) -> None:
     (tmp_path / "in").mkdir()
-    for name in ("a.png", "in/b b.jpg", ".hidden.png", "c.gif"):
+    for name in ("a.png", "in/b b.jpg", ".hidden.png", "._a.png"):
         Image.new("RGB", (70, 60), "red").save(tmp_path / name)
     (tmp_path / "a.txt").write_text("mine", encoding="utf-8")
     assert run("caption", tmp_path, "--checkpoint", model) == 0
@@ -244,7 +244,7 @@ def test_a_picture_that_cannot_be_read_stops_no_other(
         assert run("caption", tmp_path, "--checkpoint", model) == 2
         assert (tmp_path / "b.txt").exists() and not (tmp_path / "a.txt").exists()
         said = capsys.readouterr().err
-        assert "a.png is no readable picture" in said and "have no new caption" in said.splitlines()[-1]
+        assert "a.png is not a readable picture" in said and "have no new caption" in said.splitlines()[-1]
     assert "1 of 1 pictures" in said
 
 
@@ -270,7 +270,7 @@ def test_hidden_folders_hold_no_pictures(tmp_path: Path) -> None:
 
 def test_folders_without_pictures_are_one_sentence(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "absent"):
-        with pytest.raises(ValueError, match=r"no pictures|is no folder"):
+        with pytest.raises(ValueError, match=r"no pictures|is not a folder"):
             pictures_below(path)
 
 

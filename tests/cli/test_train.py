@@ -186,13 +186,13 @@ TUNE = "train tune codes.safetensors --checkpoint model --run run --output tuned
 ENCODE = "train encode pictures --checkpoint model --output out.safetensors"
 MISTAKES = {
     "a folder without pictures": (ENCODE.replace("pictures", "empty"), "empty holds no pictures"),
-    "no such folder": (ENCODE.replace("pictures", "nowhere"), "nowhere is no folder"),
-    "a picture that is none": (ENCODE.replace("pictures", "junk"), "x.png is no readable picture"),
+    "no such folder": (ENCODE.replace("pictures", "nowhere"), "nowhere is not a folder"),
+    "a picture that is none": (ENCODE.replace("pictures", "junk"), "x.png is not a readable picture"),
     "a device that there is not": (f"{TUNE} --device nowhere", "The device 'nowhere' cannot be used"),
     "a side too small": (f"{ENCODE} --side 8", "side is 8; expected a whole number from 32 to 4096."),
     "encode without a checkpoint": (ENCODE.replace("model", "nowhere"), "nowhere does not exist"),
     "no such codes": (TUNE.replace("codes.s", "gone.s"), "gone.safetensors"),
-    "a text as codes": (TUNE.replace("codes.safetensors", "note.txt"), "note.txt is no file of codes"),
+    "a text as codes": (TUNE.replace("codes.safetensors", "note.txt"), "note.txt is not a file of codes"),
     "codes without captions": (
         TUNE.replace("codes.s", "mute.s"),
         "mute.safetensors holds no captions for its",

@@ -120,13 +120,13 @@ def test_a_picture_that_cannot_be_read_stops_no_other(loaded, places: Path, show
         assert "circle" in said[0], "a.txt is that of the first of its name"
         lines = done.ui["text"]
         assert len(lines) == 4 and shown[-1] == "\n\n".join(lines)
-        assert any(line.startswith("set/b.png: ") and "no readable picture" in line for line in lines)
+        assert any(line.startswith("set/b.png: ") and "not a readable picture" in line for line in lines)
         assert any(line.startswith("set/a.png: left out") and "a.jpg" in line for line in lines)
 
 
 def test_a_folder_without_one_readable_picture_is_one_sentence(loaded, places: Path) -> None:
     (places / "input" / "a.png").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match=r"None of the pictures .*no readable picture"):
+    with pytest.raises(ValueError, match=r"None of the pictures .*not a readable picture"):
         run("DimooCaptionFolder", model=loaded[0], vq=loaded[1], folder=".", question="x", **SHORT)
 
 

@@ -4,9 +4,20 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from dimoo_core.pictures.crop import Region, feathered, region_around, resize, resize_mask, stitch, working_size
+from dimoo_core.pictures.crop import (
+    Region,
+    distance_inside,
+    feathered,
+    region_around,
+    resize,
+    resize_mask,
+    stitch,
+    working_size,
+)
 
 
 def marked(height: int, width: int, top: int, left: int, bottom: int, right: int) -> Tensor:
@@ -82,3 +93,54 @@ def test_feathering_rises_inside_the_edge_only() -> None:
     soft = feathered(marked(9, 9, 2, 2, 9, 9), 3)[0]
     assert soft[5].tolist() == [0, 0, 0.25, 0.5, 0.75, 1, 1, 1, 1], "the picture's own border is no edge"
     assert torch.equal(feathered(marked(9, 9, 2, 2, 9, 9), 0), marked(9, 9, 2, 2, 9, 9))
+
+
+def eroded_step_by_step(mask: Tensor, feather: int) -> Tensor:
+    """What `feathered` means, in one pass per px."""
+    inner, total = mask, mask
+    for _ in range(feather):
+        inner = 1 - F.max_pool2d(1 - inner[:, None], 3, stride=1, padding=1)[:, 0]
+        total = total + inner
+    return total / (feather + 1)
+
+
+@pytest.mark.parametrize("feather", [0, 1, 2, 3, 6, 7, 8, 31, 256])
+@pytest.mark.parametrize("size", [(1, 1, 1), (2, 40, 33), (1, 1, 70), (1, 90, 3)])
+def test_feathering_is_what_passes_of_one_px_each_would_give(feather: int, size: tuple[int, int, int]) -> None:
+    for share in (0.0, 0.001, 0.02, 0.5, 1.0):
+        mask = (torch.rand(size) >= share).float()
+        assert torch.equal(feathered(mask, feather), eroded_step_by_step(mask, feather))
+
+
+def test_distances_are_counted_from_the_edge_up_to_the_most() -> None:
+    mask = marked(9, 20, 0, 5, 9, 20)
+    assert distance_inside(mask, 4)[0, 4].tolist() == [0] * 5 + [1, 2, 3] + [4] * 12
+
+
+class Counted(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += not any(word in str(function) for word in ("slice", "view", "alias", "narrow"))
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_wide_feather_takes_few_passes() -> None:
+    mask = marked(64, 64, 4, 4, 60, 60)
+    with Counted() as wide:
+        feathered(mask, 256)
+    with Counted() as narrow:
+        feathered(mask, 16)
+    assert wide.count < 170, "of a few additions and minima each; one pass per px took more than 1000 operations"
+    assert wide.count < 4 * narrow.count
+
+
+def test_numbers_of_pictures_that_do_not_match_are_one_sentence() -> None:
+    region = Region(0, 0, 8, 8)
+    with pytest.raises(ValueError, match="3 painted pictures and 1 masks for 2"):
+        stitch(torch.rand(2, 3, 8, 8), torch.rand(3, 3, 8, 8), torch.ones(1, 8, 8), region)
+    for originals, painted, masks in ((1, 3, 1), (3, 1, 1), (3, 3, 3), (1, 1, 3), (3, 1, 3)):
+        done = stitch(torch.rand(originals, 3, 8, 8), torch.rand(painted, 3, 8, 8), torch.ones(masks, 8, 8), region)
+        assert len(done) == 3

@@ -73,7 +73,7 @@ def test_grey_and_alpha_become_rgb(channels: int) -> None:
         (torch.zeros(1, 5, 4, 4), r"shape \[1, 5, 4, 4\]"),
         (torch.zeros(3, 4, 4), r"shape \[3, 4, 4\]"),
         (torch.zeros(1, 3, 0, 4), r"shape \[1, 3, 0, 4\]"),
-        (torch.full((1, 3, 4, 4), float("nan")), "no number"),
+        (torch.full((1, 3, 4, 4), float("nan")), "contains NaN"),
     ],
 )
 def test_what_is_no_picture_is_refused(pixels: torch.Tensor, message: str) -> None:
@@ -116,8 +116,8 @@ def test_files_that_are_no_pictures_are_refused(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:60])
     for name, message in (
         ("absent.png", "cannot be read"),
-        ("text.png", "no readable picture"),
-        ("cut.png", "no readable"),
+        ("text.png", "not a readable picture"),
+        ("cut.png", "not a readable"),
     ):
         with pytest.raises(ValueError, match=message):
             load_picture(tmp_path / name)
