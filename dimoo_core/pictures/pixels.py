@@ -93,17 +93,18 @@ class Picture:
     def load(cls, path: str | Path) -> Picture:
         """The picture of a file, turned as its EXIF says. Raises ValueError where it cannot be read."""
         with open_picture(path) as image:
-            try:
-                return cls.from_pil(image)
-            except ValueError as error:
-                raise ValueError(f"{path}: {error}") from None
+            pixels, profile, dpi = _values(_plain(image)), image.info.get("icc_profile"), _dpi(image)
+        return cls._of(pixels, profile, dpi, f"picture {path}")
 
     @classmethod
     def from_pil(cls, image: Image.Image) -> Picture:
         """A PIL picture of any mode, turned as its EXIF says. Raises ValueError where its values are not finite."""
-        profile, dpi, pixels = image.info.get("icc_profile"), _dpi(image), _values(_plain(image))
+        return cls._of(_values(_plain(image)), image.info.get("icc_profile"), _dpi(image), "picture")
+
+    @classmethod
+    def _of(cls, pixels: Tensor, profile: bytes | None, dpi: tuple[float, float] | None, name: str) -> Picture:
         if not bool(torch.isfinite(pixels).all()):
-            raise ValueError("The picture contains NaN or infinity; save it as PNG or JPEG.")
+            raise ValueError(f"The {name} contains NaN or infinity; save it as PNG or JPEG.")
         pixels = pixels.clamp(0, 1)
         return cls(pixels[:, :3], pixels[:, 3:] if pixels.shape[1] == 4 else None, profile or None, dpi)
 
