@@ -209,8 +209,8 @@ class Pipeline:
         Transparency, colour profile and dpi are kept; a hole that nothing could be seen in becomes opaque.
 
         mask: white is repainted, or what is transparent in it; it is brought to the picture's size. Without one a
-        centred rectangle, with shares `mask_width` and `mask_height` of the sides. outpaint: repaint what is NOT marked.
-        grow: cells of 16 px by which the marked area is widened. The rest as for `generate`.
+        centred rectangle, with shares `mask_width` and `mask_height` of the sides. outpaint: repaint what is NOT
+        marked. grow: cells of 16 px by which the marked area is widened. The rest as for `generate`.
         """
         source = source_of(picture)
         drawn = None
