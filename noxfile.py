@@ -112,7 +112,7 @@ def replay(session: nox.Session) -> None:
 def judge(session: nox.Session) -> None:
     """The judge's table: how often DiMOO-nano's pictures and words are exactly right."""
     environment(session)
-    python(session, "-m", "dimoo_core.nano.rates", *session.posargs)
+    python(session, "-m", "dimoo_core.nano.table", *session.posargs)
 
 
 @nox.session

@@ -20,7 +20,7 @@ from ..training.examples import Condition, Examples, draw_condition, rarity
 from ..training.mixture import random_rectangle
 from ..training.objective import Batch
 from .recipe import cells, edge_scenes
-from .scenes import FORMATS, OPEN, Edit, Scene, caption, coverage, every_edit, every_scene, held_out
+from .scenes import FORMATS, OPEN, Scene, SceneEdit, caption, coverage, every_edit, every_scene, held_out
 from .words import QUESTIONS
 
 UNCONDITIONAL = 0.1  # share of batches that learn without the prompt, for guidance
@@ -40,7 +40,7 @@ def taught_scenes() -> tuple[Scene, ...]:
 
 
 @cache
-def taught_edits(scene: Scene, kind: str) -> tuple[Edit, ...]:
+def taught_edits(scene: Scene, kind: str) -> tuple[SceneEdit, ...]:
     """The edits of one kind whose outcome is not held out."""
     return tuple(edit for edit in every_edit(scene) if edit.kind == kind and not held_out(edit.result))
 
