@@ -89,7 +89,7 @@ class Examiner:
         fitting = [replace(shown, shape=shape, colour=colour) for shape in SHAPES for colour in COLOURS]
         asked = self._choose.choice([scene for scene in fitting if scene != shown and not held_out(scene)])
         wider = number % 2
-        top, left, side = box(shown.size, shown.place, self._height, self._width)
+        top, left, side = self._box(shown)
         cells = torch.zeros(1, self._height, self._width, dtype=torch.bool)
         cells[:, max(top - wider, 0) : top + side + wider, max(left - wider, 0) : left + side + wider] = True
         return NanoCase(
@@ -146,6 +146,12 @@ class Examiner:
 
     def _codes(self, scene: Scene, *, edges: bool = False) -> Tensor:
         return self._encode((draw_edges if edges else draw)(scene, self._height, self._width)[None])
+
+    def _box(self, scene: Scene) -> tuple[int, int, int]:
+        """Top row, left column and side, in cells, of the box around a scene's shape."""
+        figure = scene.figure
+        assert figure is not None, "scenes of the examiner have a shape"
+        return box(figure.size, figure.place, self._height, self._width)
 
     def _blank(self) -> Canvas:
         return Canvas.empty(1, self._height, self._width)

@@ -47,14 +47,31 @@ _EDGE_WIDTH = 3  # px
 
 
 @dataclass(frozen=True)
+class Figure:
+    """A shape and how it looks: names of SHAPES, COLOURS, SIZES and PLACES."""
+
+    shape: str
+    colour: str
+    size: str
+    place: str
+
+
+@dataclass(frozen=True)
 class Scene:
-    """What a picture shows; without a shape only the background counts."""
+    """What a picture shows: a background, and a shape with all of colour, size and place, or none of these."""
 
     background: str
     shape: str | None = None
     colour: str | None = None
     size: str | None = None
     place: str | None = None
+
+    @property
+    def figure(self) -> Figure | None:
+        """The shape and how it looks; None in an empty scene."""
+        if self.shape is None or self.colour is None or self.size is None or self.place is None:
+            return None
+        return Figure(self.shape, self.colour, self.size, self.place)
 
 
 def every_scene() -> Iterator[Scene]:
@@ -70,10 +87,11 @@ def held_out(scene: Scene) -> bool:
 
     Each shape is missing on three pairs of colour and background; each colour and each background is missing twice.
     """
-    if scene.shape is None:
+    figure = scene.figure
+    if figure is None:
         return False
-    shape = SHAPES.index(scene.shape)
-    colour = list(COLOURS).index(scene.colour)
+    shape = SHAPES.index(figure.shape)
+    colour = list(COLOURS).index(figure.colour)
     background = list(BACKGROUNDS).index(scene.background)
     return colour % 2 == shape % 2 and background == (colour + 2 * shape + shape // 2) % len(BACKGROUNDS)
 
@@ -173,9 +191,10 @@ def _coverage(shape: str, side: int, edges: bool) -> Tensor:
 def coverage(scene: Scene, height: int, width: int, *, edges: bool = False) -> Tensor:
     """How much of each pixel [H*16, W*16] the scene's shape covers, 0..1; with `edges`, its outline instead."""
     alpha = torch.zeros(height * CELL, width * CELL)
-    if scene.shape is not None:
-        top, left, side = (value * CELL for value in box(scene.size, scene.place, height, width))
-        alpha[top : top + side, left : left + side] = _coverage(scene.shape, side // CELL, edges)
+    figure = scene.figure
+    if figure is not None:
+        top, left, side = (value * CELL for value in box(figure.size, figure.place, height, width))
+        alpha[top : top + side, left : left + side] = _coverage(figure.shape, side // CELL, edges)
     return alpha
 
 
@@ -187,7 +206,8 @@ def rgb(colour: tuple[int, int, int]) -> Tensor:
 def draw(scene: Scene, height: int, width: int) -> Tensor:
     """The picture [3, H*16, W*16] of a scene in 0..1."""
     alpha = coverage(scene, height, width)
-    front = rgb(COLOURS[scene.colour]) if scene.shape is not None else 0.0
+    figure = scene.figure
+    front = rgb(COLOURS[figure.colour]) if figure is not None else torch.zeros(3, 1, 1)
     return alpha * front + (1 - alpha) * rgb(BACKGROUNDS[scene.background])
 
 
