@@ -16,12 +16,18 @@ ROOT = Path(__file__).parent.parent
 
 
 def commit() -> str:
-    """The commit that is checked out, "-dirty" where files differ from it; "unknown" without git."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=7", "--exclude=*"]
+    """The commit that is checked out, "-dirty" if code differs from it; "unknown" without git."""
+    found = _git("rev-parse", "--short=7", "HEAD")
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs", ":!README.md")
+    return f"{found}-dirty" if found and changed else found or "unknown"
+
+
+def _git(*arguments: str) -> str:
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
-    except OSError:
-        return "unknown"
+        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False)
+    except OSError:  # git is not installed
+        return ""
+    return done.stdout.strip()
 
 
 def made_with(command: str) -> dict[str, str]:
