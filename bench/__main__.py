@@ -62,7 +62,9 @@ class Outcome:
 
 def measure(trial: Trial, repeats: int) -> Outcome:
     """Run every way `repeats` times, and once more, in few steps, for its memory."""
-    peaks, times, tokens = {}, {name: [] for name in trial.ways}, {}
+    peaks: dict[str, int] = {}
+    times: dict[str, list[float]] = {name: [] for name in trial.ways}
+    tokens: dict[str, list[int]] = {}
     for name, run in trial.ways.items():  # also warms up
         with LiveBytes() as live:
             run(True)

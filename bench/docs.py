@@ -149,7 +149,7 @@ def fit(one: dict[str, int], *, bold: bool) -> str:
     if one["streamed"]:
         words = f"streams {gigabytes(one['streamed'])} a pass"
     else:
-        words = "fits; ML-Cache streams" if one["streamed_cached"] else "fits, ML-Cache too"
+        words = "fits without ML-Cache" if one["streamed_cached"] else "fits, also with ML-Cache"
     return f"**{words}**" if bold else words
 
 

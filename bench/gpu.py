@@ -102,10 +102,14 @@ def released_picture(network: Transformer, scale: Scale, job: ImageJob) -> Run:
     """The picture, the released way. Its own copies of weights are made here, before anything is timed."""
     device = next(network.parameters()).device
     sequences, scales = job.sequences(scale.size.table)
-    how = {"steps": scale.steps, "temperature": 1.0, "seed": 0}
     ids = [one.to(device) for one in sequences]
-    released = baseline.Released(network)
-    return lambda: baseline.sample_image(released, scale.size.table, ids, scales, **how).tolist()
+    released, table = baseline.Released(network), scale.size.table
+
+    def run() -> list[int]:
+        codes = baseline.sample_image(released, table, ids, scales, steps=scale.steps, temperature=1.0, seed=0)
+        return codes.tolist()
+
+    return run
 
 
 def answer_runs(network: Transformer, scale: Scale, cells: tuple[int, int], *, released: bool) -> Iterator[tuple]:
@@ -214,7 +218,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = torch.device(options.device)
     scale, sizes = (SMALL, ((96, 64),)) if options.tiny else (FULL, SIZES)
     print(*heading(device), sep="\n", flush=True)
-    different, slow = 0, {}
+    different = 0
+    slow: dict[str, float] = {}
     for kind in options.weights:
         for text, same in rows(build(scale, kind, device), scale, kind, sizes, slow):
             print(text, flush=True)

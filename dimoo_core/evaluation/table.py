@@ -202,9 +202,9 @@ class ResultFile:
 
     def __init__(self, path: Path, made_with: Mapping[str, str]):
         self.path, self.made_with = path, dict(made_with)
-        text = path.read_text(encoding="utf-8") if path.exists() else '{"rows": []}'
+        text = path.read_text(encoding="utf-8") if path.exists() else "{}"
         self.content: dict[str, Any] = json.loads(text)
-        if not isinstance(self.content, dict) or not isinstance(self.content.get("rows"), list):
+        if not isinstance(self.content, dict) or not isinstance(self.content.setdefault("rows", []), list):
             raise ValueError(f"Got {path}, expected a file of results with a list of rows; name another file.")
 
     def get(self, row: Row, count: int) -> Result | None:

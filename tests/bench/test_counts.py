@@ -6,11 +6,14 @@ the matrix products and 1.1 GB of logits.
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench import counts
+from bench.docs import Figures
 from bench.live_bytes import LiveBytes
 from bench.op_counts import OpCounts, attention
 from bench.workload import RELEASED_SIZE
@@ -66,6 +69,8 @@ def test_the_released_way_asks_for_more() -> None:
     ours, released = (counts.picture_passes()[name] for name in ("ours", "released"))
     assert released.flops == pytest.approx(73.0e12, rel=0.002) and ours.flops < 0.94 * released.flops
     assert released.traffic > 2 * ours.traffic and released.logits > 20 * ours.logits
+    noted = Figures.load().performance["counted"]["passes"]
+    assert noted == {"ours": asdict(ours), "released": asdict(released)}, "docs/performance.json; run nox -s docs"
 
 
 @pytest.mark.parametrize("kind", ["first", "storing"])
@@ -129,6 +134,8 @@ def test_presets_save_what_is_said_of_them(preset: str) -> None:
     policy = PRESETS.get(preset, counts.PUBLISHED)
     saved = [round(counts.picture_flops(job, None) / counts.picture_flops(job, policy), 2) for job in counts.JOBS]
     assert saved == pytest.approx(PRESET_SPEEDS.get(preset, PUBLISHED_SPEEDS), abs=0.02)
+    noted = Figures.load().performance["counted"]["shares"][preset]
+    assert [round(1 / noted[job], 2) for job in counts.JOBS] == saved, "docs/performance.json; run nox -s docs"
 
 
 def test_late_guidance_saves_the_share_of_its_branches() -> None:
