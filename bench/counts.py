@@ -122,9 +122,9 @@ def picture_flops(job: str, policy: CachePolicy | None, guidance_start: float = 
         length = computed if positions is None else lengths[id(cache)]
         if cache is not None:
             lengths[id(cache)] = length
-        wanted = computed if rows is None else rows.shape[1]
-        total += pass_flops(computed, length, wanted)
-        return torch.randn(1, wanted, table.codebook_size, generator=chance)
+        count = computed if rows is None else rows.shape[1]
+        total += pass_flops(computed, length, count)
+        return torch.randn(1, count, table.codebook_size, generator=chance)
 
     table = replace(RELEASED, codebook_size=32)
     prefix, *others = (torch.zeros(1, length, dtype=torch.int64) for length in prefixes)

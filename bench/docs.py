@@ -88,7 +88,7 @@ def paragraph(*sentences: str, prefix: str = "") -> Iterator[str]:
 
 
 def source(made: dict[str, Any]) -> str:
-    """How figures came about: command, commit, versions, date."""
+    """How figures were made: command, commit, versions, date."""
     command = [f"`{made['command']}`"] if "command" in made else []
     versions = [f"{name} {made[name]}" for name in ("torch", "transformers", "python") if name in made]
     date = [made["date"]] if "date" in made else []

@@ -31,7 +31,7 @@ def _git(*arguments: str) -> str:
 
 
 def made_with(command: str) -> dict[str, str]:
-    """How figures came about: command, commit, versions and date."""
+    """How figures were made: command, commit, versions and date."""
     versions = {"torch": str(torch.__version__), "python": platform.python_version()}
     return {"command": command, "commit": commit(), **versions, "date": str(date.today())}
 

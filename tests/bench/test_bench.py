@@ -78,7 +78,7 @@ def test_a_trial_says_which_tokens_differ_and_what_it_took() -> None:
     assert 4000 <= outcome.peaks["baseline"] <= 16000 and outcome.peaks["exact"] == 0
 
 
-def test_logits_where_they_are_wanted_alone_take_less_memory() -> None:
+def test_logits_only_where_they_are_needed_take_less_memory() -> None:
     wide = replace(SIZE, vocabulary=8304)
     trial = cpu.answer_trial(wide, TextJob((10, 10), 10), 8, 4)
     assert trial.exact == ["exact"]

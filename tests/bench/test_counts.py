@@ -50,10 +50,10 @@ def blank(*shape: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def counted(model: Transformer, length: int, **wanted) -> tuple[float, OpCounts, torch.Tensor]:
+def counted(model: Transformer, length: int, **options) -> tuple[float, OpCounts, torch.Tensor]:
     """FLOP, operations and logits of a pass over `length` ids."""
     with FlopCounterMode(display=False) as flop, OpCounts() as ops:
-        logits = model(blank(1, length), vocab=RELEASED.codes, **wanted)
+        logits = model(blank(1, length), vocab=RELEASED.codes, **options)
     return flop.get_total_flops(), ops, logits
 
 

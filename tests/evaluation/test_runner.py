@@ -130,7 +130,7 @@ def test_evenness_is_one_for_equal_counts_and_zero_where_one_choice_is_missing()
     assert evenness([3, 1]) == pytest.approx(0.5) and evenness([1, 1, 6]) == pytest.approx(0.375)
 
 
-def test_a_preset_is_measured_and_its_cost_told() -> None:
+def test_a_preset_is_measured_with_its_cost() -> None:
     for name, policy in PRESETS.items():
         if policy is not None:
             for task in ("generate open", "edit"):
