@@ -200,7 +200,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not table:
         names = ", ".join(row.name for row in every)
         parser.error(f"No row has {' or '.join(options.rows)} in its name; choose among: {names}.")
-    made_with = {"commit": options.commit, "python": platform.python_version(), **versions()}
+    made_with = {"command": "python -m dimoo_core.nano.table", "commit": options.commit}
+    made_with |= {"python": platform.python_version(), **versions()}
     try:
         file = ResultFile(options.json, made_with) if options.json else None
     except (ValueError, OSError) as error:
