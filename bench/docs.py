@@ -186,7 +186,7 @@ def judged(figures: Figures) -> Iterator[str]:
     """The judge's table."""
     rows = figures.rows
     missed = [name for name, one in rows.items() if not one.passes]
-    below = f"; the others: {', '.join(missed)}" if missed else ""
+    below = f"; below them: {'; '.join(missed)}" if missed else ""
     made = figures.quality["rows"][0]["made_with"]
     yield from paragraph(
         f"{len(rows) - len(missed)} of {len(rows)} rows are within their limits{below}.",

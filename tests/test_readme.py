@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -91,6 +92,15 @@ def test_a_link_leads_to_a_file_that_is_shipped(name: str) -> None:
 def test_every_template_is_linked_with_its_picture() -> None:
     templates = {f"workflows/{path.name}" for path in (ROOT / "workflows").iterdir()}
     assert templates and templates <= set(FILES)
+
+
+def test_the_settings_that_matter_are_inputs_of_nodes() -> None:
+    nodes = json.loads((ROOT / "tests" / "snapshots" / "nodes.json").read_text(encoding="utf-8"))
+    inputs = {name for node in nodes.values() for name in node["inputs"]}
+    rows = re.findall(r"^\| <img .*\| ([^|]*) \|$", README, flags=re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    assert len(rows) == len(list((ROOT / "workflows").glob("*.json"))) and "edit_type" in named
+    assert named <= inputs
 
 
 def test_ci_runs_the_readmes_command() -> None:
