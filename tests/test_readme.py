@@ -96,7 +96,7 @@ def test_every_template_is_linked_with_its_picture() -> None:
 
 def test_the_settings_that_matter_are_inputs_of_nodes() -> None:
     nodes = json.loads((ROOT / "tests" / "snapshots" / "nodes.json").read_text(encoding="utf-8"))
-    inputs = {name for node in nodes.values() for name in node["inputs"]}
+    inputs = {one["name"] for node in nodes.values() for one in node["inputs"]}
     rows = re.findall(r"^\| <img .*\| ([^|]*) \|$", README, flags=re.MULTILINE)
     named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
     assert len(rows) == len(list((ROOT / "workflows").glob("*.json"))) and "edit_type" in named
