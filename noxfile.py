@@ -110,9 +110,29 @@ def replay(session: nox.Session) -> None:
 
 @nox.session
 def judge(session: nox.Session) -> None:
-    """The judge's table: how often DiMOO-nano's pictures and words are exactly right."""
+    """How often DiMOO-nano is right. Without arguments: all rows, noted in docs/quality.json; a stopped run resumes."""
     environment(session)
-    python(session, "-m", "dimoo_core.nano.rates", *session.posargs)
+    if session.posargs:
+        python(session, "-m", "dimoo_core.nano.table", *session.posargs)
+        return
+    ask = "from bench.record import commit; print(commit())"
+    commit = str(session.run(str(PYTHON), "-c", ask, external=True, silent=True)).strip()
+    resume = [] if commit == "unknown" or commit.endswith("-dirty") else ["--resume"]
+    note = ["--json", "docs/quality.json", "--commit", commit, *resume]
+    try:
+        python(session, "-m", "dimoo_core.nano.table", *note)
+    finally:  # a row below its limit fails the session, and is noted all the same
+        python(session, "-m", "bench.docs", "--replay", "tests/golden")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Count what can be counted, and render the figures of README and docs/; `-- --check` only compares."""
+    environment(session)
+    if not session.posargs:
+        python(session, "-m", "bench.counts", "--json", "docs/performance.json")
+        python(session, "-m", "bench.cards", "--json", "docs/performance.json")
+    python(session, "-m", "bench.docs", *session.posargs)
 
 
 @nox.session

@@ -1,11 +1,11 @@
-"""The same model and the same loops, written the way the released code works: the bench's yardstick.
+"""The same model and the same loops, written the way the released code works: the baseline of the benchmarks.
 
-In own words, after what Lumina-DiMOO's `modeling_llada.py` and its three generators do. Every step computes every
-position of every branch and the logits of the whole vocabulary everywhere; norms and rotary angles are chains of
-small fp32 operations, made anew in every layer; an attention mask that hides nothing is built per pass and adjusted
-per layer; holes are found and filled by boolean indexing; an answer takes an fp64 softmax over all places.
+Rewritten after what Lumina-DiMOO's `modeling_llada.py` and its three generators do. Every step computes every position
+of every branch, and the logits of the whole vocabulary at each; norms and rotary angles are chains of small fp32
+operations, repeated in every layer; an attention mask that hides nothing is built per pass and adjusted per layer;
+holes are found and filled by boolean indexing; an answer takes an fp64 softmax over all positions.
 
-The random numbers are those of `dimoo_core.sampling.noise`, so that the same tokens must come out.
+The random numbers are those of `dimoo_core.sampling.noise`, so the tokens must be the same.
 
 Shapes: B batch (1 wherever holes are indexed), L sequence, D width, h heads, d head width, V vocabulary, K codes.
 """
@@ -13,7 +13,7 @@ Shapes: B batch (1 wherever holes are indexed), L sequence, D width, h heads, d 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -23,12 +23,14 @@ from dimoo_core.model.transformer import Transformer, module_to_hub
 from dimoo_core.sampling.noise import Noise
 from dimoo_core.sequence.token_table import TokenTable
 
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+
 
 class Released:
     """The transformer from the published tensors of `transformer`; weights are shared where they are not split."""
 
-    def __init__(self, transformer: Transformer):
-        self.config = transformer.config
+    def __init__(self, transformer: Transformer, attention: Attention = F.scaled_dot_product_attention):
+        self.config, self.attention = transformer.config, attention
         state = {name: part.detach() for name, part in module_to_hub(transformer.state_dict()).items()}
         self.weights = {name.removeprefix("model.transformer."): part for name, part in state.items()}
 
@@ -49,7 +51,7 @@ class Released:
         queries, keys = self._rotated(queries), self._rotated(keys)
         bias = bias.to(x.dtype)
         bias.masked_fill_(bias == -math.inf, torch.finfo(x.dtype).min)  # adjusted, and then not given to the kernel
-        seen = F.scaled_dot_product_attention(queries, keys, values)
+        seen = self.attention(queries, keys, values)
         x = x + F.linear(seen.transpose(1, 2).flatten(2), weights[f"{at}attn_out.weight"])
         normed = self._norm(x, f"{at}ff_norm.weight")
         gate, up = (F.linear(normed, weights[f"{at}{name}_proj.weight"]) for name in ("ff", "up"))
@@ -67,12 +69,12 @@ class Released:
     def _rotated(self, x: Tensor) -> Tensor:
         wide, width = x.float(), self.config.head_dim
         exponents = torch.arange(0, width, 2, device=x.device, dtype=torch.float32) / width
-        places = torch.arange(x.shape[2], device=x.device, dtype=torch.float32)
-        angles = torch.outer(places, 1.0 / self.config.rope_theta**exponents)
+        positions = torch.arange(x.shape[2], device=x.device, dtype=torch.float32)
+        angles = torch.outer(positions, 1.0 / self.config.rope_theta**exponents)
         angles = torch.cat((angles, angles), dim=-1)[None, None]
         first, second = wide.view(*wide.shape[:-1], 2, width // 2).unbind(dim=-2)
-        turned = torch.cat((-second, first), dim=-1)
-        return (wide * angles.cos() + turned * angles.sin()).to(x.dtype)
+        rotated = torch.cat((-second, first), dim=-1)
+        return (wide * angles.cos() + rotated * angles.sin()).to(x.dtype)
 
 
 @torch.no_grad()
@@ -99,11 +101,11 @@ def sample_image(
         own = [one[:, cells + one.shape[1] - ids[0].shape[1]].float() for one in logits]
         guided = own[0] + sum(scale * (own[0] - other) for scale, other in zip(scales, own[1:], strict=True))
         guided = guided[:, :, table.codes][masked]
-        sampled, confidence, doubt = _codes(guided, masked, (noise, step, temperature))
+        sampled, confidence, gumbel = _codes(guided, masked, noise, step, temperature)
         left = max(1, int(torch.floor(holes * torch.cos(torch.tensor(math.pi / 2 * (step + 1) / steps)))))
         left = 0 if step == steps - 1 else min(left, int(masked.sum()) - 1)
         score = torch.full(masked.shape, math.inf, device=masked.device)
-        score[masked] = confidence.clamp(min=1e-20).log() + temperature * doubt
+        score[masked] = confidence.clamp(min=1e-20).log() + temperature * gumbel
         again = score < score.sort(dim=1).values[:, left : left + 1]
         decided = torch.full_like(masked, table.mask, dtype=ids[0].dtype)
         decided[masked] = sampled + table.code_offset
@@ -123,17 +125,18 @@ def _cells(ids: Tensor, table: TokenTable) -> Tensor:
     return ordinary.nonzero()[:, 0]
 
 
-def _codes(logits: Tensor, masked: Tensor, draw: tuple[Noise, int, float]) -> tuple[Tensor, Tensor, Tensor]:
-    """Code, its probability and the noise of its certainty for logits [m,K] at the cells masked [1,N]; [m] each."""
-    noise, step, temperature = draw
-    places = masked.nonzero()[:, 1][None]
+def _codes(
+    logits: Tensor, masked: Tensor, noise: Noise, step: int, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Code, its probability and the noise added to that, for logits [m,K] at the masked cells [1,N]; [m] each."""
+    holes = masked.nonzero()[:, 1][None]
     if temperature > 0:
-        drawn = torch.cat([part for _, part in noise.for_tokens(step, places, logits.shape[1])], dim=1)[0]
+        drawn = torch.cat([part for _, part in noise.for_tokens(step, holes, logits.shape[1])], dim=1)[0]
         sampled = (logits / temperature + drawn).argmax(dim=-1)
-        doubt = noise.for_remask(step, places)[0]
+        gumbel = noise.for_remask(step, holes)[0]
     else:
-        sampled, doubt = logits.argmax(dim=-1), torch.zeros(len(logits), device=logits.device)
-    return sampled, logits.softmax(dim=-1).gather(1, sampled[:, None])[:, 0], doubt
+        sampled, gumbel = logits.argmax(dim=-1), torch.zeros(len(logits), device=logits.device)
+    return sampled, logits.softmax(dim=-1).gather(1, sampled[:, None])[:, 0], gumbel
 
 
 @torch.no_grad()

@@ -1,24 +1,22 @@
 """Seconds and memory of the published size on a GPU: `python -m bench.gpu > bench/RESULTS.md`.
 
-Random weights are made on the device, no file is read: time does not depend on them. Every job runs twice; the second
-run is timed, and must give the tokens of the first. Beside it stands the baseline, the released way of working; its
-own copies of embedding and head are made before, and counted neither in seconds nor in memory. An answer takes a step
-per token here, because how sure a model of random weights is means nothing.
+Random weights are made on the device and no file is read: time does not depend on the weights. Every job runs twice;
+the second run is timed, and must give the tokens of the first. The baseline, the released way of working, runs beside
+it; its own copies of embedding and head are made before, and are counted neither in seconds nor in memory. An answer
+takes one step per token here, because how certain a model of random weights is means nothing.
 
-So far this has been run on a CPU alone, with `--device cpu --tiny`, which checks that it runs and measures nothing.
+`--device cpu --tiny` checks that it runs, and measures nothing.
 """
 
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from itertools import chain
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -34,12 +32,12 @@ from dimoo_core.sampling.text import TextSettings
 from dimoo_core.sampling.text_cache import SPEEDS
 
 from . import baseline
-from .workload import RELEASED_SIZE, ImageJob, Size, TextJob
+from .record import commit
+from .workload import RELEASED_SIZE, RELEASED_VQ, ImageJob, Size, TextJob
 
 TINY = Size(32, 2, 2, 96, 320, 64)
 SIZES = ((1024, 1024), (1536, 768), (512, 512))  # width, height in px
 CELL = 16
-RELEASED_VQ = VQConfig(3, 3, (128, 256, 256, 512, 768), 2, 256, 8192, 256, 32, True)
 TINY_VQ = VQConfig(3, 3, (8, 8, 8, 8, 16), 1, 8, 64, 8, 4, False)
 
 Run = Callable[[], list]
@@ -47,7 +45,7 @@ Run = Callable[[], list]
 
 @dataclass(frozen=True)
 class Scale:
-    """How large everything is: the networks, steps of a picture, tokens of an answer and of a block, of a prompt."""
+    """How large everything is: the networks, steps of a picture, tokens of an answer, of a block and of a prompt."""
 
     size: Size
     vq: VQConfig
@@ -63,8 +61,8 @@ SMALL = Scale(TINY, TINY_VQ, steps=4, tokens=8, block=4, words=8)
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds of the second run, peak bytes of it beside what was there before it (None: not known), whether tokens
-    were equal."""
+    """Seconds of the second run, its peak bytes beside what was allocated before it (None: unknown), and whether both
+    runs gave the same tokens."""
 
     seconds: float
     peak: int | None
@@ -79,7 +77,7 @@ def measure(run: Run, device: torch.device) -> Measured:
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
     start = time.perf_counter()
-    second = run()  # what it gives is on the host, so it has ended
+    second = run()  # the result is on the host, so the device has finished
     took = time.perf_counter() - start
     peak = torch.cuda.max_memory_allocated(device) - before if device.type == "cuda" else None
     return Measured(took, peak, first == second)
@@ -101,13 +99,17 @@ def picture_runs(network: Transformer, scale: Scale, cells: tuple[int, int], *, 
 
 
 def released_picture(network: Transformer, scale: Scale, job: ImageJob) -> Run:
-    """The picture, the released way. What that holds beside the network's weights is made here and lives with it."""
+    """The picture, the released way. Its own copies of weights are made here, before anything is timed."""
     device = next(network.parameters()).device
     sequences, scales = job.sequences(scale.size.table)
-    how = {"steps": scale.steps, "temperature": 1.0, "seed": 0}
     ids = [one.to(device) for one in sequences]
-    released = baseline.Released(network)
-    return lambda: baseline.sample_image(released, scale.size.table, ids, scales, **how).tolist()
+    released, table = baseline.Released(network), scale.size.table
+
+    def run() -> list[int]:
+        codes = baseline.sample_image(released, table, ids, scales, steps=scale.steps, temperature=1.0, seed=0)
+        return codes.tolist()
+
+    return run
 
 
 def answer_runs(network: Transformer, scale: Scale, cells: tuple[int, int], *, released: bool) -> Iterator[tuple]:
@@ -173,11 +175,9 @@ def build_vq(scale: Scale, device: torch.device) -> VQ:
 
 def heading(device: torch.device) -> Iterator[str]:
     """What the numbers were measured on."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU, which says nothing about a GPU"
     yield f"Device: {name}. torch {torch.__version__}, CUDA {torch.version.cuda}, Python {sys.version.split()[0]}."
-    yield f"Commit {commit}, {date.today()}. GB are 10^9 bytes, the peak beside the weights; x is against the baseline."
+    yield f"Commit {commit()}, {date.today()}. GB are 10^9 bytes, the peak is beside the weights; x: baseline."
     yield ""
     yield "| picture, px | weights | job | way | seconds | x | weights GB | peak GB | same tokens again |"
     yield "|---|---|---|---|---|---|---|---|---|"
@@ -186,13 +186,13 @@ def heading(device: torch.device) -> Iterator[str]:
 def rows(
     network: Transformer, scale: Scale, kind: str, sizes: Sequence[tuple[int, int]], slow: dict[str, float]
 ) -> Iterator[tuple[str, bool]]:
-    """The table's lines for one kind of weights, each with whether its tokens were the same again. slow: the seconds
-    of the baseline by size and job; where weights are bf16 it is run, and they are noted there."""
+    """The table's lines for one kind of weights, each with whether its tokens were the same again. slow: seconds of the
+    baseline by size and job; it runs with bf16 weights, which fills them in."""
     device, at = next(network.parameters()).device, {"released": kind == "bf16"}
     for width, height in sizes:
         cells, size = (height // CELL, width // CELL), f"{width}x{height}"
         runs = (one(network, scale, cells, **at) for one in (picture_runs, answer_runs))
-        for job, way, run in chain.from_iterable(runs):  # one after the other: the next has the memory of the last
+        for job, way, run in chain.from_iterable(runs):  # made one by one, so that each can use the memory of the last
             measured = measure(run, device)
             if way == "baseline":
                 slow[f"{size} {job}"] = measured.seconds
@@ -218,7 +218,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = torch.device(options.device)
     scale, sizes = (SMALL, ((96, 64),)) if options.tiny else (FULL, SIZES)
     print(*heading(device), sep="\n", flush=True)
-    different, slow = 0, {}
+    different = 0
+    slow: dict[str, float] = {}
     for kind in options.weights:
         for text, same in rows(build(scale, kind, device), scale, kind, sizes, slow):
             print(text, flush=True)

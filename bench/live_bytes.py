@@ -1,4 +1,4 @@
-"""Measures the most bytes that tensors hold at once while code runs, on any device, meta included."""
+"""Measures the peak bytes that tensors hold while code runs, on any device, meta included."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the storages made while it is on; `peak` is the most that lived at once. What was there before is free.
+    """Counts the storages made while it is on; `peak` is the most that lived at once. Older storages do not count.
 
-    `answer`: what code is told that asks a meta tensor for its numbers, so that loops run on tensors without any; to
-    a yes or no question, no.
+    `answer`: the value of every number that code reads from a meta tensor, so that loops run on tensors without data;
+    booleans are read as False.
     """
 
     def __init__(self, answer: int | None = None) -> None:

@@ -1,5 +1,5 @@
-"""Counts what a pass asks of a device, at any size and on any device, meta included: operations, the bytes that they
-read and write, and where the host would have to wait for the device."""
+"""Counts the work of a pass, at any size and on any device, meta included: operations, the bytes that they read and
+write, and where the host would have to wait for the device."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch.utils._pytree import tree_leaves
 
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "attention")  # counted in FLOP, not in bytes
 WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "unique", "equal")
-_NOTHING = ("empty", "empty_like", "new_empty", "empty_strided")  # make room and touch none of it
-_LOOK_UPS = ("embedding", "gather", "index_select", "index")  # read as much as they write, whatever they read from
-_WRITE_DOWNS = ("index_copy_", "scatter_", "index_put_")  # write as much as they read, whatever they write to
+_NOTHING = ("empty", "empty_like", "new_empty", "empty_strided")  # allocate without reading or writing
+_LOOK_UPS = ("embedding", "gather", "index_select", "index")  # read as much as they write, however large the source
+_WRITE_DOWNS = ("index_copy_", "scatter_", "index_put_")  # write as much as they read, however large the target
 
 
 def attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """The operation that a GPU's attention without a mask is, which torch can count on meta tensors too."""
+    """Attention without a mask as a GPU runs it, an operation that torch can count on meta tensors too."""
     return torch.ops.aten._scaled_dot_product_flash_attention(queries, keys, values)[0]
 
 
@@ -50,7 +50,7 @@ class OpCounts(TorchDispatchMode):
         return sum(count for name, count in self.bytes.items() if not any(word in name for word in PRODUCTS))
 
     def count(self) -> int:
-        """Operations that are no views."""
+        """Operations that are not views."""
         return sum(self.calls.values())
 
     def _note_waiting(self, name: str, args: tuple, inputs: list[Tensor], outputs: list[Tensor]) -> None:
@@ -82,7 +82,7 @@ def _moved(name: str, inputs: list[Tensor], outputs: list[Tensor]) -> int:
 
 
 def _bytes(tensor: Tensor) -> int:
-    """Of the elements that are there; an expanded dimension has one."""
+    """Bytes of the elements in memory; an expanded dimension has one."""
     return tensor.element_size() * math.prod(_real_sizes(tensor))
 
 

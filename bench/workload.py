@@ -1,8 +1,8 @@
-"""What the benches run: models of random weights and jobs with sequences laid out as the pack lays them out.
+"""What the benchmarks run: models with random weights, and jobs whose sequences are laid out as in the pack.
 
-Weights do not matter for time, but tokens of two ways of computing are compared. So that rounding does not decide which
-is the surest, the head's are drawn six times as wide; so that not every place says the same, those of queries and keys
-twice; and so that no answer ends early, nothing leads to a special token.
+Weights do not matter for time, but the tokens of two ways of computing are compared. So the head's are drawn six times
+as wide, lest rounding decides which token is the most certain; those of queries and keys twice as wide, lest all
+positions give the same; and nothing leads to a special token, lest an answer ends early.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dimoo_core.model.config import TransformerConfig
+from dimoo_core.model.config import TransformerConfig, VQConfig
 from dimoo_core.model.transformer import Transformer
 from dimoo_core.sampling.guidance import Branch
 from dimoo_core.sampling.image import ImageSettings, sample_image
@@ -23,6 +24,7 @@ from dimoo_core.sequence.layout import image_answer, prompt_prefix, text_answer
 from dimoo_core.sequence.token_table import RELEASED, TokenTable
 
 SPECIALS = tuple(name for name in RELEASED.to_dict() if name not in ("code_offset", "codebook_size"))
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 Finish = Callable[[str, nn.Module], None]
 _WIDER = {"transformer.ff_out.text": 6, "transformer.ff_out.codes": 6, "q_proj": 2, "k_proj": 2}
 
@@ -44,7 +46,7 @@ class Size:
         offset = self.vocabulary - self.codes
         if (offset, self.codes) == (RELEASED.code_offset, RELEASED.codebook_size):
             return RELEASED
-        ids = {name: offset - len(SPECIALS) + place for place, name in enumerate(SPECIALS)}
+        ids = {name: offset - len(SPECIALS) + index for index, name in enumerate(SPECIALS)}
         return TokenTable(**ids, code_offset=offset, codebook_size=self.codes)
 
     @property
@@ -54,12 +56,18 @@ class Size:
         )
 
     def build(
-        self, device: torch.device | str, dtype: torch.dtype, *, ops=nn, finish: Finish | None = None
+        self,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        *,
+        ops=nn,
+        finish: Finish | None = None,
+        attention: Attention = F.scaled_dot_product_attention,
     ) -> Transformer:
-        """A transformer of this size with random weights, made where it is to run, layer by layer; what `finish` does
-        to a layer (its name, itself) comes before the next is made. On "meta" there is no weight."""
+        """A transformer of this size with random weights, made on its device layer by layer; `finish(name, layer)`
+        changes a layer before the next is made. On "meta" there are no weights."""
         offset = self.table.code_offset
-        network = Transformer(self.config, code_offset=offset, ops=ops, device="meta", dtype=dtype)
+        network = Transformer(self.config, code_offset=offset, ops=ops, attention=attention, device="meta", dtype=dtype)
         network = network.eval().requires_grad_(False)
         if torch.device(device).type == "meta":
             return network
@@ -76,6 +84,7 @@ class Size:
 
 
 RELEASED_SIZE = Size(4096, 32, 32, 12288, 134_548, 8192)
+RELEASED_VQ = VQConfig(3, 3, (128, 256, 256, 512, 768), 2, 256, 8192, 256, 32, True)
 
 
 def fill(name: str, layer: nn.Module, chance: torch.Generator) -> None:

@@ -85,14 +85,18 @@ class ImagePlan:
     canvas: Canvas
     settings: ImageSettings
 
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Ids in the prefix of each branch, the conditional one first."""
+        return (self.prefix.shape[1], *(branch.prefix.shape[1] for branch in self.branches))
+
     def scratch_bytes(self, itemsize: int, chunk_rows: int | None = None) -> int:
         """Memory that it needs beside the weights; itemsize: bytes of a number that is computed with."""
         batch, height, width = self.canvas.codes.shape
-        longest = max(ids.shape[1] for ids in (self.prefix, *(branch.prefix for branch in self.branches)))
         return memory.image_bytes(
             self.model.transformer.config,
             batch=batch,
-            length=longest + answer_length(height, width),
+            length=max(self.lengths) + answer_length(height, width),
             cells=height * width,
             codes=self.model.table.codebook_size,
             branches=1 + len(self.branches),

@@ -161,6 +161,12 @@ def test_source_is_plain(path: Path) -> None:
         assert not re.findall(rb"\b126\d{3}\b", text), "token ids live in token_table.py"
 
 
+@pytest.mark.parametrize("path", sources(BENCH), ids=lambda path: path.name)
+def test_the_bench_does_not_lean_on_the_tests(path: Path) -> None:
+    for _, module, names in imports(path):
+        assert "tests" not in [*module.split("."), *names], f"{path.name} imports {module}; move it to bench/"
+
+
 def test_the_root_offers_one_name_and_only_as_a_package() -> None:
     subprocess.run([sys.executable, "-c", "import runpy; runpy.run_path('__init__.py')"], cwd=ROOT, check=True)
     tree = ast.parse((ROOT / "__init__.py").read_text(encoding="ascii"))

@@ -1,8 +1,8 @@
 """Replay recorded numbers: `python -m dimoo_core.evaluation.replay FOLDER`, FOLDER laid out like `tests/golden`.
 
-Every case goes through the functions that the nodes call. One line per case, then `N of M cases equal`; the exit
-status is 1 if any differs. Nothing about sizes is assumed: networks come from the folder's `model/`, ids from
-`golden.json`, and the cases are those that the two files name.
+Every case goes through the functions that the nodes call. Prints one line per case, then `N of M cases equal`; the exit
+status is 1 if any differs. No size is assumed: networks come from the folder's `model/`, ids from `golden.json`, and
+the cases are those that the two files name.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ _NAMES = {"boi": "image_begin", "eoi": "image_end", "boa": "answer_begin", "eoa"
 _NAMES |= {"codebook": "codebook_size", "image_token_offset": "code_offset", "mask_token": "mask"}
 _NAMES |= {"newline_token": "newline", "answer_start": "answer_begin"}
 
-Case = tuple[str, Callable[[], str]]  # its name, and what says how it differs ("" where it is equal)
+Case = tuple[str, Callable[[], str]]  # its name, and a function that says how it differs ("" where it is equal)
 
 
 class Replay:
@@ -67,48 +68,44 @@ class Replay:
         """Every case that the folder names."""
         tensors = self.tensors
         for name in sorted({key.rsplit(".", 1)[0] for key in tensors if key.startswith("forward.")}):
-            yield name, lambda name=name: self.forward(name)
-        replays = {"t2i": self.text_to_image, "i2i": self.edit, "mmu": self.describe}
+            yield name, partial(self.forward, name)
+        replays: dict[str, Callable[[str, Mapping[str, Any]], str]] = {
+            "t2i": self.text_to_image,
+            "i2i": self.edit,
+            "mmu": self.describe,
+        }
         for name, settings in self.record.get("cases", {}).items():
-            replay = replays.get(name.split(".")[0], unknown)
-            yield name, lambda name=name, settings=settings, replay=replay: replay(name, settings)
+            yield name, partial(replays.get(name.split(".")[0], unknown), name, settings)
         for name in sorted({key.rsplit(".", 1)[0] for key in tensors if key.startswith("vq.")}):
-            yield name, lambda name=name: self.vq(name)
+            yield name, partial(self.vq, name)
         for settings in self.record.get("paint", ()):
-            yield settings["key"], lambda settings=settings: self.paint(settings)
+            yield settings["key"], partial(self.paint, settings)
         yield from self.tables()
         for kind in sorted({key.split(".")[1] for key in self.noise}):
             for name in self.noise:
                 if re.fullmatch(rf"noise\.{kind}\.(gumbel|sampled\..*|remask\..*)", name):
-                    yield name, lambda name=name: self.random(name)
+                    yield name, partial(self.random, name)
 
     def tables(self) -> Iterator[Case]:
         """The cases of `golden.json` that need no tensor."""
         record = self.record
-        for row in record.get("crops", ()):
-            width, height, side, *wanted = row
-            yield (
-                f"crops.{width}x{height}.{side}",
-                lambda row=row, wanted=wanted: differs(list(fit_size(*row[:3])), wanted),
-            )
+        for width, height, side, *expected in record.get("crops", ()):
+            yield f"crops.{width}x{height}.{side}", partial(crop_differs, width, height, side, expected)
         for side, count in record.get("crop_buckets", {}).items():
-            yield f"crop_buckets.{side}", lambda side=side, count=count: differs(len(buckets(int(side))), count)
+            yield f"crop_buckets.{side}", partial(bucket_count_differs, int(side), count)
         prompts = record.get("prompts", {})
         if "t2i" in prompts:
-            yield "prompts.t2i", lambda: prompt_differs(GENERATE, prompts["t2i"], said(prompts["t2i"][0]))
+            yield "prompts.t2i", partial(prompt_differs, GENERATE, prompts["t2i"], user_text(prompts["t2i"][0]))
         if "mmu" in prompts:
-            yield "prompts.mmu", lambda: prompt_differs(DESCRIBE, [prompts["mmu"]], said(prompts["mmu"]))
-        for name, wanted in prompts.get("i2i", {}).items():
-            yield (
-                f"prompts.i2i.{name}",
-                lambda name=name, wanted=wanted: prompt_differs(edit_task(name), wanted, prompts["text"]),
-            )
+            yield "prompts.mmu", partial(prompt_differs, DESCRIBE, [prompts["mmu"]], user_text(prompts["mmu"]))
+        for name, expected in prompts.get("i2i", {}).items():
+            yield f"prompts.i2i.{name}", partial(prompt_differs, edit_task(name), expected, prompts["text"])
         if "released_ids" in record:
-            yield "released_ids", lambda: released_differ(record["released_ids"])
+            yield "released_ids", partial(released_differ, record["released_ids"])
         for name in record:
             if size := re.fullmatch(r"released_sequence_(\d+)x(\d+)", name):
                 height, width = map(int, size.groups())
-                yield name, lambda name=name, cells=(height, width): sequence_differs(cells, record[name])
+                yield name, partial(sequence_differs, (height, width), record[name])
 
     def forward(self, name: str) -> str:
         """One pass of the transformer."""
@@ -121,22 +118,22 @@ class Replay:
         sequence = self.tensors[f"{name}.sequence"]
         height, width = settings["height"], settings["width"]
         start = settings["code_start"] - 2
-        given, holes = self.tensors.get(f"{name}.given"), self.tensors.get(f"{name}.mask")
-        if holes is None:
-            canvas = self.recorded_canvas(sequence[:, start:], height, width)
-        else:
-            given, holes = (part.reshape(1, height, width) for part in (given, holes))
+        if f"{name}.mask" in self.tensors:
+            given, holes = (self.tensors[f"{name}.{part}"].reshape(1, height, width) for part in ("given", "mask"))
             canvas = Canvas.from_codes(self.codes(given), holes.bool())
+        else:
+            canvas = self.recorded_canvas(sequence[:, start:], height, width)
         prefix = prompt_prefix(sequence[0, :start].tolist(), (), self.table)
         branches = [Branch(self.tensors[f"{name}.uncond"], settings["cfg_scale"])]
         return self.sequence_differs(prefix, canvas, sequence) or self.image(name, settings, canvas, prefix, branches)
 
     def edit(self, name: str, settings: Mapping[str, Any]) -> str:
         """Edits, with one image or two, guided by text, by image or by both."""
-        at = {part: self.tensors.get(f"{name}.{part}") for part in ("prompt_ids", "uncond_prompt_ids", "image_ids")}
-        references = [self.tensors[key] for key in (f"{name}.ref_image_ids",) if key in self.tensors]
-        images = [self.image_codes(ids[0].tolist()) for ids in (at["image_ids"], *references)]
-        text, twin = at["prompt_ids"][0].tolist(), at["uncond_prompt_ids"][0].tolist()
+        recorded = [self.tensors[f"{name}.image_ids"]]
+        if f"{name}.ref_image_ids" in self.tensors:
+            recorded.append(self.tensors[f"{name}.ref_image_ids"])
+        images = [self.image_codes(ids[0].tolist()) for ids in recorded]
+        text, twin = (self.tensors[f"{name}.{part}"][0].tolist() for part in ("prompt_ids", "uncond_prompt_ids"))
         prefix = prompt_prefix(text, images, self.table)
         branches = [
             Branch(prompt_prefix(twin, images, self.table), settings["cfg_scale"]),
@@ -144,7 +141,7 @@ class Replay:
         ]
         wrong = differs(branches[0].prefix, self.tensors[f"{name}.uncond_text"])
         wrong = wrong or differs(branches[1].prefix, self.tensors[f"{name}.uncond_image"])
-        for codes, ids in zip(images, (at["image_ids"], *references), strict=True):
+        for codes, ids in zip(images, recorded, strict=True):
             wrong = wrong or differs(image_ids(codes, self.table), ids)
         sequence = self.tensors[f"{name}.sequence"]
         canvas = self.recorded_canvas(sequence[:, prefix.shape[1] :], settings["height"], settings["width"])
@@ -235,15 +232,17 @@ class Replay:
 
     def parsed_prefix(self, ids: Sequence[int]) -> Tensor:
         """A recorded prefix taken apart into prompt and images, and built again by layout."""
-        text, images, place = [], [], 0
-        while place < len(ids):
-            if ids[place] == self.table.image_begin:
-                stop = ids.index(self.table.image_end, place) + 1
-                images.append(self.image_codes(ids[place:stop]))
-                place = stop
+        text: list[int] = []
+        images: list[Tensor] = []
+        position = 0
+        while position < len(ids):
+            if ids[position] == self.table.image_begin:
+                stop = ids.index(self.table.image_end, position) + 1
+                images.append(self.image_codes(ids[position:stop]))
+                position = stop
             else:
-                text.append(ids[place])
-                place += 1
+                text.append(ids[position])
+                position += 1
         return prompt_prefix(text, images, self.table)
 
     def sequence_differs(self, prefix: Tensor, canvas: Canvas, sequence: Tensor) -> str:
@@ -258,51 +257,61 @@ def token_table(vocab: Mapping[str, int]) -> TokenTable:
 
 
 def unknown(name: str, _: Mapping[str, Any]) -> str:
-    """For a case of a kind that is not known here: it must not pass unseen."""
+    """For a case of an unknown kind, which must not pass unnoticed."""
     return f"there is no replay for cases like {name}"
 
 
-def said(prompt: str) -> str:
+def crop_differs(width: int, height: int, side: int, expected: Sequence[int]) -> str:
+    """How the size that a picture is fitted to differs."""
+    return differs(list(fit_size(width, height, side)), list(expected))
+
+
+def bucket_count_differs(side: int, count: int) -> str:
+    """How the number of buckets around a side differs."""
+    return differs(len(buckets(side)), count)
+
+
+def user_text(prompt: str) -> str:
     """The user's text in a recorded prompt."""
     return prompt.split("<user>", 1)[1].removesuffix("</user>")
 
 
-def prompt_differs(task: Task, wanted: Sequence[str], text: str) -> str:
+def prompt_differs(task: Task, expected: Sequence[str], text: str) -> str:
     """How prompt, unconditional prompt and system prompt (as many as are recorded) differ."""
     images = (torch.zeros(1, 1, 1, dtype=torch.int64),) * task.images
     built = [*prompt_strings(Prompt(task, text, images=images), str), task.system]
-    return differs(built[: len(wanted)], list(wanted))
+    return differs(built[: len(expected)], list(expected))
 
 
-def released_differ(wanted: Mapping[str, int]) -> str:
+def released_differ(expected: Mapping[str, int]) -> str:
     """How the published checkpoint's ids differ."""
     ids = RELEASED.to_dict() | {"vocab_size": RELEASED.codes.stop}
-    return differs({name: ids.get(_NAMES.get(name, name)) for name in wanted}, dict(wanted))
+    return differs({name: ids.get(_NAMES.get(name, name)) for name in expected}, dict(expected))
 
 
-def sequence_differs(cells: tuple[int, int], wanted: Sequence[int]) -> str:
+def sequence_differs(grid: tuple[int, int], expected: Sequence[int]) -> str:
     """How a blank answer in published ids differs, after the prompt ids that are recorded with it."""
-    answer = image_answer(Canvas.empty(1, *cells), RELEASED)
-    prompt = list(wanted[: len(wanted) - answer.shape[1]])
-    return differs(torch.cat((prompt_prefix(prompt, (), RELEASED), answer), dim=1)[0].tolist(), list(wanted))
+    answer = image_answer(Canvas.empty(1, *grid), RELEASED)
+    prompt = list(expected[: len(expected) - answer.shape[1]])
+    return differs(torch.cat((prompt_prefix(prompt, (), RELEASED), answer), dim=1)[0].tolist(), list(expected))
 
 
-def differs(came: Any, wanted: Any) -> str:
+def differs(got: Any, expected: Any) -> str:
     """ "" where both are equal, otherwise a few words on how they differ."""
-    if isinstance(came, Tensor) and isinstance(wanted, Tensor):
-        if came.shape != wanted.shape:
-            return f"shape {list(came.shape)} instead of {list(wanted.shape)}"
-        wrong = int((came != wanted).sum())
-        return f"{wrong} of {came.numel()} values differ" if wrong else ""
-    return "" if came == wanted else f"{came!r:.200} instead of {wanted!r:.200}"
+    if isinstance(got, Tensor) and isinstance(expected, Tensor):
+        if got.shape != expected.shape:
+            return f"shape {list(got.shape)} instead of {list(expected.shape)}"
+        wrong = int((got != expected).sum())
+        return f"{wrong} of {got.numel()} values differ" if wrong else ""
+    return "" if got == expected else f"{got!r:.200} instead of {expected!r:.200}"
 
 
-def far(came: Tensor, wanted: Tensor) -> str:
+def far(got: Tensor, expected: Tensor) -> str:
     """ "" where both are within the tolerance, otherwise how far apart they are."""
-    if came.shape != wanted.shape:
-        return f"shape {list(came.shape)} instead of {list(wanted.shape)}"
-    distance = float((came.double() - wanted.double()).abs().max())
-    return "" if distance <= TOLERANCE else f"off by up to {distance:.2g}, {TOLERANCE:g} is allowed"
+    if got.shape != expected.shape:
+        return f"shape {list(got.shape)} instead of {list(expected.shape)}"
+    distance = float((got.double() - expected.double()).abs().max())
+    return "" if distance <= TOLERANCE else f"off by up to {distance:.2g}, expected at most {TOLERANCE:g}"
 
 
 def replay(folder: str | Path) -> Iterator[tuple[str, str]]:

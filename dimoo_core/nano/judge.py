@@ -1,17 +1,17 @@
 """Reads the pixels of a picture of nano's world and says what it shows, and whether it shows nothing else.
 
 What a picture shows is the best explanation among all scenes that can be drawn in its format: the drawing with the
-least squared error. The error needs no drawing: with the share a of each pixel that a shape covers, its colour f and
-the background b, a drawing is b + a (f - b), so that the squared error is a quadratic form in few sums over the picture
+least squared error. No scene has to be drawn for that: where a shape covers the share a of a pixel, with colour f on
+background b, a drawing is b + a (f - b), so the squared error is a quadratic form in a few sums over the picture
 (`_errors`), the same for all colours.
 
-The best explanation alone is lenient, it passes pictures with stray fragments. A picture is `clean` if it also lies
-within OVERALL of that drawing, and no small patch of it has another mean colour: a fragment hardly shows in the mean
-over a picture, and a VQ's blur hardly in the means of patches. In cells that the drawing leaves plain, patches are 4x4
-px and their limit is PLAIN: 9 of their 16 pixels are seen in any colour on any background, most pairs of colours show
-less. In cells with an outline they are 8x8 px, and the limit OUTLINE is a share of the contrast, since blur grows with
-it; half a shape is seen. Every drawing that nano's VQ encodes and decodes stays below: 24/255, 0.29 of the contrast;
-edge maps, whose lines are thin and have the limit LINES, below 10/255.
+The best explanation alone is lenient: it passes pictures with stray fragments. A picture is `clean` if it also lies
+within OVERALL of that drawing and no small patch of it has another mean colour: a fragment hardly shows in the mean
+over a picture, and the blur of a VQ hardly in the means of patches. In cells that the drawing leaves plain, patches are
+4x4 px and their limit is PLAIN: 9 of 16 pixels are seen in any colour on any background, and fewer for most pairs of
+colours. In cells with an outline they are 8x8 px, and the limit OUTLINE is a share of the contrast, since blur grows
+with it; half a shape is seen. Every drawing stays below both after nano's VQ encoded and decoded it: at most 24/255 and
+0.29 of the contrast. Edge maps, whose lines are thin, have the limit LINES and stay below 10/255.
 
 Shapes: B pictures, G places and shapes, h w pixels, P = h*w.
 """
@@ -79,7 +79,7 @@ class Verdict:
 
 
 def judge(picture: Tensor) -> Verdict:
-    """What a picture [3,h,w] in 0..1 shows. Raises ValueError where it has none of nano's formats."""
+    """What a picture [3,h,w] in 0..1 shows. Raises ValueError unless it has one of nano's formats."""
     return judge_all(picture[None])[0]
 
 
@@ -96,26 +96,28 @@ def judge_all(pictures: Tensor, *, edges: bool = False) -> list[Verdict]:
     found = [scenes[index] for index in sums.argmin(dim=1).tolist()]
     drawn = torch.stack([(draw_edges if edges else draw)(scene, height, width) for scene in found])
     error = pictures - drawn
-    plain = (F.max_pool2d(drawn, CELL) == -F.max_pool2d(-drawn, CELL)).all(dim=1)  # [B,H,W]
+    flat = (F.max_pool2d(drawn, CELL) == -F.max_pool2d(-drawn, CELL)).all(dim=1)  # [B,H,W]: cells of one colour
     distances = (
         error.square().mean(dim=(1, 2, 3)).sqrt(),
-        _worst_patch(error, _PLAIN_PATCH).masked_fill(~plain, 0.0).amax(dim=(1, 2)),
-        _worst_patch(error, _OUTLINE_PATCH).masked_fill(plain, 0.0).amax(dim=(1, 2)),
+        _worst_patch(error, _PLAIN_PATCH).masked_fill(~flat, 0.0).amax(dim=(1, 2)),
+        _worst_patch(error, _OUTLINE_PATCH).masked_fill(flat, 0.0).amax(dim=(1, 2)),
     )
-    return [Verdict(*parts, edges) for parts in zip(found, *(one.tolist() for one in distances), strict=True)]
+    rows = zip(found, *(one.tolist() for one in distances), strict=True)
+    return [Verdict(scene, distance, plain, outline, edges) for scene, distance, plain, outline in rows]
 
 
 def contrast(scene: Scene) -> float:
     """How far the colours of shape and background are apart, root mean square in 0..1; 0 where there is no shape."""
-    if scene.shape is None:
+    figure = scene.figure
+    if figure is None:
         return 0.0
-    return float((rgb(COLOURS[scene.colour]) - rgb(BACKGROUNDS[scene.background])).square().mean().sqrt())
+    return float((rgb(COLOURS[figure.colour]) - rgb(BACKGROUNDS[scene.background])).square().mean().sqrt())
 
 
 def matches(scene: Scene, text: str) -> bool:
     """Whether all that a caption says is true of a scene; what it leaves open may be anything.
 
-    `text` is a caption in the words and the order of `scenes.caption`; no scene is what anything else asks for.
+    `text` is a caption in the words and the order of `scenes.caption`; any other text matches no scene.
     """
     return " ".join(text.split()) in {caption(scene, pattern) for pattern in open_patterns()}
 
@@ -134,8 +136,8 @@ def _cells(pictures: Tensor) -> tuple[int, int]:
             return height // CELL, width // CELL
     known = " or ".join(f"[3,{height * CELL},{width * CELL}]" for height, width in FORMATS)
     raise ValueError(
-        f"A picture of shape {list(pictures.shape[1:])} came; the judge reads {known}, the formats of nano's world: "
-        "generate one of those."
+        f"Got a picture of shape {list(pictures.shape[1:])}, expected {known}, the formats of nano's world; generate "
+        "one of these."
     )
 
 
@@ -170,12 +172,13 @@ def _drawings(height: int, width: int, edges: bool) -> tuple[list[Scene], Tensor
     ]
     nothing = torch.zeros(1, height * width * CELL * CELL)
     alphas = torch.cat((torch.stack([alpha for *_, alpha in shown]), nothing))
-    looks = [*((*look, index) for index, (*look, _) in enumerate(shown)), (None, None, None, len(shown))]
+    looks: list[tuple[str | None, str | None, str | None, int]] = [(None, None, None, len(shown))]
+    looks = [*((shape, size, place, row) for row, (shape, size, place, _) in enumerate(shown)), *looks]
     scenes, index, paints = [], [], []
-    for shape, size, place, number in looks:
+    for shape, size, place, row in looks:
         for colour, front, background, back in _paints(shape is not None, edges):
             scenes.append(Scene(background, shape, colour, size, place))
-            index.append(number)
+            index.append(row)
             paints.append((front, back))
     front, back = (torch.stack(side).double() for side in zip(*paints, strict=True))
     return scenes, alphas, torch.tensor(index), front, back
@@ -183,8 +186,8 @@ def _drawings(height: int, width: int, edges: bool) -> tuple[list[Scene], Tensor
 
 def _paints(has_shape: bool, edges: bool) -> Iterator[tuple[str | None, Tensor, str, Tensor]]:
     """Every colour and background by name and value [3]; an edge map knows only white lines on black."""
-    colours = COLOURS if has_shape else {None: (0, 0, 0)}
-    for (colour, front), (background, back) in product(colours.items(), BACKGROUNDS.items()):
+    colours: list[tuple[str | None, tuple[int, int, int]]] = [*COLOURS.items()] if has_shape else [(None, (0, 0, 0))]
+    for (colour, front), (background, back) in product(colours, BACKGROUNDS.items()):
         if edges:
             yield colour, _flat(BACKGROUNDS["white"]), background, _flat(BACKGROUNDS["black"])
             return  # the first pair of names stands for all, as in `recipe.edge_scenes`

@@ -1,4 +1,4 @@
-"""What DiMOO-nano is taught: one step's batches over its tasks.
+"""What DiMOO-nano learns from: the batches of one training step, over all its tasks.
 
 Every batch holds one task, one picture format and one pattern of words, so that all its sequences are equally long.
 """
@@ -20,7 +20,7 @@ from ..training.examples import Condition, Examples, draw_condition, rarity
 from ..training.mixture import random_rectangle
 from ..training.objective import Batch
 from .recipe import cells, edge_scenes
-from .scenes import FORMATS, OPEN, Edit, Scene, caption, coverage, every_edit, every_scene, held_out
+from .scenes import FORMATS, OPEN, Scene, SceneEdit, caption, coverage, every_edit, every_scene, held_out
 from .words import QUESTIONS
 
 UNCONDITIONAL = 0.1  # share of batches that learn without the prompt, for guidance
@@ -40,7 +40,7 @@ def taught_scenes() -> tuple[Scene, ...]:
 
 
 @cache
-def taught_edits(scene: Scene, kind: str) -> tuple[Edit, ...]:
+def taught_edits(scene: Scene, kind: str) -> tuple[SceneEdit, ...]:
     """The edits of one kind whose outcome is not held out."""
     return tuple(edit for edit in every_edit(scene) if edit.kind == kind and not held_out(edit.result))
 
@@ -88,7 +88,8 @@ class Lessons:
         kind = choose.choices(list(_EDIT_KINDS), list(_EDIT_KINDS.values()))[0]
         of_empty = kind == "add" or (kind == "background" and choose.random() < 0.05)
         height, width = self._format(choose)
-        prompts, targets = [], []
+        prompts: list[Prompt] = []
+        targets: list[tuple[Scene, bool]] = []
         while len(prompts) < size:
             scene = self._empty(choose) if of_empty else choose.choice(taught_scenes())
             possible = taught_edits(scene, kind)
@@ -119,7 +120,7 @@ class Lessons:
         return self._images(choose, prompts, [(scene, False) for scene in scenes], form=(height, width))
 
     def descriptions(self, choose: random.Random, size: int) -> Batch:
-        """A picture and a question; the answer is the full caption, answer end, then end of text to the last place."""
+        """A picture and a question; the answer is the full caption, answer end, then end of text to the end."""
         height, width = self._format(choose)
         length = choose.choices(list(_ANSWER_LENGTHS), list(_ANSWER_LENGTHS.values()))[0]
         size = max(3, size * 32 // max(length, 32))
@@ -191,9 +192,10 @@ def hole(choose: random.Random, scene: Scene, height: int, width: int) -> tuple[
 def shape_unseen(choose: random.Random, scene: Scene, height: int, width: int) -> tuple[Tensor, bool]:
     """A `Hide` for open words: all of the shape and a share of the background, or two times in five any cells.
 
-    Sampling decides first what is surest, and that is plain background: of a half-made picture all that stands tends to
-    be background, and the shape must go where none is yet. Cells hidden at random hardly ever look like that, least of
-    all with a large shape; taught by these alone, the model goes on with background until no place is left.
+    Sampling decides the most certain cells first, and these are plain background: most known cells of a half-made
+    picture are background, and the shape must go where nothing is yet. Cells hidden at random hardly ever look like
+    that, least of all with a large shape; a model that learns from these alone continues the background until there is
+    no room left for the shape.
     """
     if choose.random() < 0.4:
         return torch.ones(height, width, dtype=torch.bool), False

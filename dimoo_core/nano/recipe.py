@@ -1,4 +1,4 @@
-"""How DiMOO-nano's VQ is made: what its codes should tell, its size, its pictures."""
+"""How DiMOO-nano's VQ is made: what its codes stand for, its size, the pictures it is trained on."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ def cells(picture: Tensor) -> Tensor:
 
 
 def cell_features(scene: Scene, height: int, width: int, *, edges: bool = False) -> Tensor:
-    """What a code should tell of each cell [H*W, F]: the shape's part in it and its colour, or the plain background.
+    """What the code of each cell [H*W, F] should say: the shape's part in it and its colour, or the plain background.
 
-    What is behind the shape is left out on purpose: neighbours tell it, and codes serve all backgrounds alike.
+    The background behind the shape is left out on purpose: neighbouring cells show it, so that one code serves all
+    backgrounds.
     """
-    alpha = coverage(scene, height, width, edges=edges)[None]
-    front = "white" if edges else scene.colour
-    paint = rgb({**BACKGROUNDS, **COLOURS}[front]) if scene.shape else torch.zeros(3, 1, 1)
-    shape = cells(torch.cat((alpha, alpha * paint)))
+    alpha, figure = coverage(scene, height, width, edges=edges)[None], scene.figure
+    colour = (0, 0, 0) if figure is None else BACKGROUNDS["white"] if edges else COLOURS[figure.colour]
+    shape = cells(torch.cat((alpha, alpha * rgb(colour))))
     behind = rgb(BACKGROUNDS["black" if edges else scene.background]).expand(3, height * CELL, width * CELL)
     plain = cells(torch.cat((torch.ones_like(alpha), behind)))
     return torch.where(cells(alpha).amax(dim=1, keepdim=True) > 0, shape, plain)
@@ -81,7 +81,7 @@ def edge_scenes() -> list[Scene]:
 
 
 def _look(scene: Scene, edges: bool) -> tuple:
-    """What decides a scene's cells apart from its background: scenes of one look share their shape's cells."""
+    """Everything but the background that decides a scene's cells: scenes of one look share their shape's cells."""
     return (edges, scene.shape, scene.size, scene.place, None if edges else scene.colour)
 
 
@@ -104,7 +104,7 @@ def _labelled_looks() -> tuple[dict[tuple, Tensor], dict[str, int], Tensor]:
 
 
 def centres() -> Tensor:
-    """What the codes of nano's world stand for, [K,F]: as many as its cells look different."""
+    """What the codes of nano's world stand for, [K,F]: one for each different look of a cell."""
     return _labelled_looks()[2]
 
 

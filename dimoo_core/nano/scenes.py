@@ -1,7 +1,7 @@
 """The world of DiMOO-nano: one coloured shape, or none, on a plain background; its words and its pictures.
 
 Everything that can be drawn can be listed (`every_scene`), so a judge can compare a picture with all of it. Shapes
-stand in boxes on the 16 px grid: a cell of a picture shows one of few things, which is what makes a tiny VQ enough.
+stand in boxes on the 16 px grid, so a cell of a picture shows one of few things and a tiny VQ is enough.
 
 Shapes: H W cells (16 px each), pictures [3, H*16, W*16] float32 in 0..1.
 """
@@ -47,8 +47,18 @@ _EDGE_WIDTH = 3  # px
 
 
 @dataclass(frozen=True)
+class Figure:
+    """A shape and how it looks: names of SHAPES, COLOURS, SIZES and PLACES."""
+
+    shape: str
+    colour: str
+    size: str
+    place: str
+
+
+@dataclass(frozen=True)
 class Scene:
-    """What a picture shows; without a shape only the background counts."""
+    """What a picture shows: a background, and a shape with all of colour, size and place, or none of these."""
 
     background: str
     shape: str | None = None
@@ -56,9 +66,16 @@ class Scene:
     size: str | None = None
     place: str | None = None
 
+    @property
+    def figure(self) -> Figure | None:
+        """The shape and how it looks; None in an empty scene."""
+        if self.shape is None or self.colour is None or self.size is None or self.place is None:
+            return None
+        return Figure(self.shape, self.colour, self.size, self.place)
+
 
 def every_scene() -> Iterator[Scene]:
-    """All scenes there are: the empty ones, then each shape, colour, size, place and background."""
+    """All scenes: the empty ones, then every combination of shape, colour, size, place and background."""
     for background in BACKGROUNDS:
         yield Scene(background)
     for shape, colour, size, place, background in product(SHAPES, COLOURS, SIZES, PLACES, BACKGROUNDS):
@@ -70,10 +87,11 @@ def held_out(scene: Scene) -> bool:
 
     Each shape is missing on three pairs of colour and background; each colour and each background is missing twice.
     """
-    if scene.shape is None:
+    figure = scene.figure
+    if figure is None:
         return False
-    shape = SHAPES.index(scene.shape)
-    colour = list(COLOURS).index(scene.colour)
+    shape = SHAPES.index(figure.shape)
+    colour = list(COLOURS).index(figure.colour)
     background = list(BACKGROUNDS).index(scene.background)
     return colour % 2 == shape % 2 and background == (colour + 2 * shape + shape // 2) % len(BACKGROUNDS)
 
@@ -82,15 +100,15 @@ def caption(scene: Scene, leave_open: Collection[str] = ()) -> str:
     """The words for a scene; `leave_open` names what stays unsaid, of OPEN. Without a shape the background is all."""
     if scene.shape is None:
         return f"an empty {scene.background} background"
-    said = {"size": scene.size, "colour": scene.colour, "place": scene.place}
-    said["background"] = f"on a {scene.background} background"
-    parts = {name: "" if name in leave_open else words for name, words in said.items()}
+    phrases = {"size": scene.size, "colour": scene.colour, "place": scene.place}
+    phrases["background"] = f"on a {scene.background} background"
+    parts = {name: "" if name in leave_open else words for name, words in phrases.items()}
     words = ["a", parts["size"], parts["colour"], scene.shape, parts["place"], parts["background"]]
     return " ".join(word for word in words if word)
 
 
 def parse_caption(text: str) -> Scene | None:
-    """The scene that a full caption tells of; None where the words are no full caption."""
+    """The scene that a full caption describes; None if the text is not a full caption."""
     return _scenes_by_caption().get(" ".join(text.split()))
 
 
@@ -100,8 +118,8 @@ def _scenes_by_caption() -> dict[str, Scene]:
 
 
 @dataclass(frozen=True)
-class Edit:
-    """A change of a scene: the kind that rates are counted by, the pack's edit type, the instruction, the outcome."""
+class SceneEdit:
+    """A change of a scene: its kind, the pack's edit type, the instruction and the scene that results."""
 
     kind: str
     edit_type: str
@@ -109,22 +127,22 @@ class Edit:
     result: Scene
 
 
-def every_edit(scene: Scene) -> list[Edit]:
+def every_edit(scene: Scene) -> list[SceneEdit]:
     """All edits of a scene."""
     if scene.shape is None:
         shown = [other for other in every_scene() if other.shape and other.background == scene.background]
-        edits = [Edit("add", "edit_add", f"add {caption(other, ['background'])}", other) for other in shown]
+        edits = [SceneEdit("add", "edit_add", f"add {caption(other, ['background'])}", other) for other in shown]
     else:
-        edits = [Edit("remove", "edit_remove", f"remove the {scene.shape}", Scene(scene.background))]
+        edits = [SceneEdit("remove", "edit_remove", f"remove the {scene.shape}", Scene(scene.background))]
         for colour in COLOURS:
             result = replace(scene, colour=colour)
-            edits.append(Edit("recolour", "edit_replace", f"make the {scene.shape} {colour}", result))
+            edits.append(SceneEdit("recolour", "edit_replace", f"make the {scene.shape} {colour}", result))
         for shape in SHAPES:
             text = f"replace the {scene.shape} with a {shape}"
-            edits.append(Edit("replace", "edit_replace", text, replace(scene, shape=shape)))
+            edits.append(SceneEdit("replace", "edit_replace", text, replace(scene, shape=shape)))
     for background in BACKGROUNDS:
         text = f"make the background {background}"
-        edits.append(Edit("background", "edit_background", text, replace(scene, background=background)))
+        edits.append(SceneEdit("background", "edit_background", text, replace(scene, background=background)))
     return [edit for edit in edits if edit.result != scene]
 
 
@@ -173,9 +191,10 @@ def _coverage(shape: str, side: int, edges: bool) -> Tensor:
 def coverage(scene: Scene, height: int, width: int, *, edges: bool = False) -> Tensor:
     """How much of each pixel [H*16, W*16] the scene's shape covers, 0..1; with `edges`, its outline instead."""
     alpha = torch.zeros(height * CELL, width * CELL)
-    if scene.shape is not None:
-        top, left, side = (value * CELL for value in box(scene.size, scene.place, height, width))
-        alpha[top : top + side, left : left + side] = _coverage(scene.shape, side // CELL, edges)
+    figure = scene.figure
+    if figure is not None:
+        top, left, side = (value * CELL for value in box(figure.size, figure.place, height, width))
+        alpha[top : top + side, left : left + side] = _coverage(figure.shape, side // CELL, edges)
     return alpha
 
 
@@ -187,7 +206,8 @@ def rgb(colour: tuple[int, int, int]) -> Tensor:
 def draw(scene: Scene, height: int, width: int) -> Tensor:
     """The picture [3, H*16, W*16] of a scene in 0..1."""
     alpha = coverage(scene, height, width)
-    front = rgb(COLOURS[scene.colour]) if scene.shape is not None else 0.0
+    figure = scene.figure
+    front = rgb(COLOURS[figure.colour]) if figure is not None else torch.zeros(3, 1, 1)
     return alpha * front + (1 - alpha) * rgb(BACKGROUNDS[scene.background])
 
 

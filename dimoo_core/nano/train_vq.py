@@ -1,10 +1,10 @@
-"""Training a VQ autoencoder whose codes are decided beforehand.
+"""Trains a VQ autoencoder whose codes are fixed beforehand.
 
-Each cell of each training picture has a label, a number of a cluster of cells that look alike (`cluster`). The encoder
+Each cell of each training picture has a label, the index of a cluster of cells that look alike (`cluster`). The encoder
 learns to name the label (cross entropy over distances to the codebook), the decoder learns to paint the picture from
 the labels, the codebook learns from both. There is no straight-through estimator, so no code can die, and codes mean
-what the labels mean: where a label says what stands in a cell and not what is behind it, the decoder takes the rest
-from the neighbours, and codes are shared by pictures that differ in it.
+what the labels mean: where a label says what is in a cell and not what is behind it, the decoder takes the background
+from the neighbours, and pictures with different backgrounds share codes.
 
 Shapes: N pictures, B batch, H W cells, s pixels per cell, K codes, F features of a cell.
 """
@@ -143,8 +143,8 @@ def _descend(
         naming, painting = losses(step, pixels.contiguous(memory_format=torch.channels_last), labels)
         optimiser.zero_grad(set_to_none=True)
         (naming + painting).backward()
-        for group in groups:  # apart, or the one's large gradients would drown the other
-            torch.nn.utils.clip_grad_norm_(group, 1.0)
+        for tensors in groups:  # separately, or the large gradients of one would drown the others
+            torch.nn.utils.clip_grad_norm_(tensors, 1.0)
         optimiser.step()
         if on_step is not None:
             on_step(step, naming.item(), painting.item())

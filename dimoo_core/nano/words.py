@@ -46,7 +46,7 @@ def words() -> list[str]:
 def build_tokenizer() -> Tokenizer:
     """The tokenizer: lower case, punctuation dropped, unknown words to one token.
 
-    Each system prompt is one token, since nano reads nothing else in that place and short sequences train faster.
+    Each system prompt is one token: nano never reads another text there, and short sequences train faster.
     """
     vocabulary = {word: index for index, word in enumerate(words())}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=_UNKNOWN))
@@ -60,5 +60,6 @@ def build_tokenizer() -> Tokenizer:
 
 def build_table(tokenizer: Tokenizer, codes: int) -> TokenTable:
     """The id table: the codes follow the tokenizer's own tokens."""
-    ids = {name: tokenizer.token_to_id(text) for name, text in _SPECIAL.items()}
+    every = tokenizer.get_vocab()
+    ids = {name: every[text] for name, text in _SPECIAL.items()}
     return TokenTable(**ids, code_offset=tokenizer.get_vocab_size(), codebook_size=codes)

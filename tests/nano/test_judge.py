@@ -212,7 +212,8 @@ def test_a_wrong_description_is_no_full_caption_of_the_scene() -> None:
 
 @pytest.mark.parametrize("shape", [(3, 64, 64), (3, 96, 128), (3, 160, 96), (1, 128, 128), (4, 128, 128), (128, 128)])
 def test_another_format_is_refused_in_one_sentence(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"^A picture of shape .* came; the judge reads .*128,128.* or .*96,160.*\.$"):
+    sentence = r"^Got a picture of shape .*, expected .*128,128.* or .*96,160.*; generate one of these\.$"
+    with pytest.raises(ValueError, match=sentence):
         judge(torch.zeros(shape))
 
 

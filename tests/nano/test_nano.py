@@ -1,4 +1,4 @@
-"""DiMOO-nano's world and lessons: what can be told apart, what is kept back from training, and words that are known."""
+"""DiMOO-nano's world and lessons: what can be distinguished, what training never sees, and the words it knows."""
 
 from __future__ import annotations
 

@@ -11,11 +11,13 @@ import pytest
 import torch
 
 from dimoo_core.checkpoint.find import NANO
+from dimoo_core.evaluation.runner import Runner, Setup
+from dimoo_core.evaluation.table import Row
 from dimoo_core.jobs import decode
 from dimoo_core.nano.judge import judge_all
-from dimoo_core.nano.rates import Bench, Row, Setup, load, rows
 from dimoo_core.nano.recipe import edge_scenes
 from dimoo_core.nano.scenes import FORMATS, draw, draw_edges, every_scene
+from dimoo_core.nano.table import load, rows
 from dimoo_core.sequence.canvas import Canvas
 
 pytestmark = pytest.mark.skipif(not NANO.exists(), reason=f"{NANO.relative_to(NANO.parents[2])} is not built yet")
@@ -49,7 +51,7 @@ COUNTS = {"spread over seeds": 90}
 
 
 @pytest.fixture(scope="module")
-def nano() -> tuple[Bench, Setup]:
+def nano() -> tuple[Runner, Setup]:
     return load(NANO)
 
 
@@ -58,27 +60,27 @@ def row(name: str, setup: Setup) -> Row:
 
 
 @pytest.mark.parametrize("name", LEAST)
-def test_nano_is_right(name: str, nano: tuple[Bench, Setup]) -> None:
-    bench, setup = nano
+def test_nano_is_right(name: str, nano: tuple[Runner, Setup]) -> None:
+    runner, setup = nano
     chosen = row(name, setup)
-    measured, settings = chosen.run(bench, COUNTS.get(name, CASES) // chosen.times)
-    assert measured.rate >= LEAST[name], f"{measured} with {settings}"
+    result = chosen.run(runner, COUNTS.get(name, CASES) // chosen.times)
+    assert result.measured.rate >= LEAST[name], result
 
 
 @pytest.mark.parametrize("name", MOST)
-def test_controls_fail(name: str, nano: tuple[Bench, Setup]) -> None:
-    bench, setup = nano
-    measured, settings = row(name, setup).run(bench, CASES)
-    assert measured.rate <= MOST[name], f"{measured} with {settings}"
+def test_controls_fail(name: str, nano: tuple[Runner, Setup]) -> None:
+    runner, setup = nano
+    result = row(name, setup).run(runner, CASES)
+    assert result.measured.rate <= MOST[name], result
 
 
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("edges", [False, True], ids=["pictures", "edge maps"])
-def test_the_vq_keeps_what_a_picture_shows(form: tuple[int, int], edges: bool, nano: tuple[Bench, Setup]) -> None:
-    bench, _ = nano
+def test_the_vq_keeps_what_a_picture_shows(form: tuple[int, int], edges: bool, nano: tuple[Runner, Setup]) -> None:
+    runner, _ = nano
     scenes = edge_scenes() if edges else random.Random(0).sample(list(every_scene()), 100)
     pictures = torch.stack([(draw_edges if edges else draw)(scene, *form) for scene in scenes])
-    verdicts = judge_all(decode(bench.vq, Canvas.from_codes(bench.encode(pictures))), edges=edges)
+    verdicts = judge_all(decode(runner.vq, Canvas.from_codes(runner.encode(pictures))), edges=edges)
     assert [verdict.scene for verdict in verdicts] == scenes
     assert all(verdict.clean for verdict in verdicts)
 

@@ -14,7 +14,7 @@ from dimoo_core.checkpoint.find import NANO
 from dimoo_core.model.config import TransformerConfig
 from dimoo_core.model.transformer import Transformer
 from dimoo_core.nano.cases import Examiner
-from dimoo_core.nano.rates import load
+from dimoo_core.nano.table import load
 from dimoo_core.sampling.branch import Scope
 from dimoo_core.sampling.text import TextSettings, sample_text
 from dimoo_core.sampling.text_cache import EXACT, SPEEDS, TextPolicy
@@ -234,9 +234,9 @@ def test_the_host_waits_twice_a_step_and_once_a_block_however_deep_the_model(pol
 
 @pytest.mark.parametrize("speed", [name for name in SPEEDS if name != "exact"])
 def test_nano_describes_as_well_at_every_speed(speed: str) -> None:
-    bench, usual = load(NANO)
-    examiner = Examiner(bench.encode, *usual.cells)
+    runner, usual = load(NANO)
+    examiner = Examiner(runner.encode, *usual.grid)
     cases = [examiner.describe(number) for number in range(20)]
     setup = replace(usual, text=replace(usual.text, policy=SPEEDS[speed], block_length=8))
-    right = [said == case.asked for said, case in zip(bench.answer(cases, setup), cases, strict=True)]
+    right = [said == case.asked for said, case in zip(runner.answer(cases, setup), cases, strict=True)]
     assert sum(right) >= 19

@@ -1,0 +1,441 @@
+"""Renders the generated parts of README.md, docs/quality.md and docs/performance.md: `python -m bench.docs`.
+
+A part stands between `<!-- generated: NAME -->` and `<!-- end -->`; the function of BLOCKS with that name makes it.
+All figures come from docs/quality.json (written by `nox -s judge` and `--replay`) and docs/performance.json (written by
+`python -m bench`, `bench.counts` and `bench.cards`; measurements on a GPU are entered by hand, with card, versions and
+commit). `--check` writes nothing and fails if a file is not up to date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import wrap
+from typing import Any
+
+from dimoo_core.evaluation.replay import replay
+from dimoo_core.evaluation.table import Result
+
+from .record import ROOT, made_with, write_section
+
+DOCS = ROOT / "docs"
+QUALITY, PERFORMANCE = DOCS / "quality.json", DOCS / "performance.json"
+PAGES = (ROOT / "README.md", DOCS / "quality.md", DOCS / "performance.md")
+BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The contents of both files."""
+
+    quality: dict[str, Any]
+    performance: dict[str, Any]
+
+    @classmethod
+    def load(cls) -> Figures:
+        quality, performance = (json.loads(path.read_text(encoding="utf-8")) for path in (QUALITY, PERFORMANCE))
+        return cls(quality, performance)
+
+    @property
+    def rows(self) -> dict[str, Result]:
+        """The judge's rows by name."""
+        return {one["name"]: Result.from_dict(one) for one in self.quality["rows"]}
+
+    @property
+    def gpu(self) -> dict[str, Any]:
+        """What was measured on a GPU."""
+        return self.performance["gpu"]
+
+
+# -------------------------------------------------------------------------------------------------------- formatting
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """A share as "99.5 %" or "100 %"."""
+    text = f"{share * 100:.{digits}f}"
+    return (text.removesuffix(".0") if digits else text) + " %"
+
+
+def gigabytes(count: float) -> str:
+    """Bytes as "16.2 GB" (10^9 bytes)."""
+    return f"{count / 1e9:.1f} GB"
+
+
+def span(values: Sequence[float] | None) -> str:
+    """One value, or the least and the greatest."""
+    if not values:
+        return "-"
+    return f"{min(values)}" if min(values) == max(values) else f"{min(values)} to {max(values)}"
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """The lines of a Markdown table."""
+    yield f"| {' | '.join(heads)} |"
+    yield "|" + "---|" * len(heads)
+    yield from (f"| {' | '.join(row)} |" for row in rows)
+
+
+def paragraph(*sentences: str, prefix: str = "") -> Iterator[str]:
+    """Sentences as lines of at most 120 characters, each with a prefix."""
+    width = 120 - len(prefix)
+    lines = wrap(" ".join(sentences), width, break_long_words=False, break_on_hyphens=False)
+    yield from (prefix + line for line in lines)
+
+
+def source(made: dict[str, Any]) -> str:
+    """How figures were made: command, commit, versions, date."""
+    command = [f"`{made['command']}`"] if "command" in made else []
+    versions = [f"{name} {made[name]}" for name in ("torch", "transformers", "python") if name in made]
+    date = [made["date"]] if "date" in made else []
+    return ", ".join([*command, f"commit {made['commit']}", *versions, *date])
+
+
+# ------------------------------------------------------------------------------------------------------------- README
+
+
+def status(figures: Figures) -> Iterator[str]:
+    """What is verified and what is not."""
+    replayed = figures.quality["replay"]
+    rate = {name: percent(one.measured.rate) for name, one in figures.rows.items()}
+    yield from paragraph(
+        f"**Verified:** {replayed['equal']} of {replayed['cases']} recorded results of the released code are",
+        "reproduced, and both networks equal their twins in transformers and diffusers. The built-in tiny model is",
+        f"judged by its pixels: right and clean are {rate['generate full']} of the pictures from full captions,",
+        f"{rate['generate open']} from captions that leave something open, {rate['edit']} of edits and",
+        f"{rate['inpaint']} of inpaints; {rate['describe']} of its descriptions are exact",
+        "([docs/quality.md](docs/quality.md)).",
+        prefix="> ",
+    )
+    yield ">"
+    yield from paragraph(
+        "**Not verified: the published 8B weights have not been run by us.** Times and memory are measured on one",
+        f"{figures.gpu['card']} with random weights of that size, or computed; each figure says which",
+        "([docs/performance.md](docs/performance.md)).",
+        prefix="> ",
+    )
+
+
+def sizes(figures: Figures) -> Iterator[str]:
+    """The files and their sizes."""
+    cards = figures.performance["cards"]
+    weights, vq = cards["weights"], cards["vq"]
+    cache = cards["sampling"]["balanced"] - cards["sampling"]["off"]
+    yield from paragraph(
+        f"The download is {gigabytes(weights['bf16'] + vq)}. As one file the transformer takes",
+        f"{gigabytes(weights['bf16'])} in bf16, {gigabytes(weights['fp8'])} in fp8 and {gigabytes(weights['int8'])} in",
+        f"int8; the VQ adds {gigabytes(vq)}. ML-Cache needs {gigabytes(cache)} more on the card.",
+    )
+
+
+def cards(figures: Figures) -> Iterator[str]:
+    """Which file fits on which card; bold is the one to use."""
+    section = figures.performance["cards"]
+    rows = []
+    for card in section["rows"]:
+        fits = [fit(card["fits"][kind], bold=kind == card["kind"]) for kind in section["weights"]]
+        close = [one for one in figures.gpu["streaming"] if one["free_gib"] == card["gib"]]
+        measured = ", ".join(f"{one['file']} {span(one['exact'])} ms" for one in close)
+        rows.append((f"{card['gib']} GB", *fits, f"{card['ram_gb']} GB", f"{card['disk_gb']} GB", measured or "-"))
+    yield from table(("card", *section["weights"], "RAM", "disk", "a step at 512x512 px, measured"), rows)
+
+
+def fit(one: dict[str, int], *, bold: bool) -> str:
+    """How a file fits, in words."""
+    if one["streamed"]:
+        words = f"streams {gigabytes(one['streamed'])} a pass"
+    else:
+        words = "fits without ML-Cache" if one["streamed_cached"] else "fits, also with ML-Cache"
+    return f"**{words}**" if bold else words
+
+
+def times(figures: Figures) -> Iterator[str]:
+    """What to expect of the time."""
+    picture, _, edit, answer = (job["ways"] for job in figures.gpu["core"])
+    yield from paragraph(
+        f"Measured on the {figures.gpu['card']} with all weights on the card, bf16: a 1024x1024 px picture takes",
+        f"{picture['exact']['s']} s, or {picture['balanced']['s']} s with `ml_cache` balanced (the released code:",
+        f"{picture['released']['s']} s); an edit at 512x512 px {edit['exact']['s']} s; an answer of 128 tokens",
+        f"{answer['exact']['s']} s, or {answer['balanced']['s']} s with `speed` balanced.",
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------ quality
+
+
+def replayed(figures: Figures) -> Iterator[str]:
+    """How many recorded cases are equal."""
+    made = figures.quality["replay"]
+    yield from paragraph(f"**{made['equal']} of {made['cases']} cases are equal** ({source(made)}).")
+
+
+def same_tokens(figures: Figures) -> Iterator[str]:
+    """Tokens of the released code beside ours."""
+    made = figures.performance["cpu_released"]
+    names = {"image_exact": "picture", "image_ml_cache": "picture with the published cache", "edit_exact": "edit"}
+    names["understanding_exact"] = "answer"
+    counts = (f"{names[name]} {same} of {total}" for name, (same, total) in made["equal_tokens"].items())
+    yield from paragraph(f"Equal tokens: {', '.join(counts)} (commit {made['commit']}, torch {made['torch']}).")
+
+
+def judged(figures: Figures) -> Iterator[str]:
+    """The judge's table."""
+    rows = figures.rows
+    missed = [name for name, one in rows.items() if not one.passes]
+    below = f"; below them: {'; '.join(missed)}" if missed else ""
+    made = figures.quality["rows"][0]["made_with"]
+    yield from paragraph(
+        f"{len(rows) - len(missed)} of {len(rows)} rows are within their limits{below}.",
+        f"Measured with {source(made)}, pack {made['version']}.",
+    )
+    yield ""
+    yield from table(("task", "cases", "exact", "and clean", "limit", "settings"), map(judged_row, rows.values()))
+
+
+def judged_row(one: Result) -> Sequence[str]:
+    """A line of the judge's table."""
+    exact = "-" if one.measured.exact is None else percent(one.measured.exact)
+    limit = one.limit.replace("%", " %") + ("" if one.passes else ", missed")
+    return one.name, str(one.measured.count), exact, percent(one.measured.rate), limit, one.settings
+
+
+def parts(figures: Figures) -> Iterator[str]:
+    """Rows whose cases are of several kinds."""
+    yield from table(
+        ("task", "kind of case", "cases", "exact", "and clean"),
+        (
+            (name, part, str(one.count), percent(one.exact or 0), percent(one.rate))
+            for name, row in figures.rows.items()
+            for part, one in row.measured.parts.items()
+        ),
+    )
+
+
+def remarks(figures: Figures) -> Iterator[str]:
+    """What the judge says besides."""
+    yield from (f"- {name}: {remark}" for name, row in figures.rows.items() for remark in row.measured.remarks)
+
+
+CACHES = {
+    "off": "",
+    "published": ", ML-Cache",
+    "quality": ", cache quality",
+    "balanced": ", cache balanced",
+    "fast": ", cache fast",
+}
+
+
+def caches(figures: Figures) -> Iterator[str]:
+    """What ML-Cache costs nano and saves the 8B."""
+    rows, shares = figures.rows, figures.performance["counted"]["shares"]
+    heads = (
+        "`ml_cache`",
+        "open captions: exact, and clean",
+        "edits: exact, and clean",
+        "work at 1024 px",
+        "edit at 512 px",
+    )
+    lines = []
+    for preset, suffix in CACHES.items():
+        pair = [rows[f"{task}{suffix}"].measured for task in ("generate open", "edit")]
+        work = [shares[preset][job] if preset in shares else 1.0 for job in ("words", "edit")]
+        right = (f"{percent(one.exact or 0)}, {percent(one.rate)}" for one in pair)
+        lines.append((preset, *right, *(percent(share, 0) for share in work)))
+    yield from table(heads, lines)
+
+
+# -------------------------------------------------------------------------------------------------------- performance
+
+
+def gpu_made(figures: Figures) -> Iterator[str]:
+    """What was measured on a GPU, and with what."""
+    gpu = figures.gpu
+    yield from paragraph(
+        f"Card: {gpu['card']}; host: {gpu['host']}. Weights: {gpu['weights']}. Pack commit {gpu['commit']}, torch",
+        f"{gpu['torch']}, released code with transformers {gpu['transformers']}, ComfyUI {gpu['comfyui']};",
+        f"{gpu['date']}.",
+    )
+
+
+def gpu_times(figures: Figures) -> Iterator[str]:
+    """Seconds of jobs on a GPU."""
+    ways = ("released", "exact", "released cache", "quality", "balanced", "fast")
+    rows = []
+    for job in figures.gpu["core"]:
+        cells = (job["ways"].get(way) for way in ways)
+        rows.append((job["job"], *(f"{one['s']} s ({one['ms']} ms)" if one else "-" for one in cells)))
+    yield from table(("job", *ways), rows)
+
+
+def gpu_memory(figures: Figures) -> Iterator[str]:
+    """Peak memory of jobs on a GPU."""
+    gpu = figures.gpu
+    rows = [(one["job"], *(f"{one[way]} GB" for way in ("released", "exact", "cached"))) for one in gpu["peak_gb"]]
+    yield from table(("beside the weights", "released", "exact", "with a cache"), rows)
+    yield ""
+    vq = ((one["way"], f"{one['ms']} ms", f"{one['peak_gb']} GB") for one in gpu["vq"])
+    yield from table(("VQ, 1024x1024 px", "time", "peak"), vq)
+
+
+def gpu_streaming(figures: Figures) -> Iterator[str]:
+    """A step with less free memory, and by kind of file."""
+    gpu = figures.gpu
+    free = {None: "all"} | {gib: f"{gib} GiB" for gib in (6, 8, 12)}
+    rows = ((free[o["free_gib"]], o["file"], span(o["exact"]), span(o["balanced"])) for o in gpu["streaming"])
+    yield from table(("free", "file", "exact, ms a step", "`balanced`, ms a step"), rows)
+    yield ""
+    yield from paragraph(
+        f"Weights that do not fit stream over the bus, here at {gpu['pinned_gb_per_s']} GB/s, and that sets the time:",
+        "a cached step streams as much as a full one, so ML-Cache gains nothing there. A slower bus takes",
+        "proportionally longer.",
+    )
+    yield ""
+    kinds = ((one["file"], f"{one['pass_ms']} ms", f"{span(one['step_ms'])} ms") for one in gpu["kinds"])
+    yield from table(("file", "GPU time of a pass", "wall time of a step"), kinds)
+
+
+def gpu_right(figures: Figures) -> Iterator[str]:
+    """Whether results on the GPU were right."""
+    one = figures.gpu["templates"]
+    yield from paragraph(
+        f"In ComfyUI {one['right']} of {one['run']} template runs were right, DiMOO-nano as int8 and fp8 among them.",
+        f"Nano's tokens on the GPU equal those on the CPU: {figures.gpu['nano_equal']}.",
+    )
+
+
+def cards_made(figures: Figures) -> Iterator[str]:
+    """How the table of cards is computed, and the memory beside the weights."""
+    section = figures.performance["cards"]
+    sampling, decode = section["sampling"], section["decode"]
+    yield from paragraph(
+        f"Computed ({source(section)}). Beside the weights, sampling takes {gigabytes(sampling['off'])} exact and",
+        f"{gigabytes(sampling['balanced'])} with ML-Cache (`balanced`); decoding with the VQ takes",
+        f"{gigabytes(decode['whole'])}, in tiles {gigabytes(decode['tiles'])}.",
+    )
+
+
+def passes(figures: Figures) -> Iterator[str]:
+    """A counted pass."""
+    counted = figures.performance["counted"]
+    yield from paragraph(f"Counted: {source(counted)}.")
+    yield ""
+    pair = [counted["passes"][name] for name in ("ours", "released")]
+    yield from table(
+        ("a pass over a picture of 1024x1024 px, bf16", "here", "released code"),
+        (
+            ("arithmetic", *(f"{one['flops'] / 1e12:.1f} TFLOP" for one in pair)),
+            ("traffic between the matrix products", *(f"{one['traffic'] / 1e9:.0f} GB" for one in pair)),
+            ("logits", *(f"{one['logits'] / 1e9:.2f} GB" for one in pair)),
+        ),
+    )
+
+
+def answers(figures: Figures) -> Iterator[str]:
+    """Counted answers."""
+    costs = figures.performance["counted"]["answers"]
+    released, exact = costs["released"]["flops"], costs["exact, 1 token a step"]["flops"]
+    rows = []
+    for name, one in costs.items():
+        work = (f"1/{whole / one['flops']:.1f}" for whole in (released, exact))
+        rows.append((name, str(one["passes"]), str(one["positions"]), f"{one['flops'] / 1e15:.2f}", *work))
+    yield from table(("`speed`", "passes", "positions", "PFLOP", "of released", "of exact"), rows)
+
+
+BASELINE = {
+    "image_exact": "picture, exact",
+    "image_ml_cache": "picture, `balanced`, against an exact baseline",
+    "edit_exact": "edit, exact",
+    "edit_ml_cache": "edit, `balanced`, against an exact baseline",
+    "understanding_exact": "answer, exact",
+    "understanding_cached": "answer about 1024x1024 px, `balanced`, against our exact",
+    "understanding_fast": "answer about 1024x1024 px, `fast`, against our exact",
+}
+RELEASED = {
+    "image_exact": "picture, exact",
+    "image_ml_cache": "picture, published cache on both sides",
+    "image_ml_cache_quality": "picture, `quality`, against released exact",
+    "image_ml_cache_balanced": "picture, `balanced`, against released exact",
+    "image_ml_cache_fast": "picture, `fast`, against released exact",
+    "edit_exact": "edit, exact",
+    "edit_ml_cache_balanced": "edit, `balanced`, against released exact",
+    "edit_ml_cache_fast": "edit, `fast`, against released exact",
+    "understanding_exact": "answer, exact",
+}
+
+
+def cpu(figures: Figures) -> Iterator[str]:
+    """Ratios on a CPU, against the baseline and against the released code."""
+    ours, released = figures.performance["cpu"], figures.performance["cpu_released"]
+    yield from paragraph(
+        f"Against the baseline in `bench/` ({source(ours)}; {ours['machine']}, medians of {ours['repeats']}):"
+    )
+    yield ""
+    yield from table(("job", "faster"), ((BASELINE[name], f"{ratio:g}x") for name, ratio in ours["ratios"].items()))
+    yield ""
+    yield from paragraph(
+        f"Against the released code itself (commit {released['commit']}, torch {released['torch']}, transformers",
+        f"{released['transformers']}; {released['machine']}, medians of {released['repeats']}):",
+    )
+    yield ""
+    yield from table(("job", "faster"), ((RELEASED[name], f"{ratio:g}x") for name, ratio in released["ratios"].items()))
+
+
+# ------------------------------------------------------------------------------------------------------------ command
+
+BLOCKS: dict[str, Callable[[Figures], Iterator[str]]] = {
+    one.__name__: one
+    for one in (
+        *(status, sizes, cards, times),
+        *(replayed, same_tokens, judged, parts, remarks, caches),
+        *(gpu_made, gpu_times, gpu_memory, gpu_streaming, gpu_right, cards_made, passes, answers, cpu),
+    )
+}
+
+
+def rendered(text: str, figures: Figures) -> str:
+    """A page with its generated parts made from the figures. Raises ValueError for a part of an unknown name."""
+
+    def block(found: re.Match[str]) -> str:
+        start, name, _, end = found.groups()
+        if name not in BLOCKS:
+            raise ValueError(f"Got a generated part {name!r}, expected one of {', '.join(BLOCKS)}.")
+        return start + "".join(f"{line}\n" for line in BLOCKS[name](figures)) + end
+
+    return BLOCK.sub(block, text)
+
+
+def record_replay(folder: Path) -> None:
+    """Replay recorded numbers and note the outcome in docs/quality.json."""
+    outcome = [wrong for _, wrong in replay(folder)]
+    made = made_with(f"python -m dimoo_core.evaluation.replay {folder.as_posix()}")
+    write_section(QUALITY, "replay", {**made, "equal": outcome.count(""), "cases": len(outcome)})
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command. Returns 1 if `--check` finds a page that is not up to date."""
+    parser = argparse.ArgumentParser(prog="python -m bench.docs", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--replay", type=Path, metavar="FOLDER", help="first replay this folder and note the outcome")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if a page is not up to date")
+    options = parser.parse_args(arguments)
+    if options.replay:
+        record_replay(options.replay)
+    figures, stale = Figures.load(), 0
+    for path in PAGES:
+        text = path.read_text(encoding="utf-8")
+        new = rendered(text, figures)
+        if new != text:
+            stale += 1
+            if options.check:
+                print(f"{path.relative_to(ROOT)} is not up to date; run python -m bench.docs")
+            else:
+                path.write_text(new, encoding="utf-8")
+                print(f"{path.relative_to(ROOT)} written")
+    return int(options.check and stale > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
