@@ -161,20 +161,20 @@ def _own_linear(base: type[nn.Module]) -> type[nn.Module]:
     and the scale, which is small, follows by itself."""
 
     class Linear(base):
-        layer: Quantised | None = None
+        quantisation: Quantised | None = None
 
         def _load_from_state_dict(self, state, prefix, *rest):
             if not take_quantised(self, state, prefix):
                 super()._load_from_state_dict(state, prefix, *rest)
 
         def forward(self, x: Tensor) -> Tensor:
-            if self.layer is None:
+            if self.quantisation is None:
                 return super().forward(x)
             comfy.ops.run_every_op()
             weight, _, stream = comfy.ops.cast_bias_weight(
                 self, dtype=self.weight.dtype, device=x.device, bias_dtype=x.dtype, offloadable=True
             )
-            result = quantised.linear(x, weight, self.weight_scale.to(x.device), self.layer)
+            result = quantised.linear(x, weight, self.weight_scale.to(x.device), self.quantisation)
             comfy.ops.uncast_bias_weight(self, weight, None, stream)
             return result
 
