@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
+from ..dimoo_core.checks import shown
 from .host import io
 
 Meaning = TypeVar("Meaning")
@@ -35,9 +36,9 @@ def choice(name: str, options: Iterable[str], tooltip: str, *, optional: bool = 
 
 
 def chosen(name: str, value: str, meanings: Mapping[str, Meaning]) -> Meaning:
-    """What a choice means; raises ValueError for one that there is not, which ComfyUI 0.3.75 lets through."""
+    """What a choice means; raises ValueError for an unknown one, which ComfyUI 0.3.75 lets through."""
     if value not in meanings:
-        raise ValueError(f"There is no {name} {value!r}; choose one of {', '.join(meanings)}.")
+        raise ValueError(f"There is no {name} {shown(value)}; choose one of {', '.join(meanings)}.")
     return meanings[value]
 
 
