@@ -179,6 +179,7 @@ def _own_linear(base: type[nn.Module]) -> type[nn.Module]:
 
     class Linear(base):
         quantisation: Quantised | None = None
+        weight_scale: nn.Parameter
 
         def _load_from_state_dict(self, state, prefix, *rest):
             if not take_quantised(self, state, prefix):

@@ -219,4 +219,4 @@ def _header(metadata: dict[str, str], tensors: Sequence[_Tensor]) -> tuple[bytes
 def _put(file: BinaryIO, offset: int, numbers: Tensor) -> int:
     """Writes a tensor's bytes from byte `offset` of the file on; returns how many."""
     file.seek(offset)
-    return file.write(numbers.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return file.write(numbers.contiguous().reshape(-1).view(torch.uint8).numpy().data)

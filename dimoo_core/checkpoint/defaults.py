@@ -41,4 +41,5 @@ class Defaults:
             fine = all(isinstance(part, number) and not isinstance(part, bool) and 0 <= part < 2**63 for part in parts)
             if not fine or isinstance(value, list) != pair or (pair and len(parts) != 2):
                 raise ValueError(f"dimoo_defaults says {name} = {shown(value)}; expected a value like {known[name]!r}.")
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()})
+        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
+        return cls(**values)

@@ -19,7 +19,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -150,6 +150,7 @@ class Linear(nn.Linear):
     has `weight`, `weight_scale` and `comfy_quant`."""
 
     quantisation: Quantised | None = None
+    weight_scale: nn.Parameter
 
     def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest) -> None:
         if not take_quantised(self, state, prefix):
@@ -162,11 +163,16 @@ class Linear(nn.Linear):
         return linear(x, self.weight, self.weight_scale, self.quantisation)
 
 
-def take_quantised(module: nn.Module, state: dict[str, Tensor], prefix: str) -> bool:
-    """Moves a quantised weight out of a state dict into a Linear module; False where the weight is a plain one.
+class Quantisable(Protocol):
+    """A Linear module that can hold a quantised weight."""
 
-    The module then has `weight`, `weight_scale` and `quantisation`.
-    """
+    weight: Tensor
+    weight_scale: nn.Parameter
+    quantisation: Quantised | None
+
+
+def take_quantised(module: Quantisable, state: dict[str, Tensor], prefix: str) -> bool:
+    """Moves a quantised weight out of a state dict into a module; False where the weight is a plain one."""
     fields = state.pop(f"{prefix}comfy_quant", None)
     if fields is None:
         return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import importlib.util
 import os
 import shutil
 from collections.abc import Callable
@@ -120,8 +121,12 @@ def test_folders_of_extra_model_paths_are_read_as_comfyui_reads_them(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import folder_paths
-    from utils.extra_config import load_extra_path_config
 
+    # by its path: ComfyUI's own nodes, once imported, put another module called `utils` before this package
+    place = nodepack.COMFYUI / "utils" / "extra_config.py"
+    spec = importlib.util.spec_from_file_location("comfyui_extra_config", place)
+    extra_config = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(extra_config)
     shutil.copytree(checkpoint, tmp_path / ODD / "a" / "first")
     shutil.copytree(checkpoint, tmp_path / ODD / "b" / "second")
     settings = tmp_path / "extra_model_paths.yaml"
@@ -130,7 +135,7 @@ def test_folders_of_extra_model_paths_are_read_as_comfyui_reads_them(
     monkeypatch.setattr(folder_paths, "folder_names_and_paths", dict(folder_paths.folder_names_and_paths))
     monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path / "models"))
     folder_paths.folder_names_and_paths.pop("dimoo", None)
-    load_extra_path_config(str(settings))
+    extra_config.load_extra_path_config(str(settings))
     nodepack.part("nodes.host").register_folder()
     assert listed() == ["first", "second"] and loads("second")
 
