@@ -63,11 +63,11 @@ def chosen(name: str) -> Found | None:
     return published() if name == DOWNLOAD else resolve(name)
 
 
-def load_model(found: Found, wanted: torch.dtype | None, palette: Palette) -> LoadedModel:
-    """The transformer under ComfyUI's memory management, and what belongs to it."""
+def load_model(found: Found, dtype: torch.dtype | None, palette: Palette) -> LoadedModel:
+    """The transformer under ComfyUI's memory management, and what belongs to it; `dtype` None leaves it to ComfyUI."""
     parameters = sum(prod(entry.shape) for entry in found.weights.values())
-    weight, compute = host.transformer_dtypes(parameters, wanted)
-    formats = found.formats if wanted is None else frozenset()  # a dtype that the user chose undoes the quantisation
+    weight, compute = host.transformer_dtypes(parameters, dtype)
+    formats = found.formats if dtype is None else frozenset()  # a dtype that the user chose undoes the quantisation
     devices = host.transformer_devices()
     tokenizer = load_tokenizer(found)
     transformer = load_transformer(
@@ -136,7 +136,7 @@ class Loader(host.io.ComfyNode):
 
     @classmethod
     def execute(cls, checkpoint, weight_dtype="auto"):
-        wanted = widgets.chosen("weight_dtype", weight_dtype, WEIGHT_DTYPES)
+        dtype = widgets.chosen("weight_dtype", weight_dtype, WEIGHT_DTYPES)
         found = downloaded() if checkpoint == DOWNLOAD else resolve(checkpoint)
         vq = load_autoencoder(found)
-        return host.io.NodeOutput(load_model(found, wanted, Palette(vq)), vq)
+        return host.io.NodeOutput(load_model(found, dtype, Palette(vq)), vq)

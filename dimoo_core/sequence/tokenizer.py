@@ -107,6 +107,6 @@ class TextTokenizer:
 
 def _unusable(message: str) -> str:
     return (
-        f"The tokenizer.json of this checkpoint cannot be applied ({message}); fetch the one that belongs to the "
+        f"The tokenizer.json of this checkpoint cannot be applied ({message}); download the one that belongs to the "
         "checkpoint."
     )

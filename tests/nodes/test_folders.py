@@ -182,3 +182,22 @@ def test_downloads_go_into_such_folders_too(
         download(folder=root, endpoint=hub.url)
     assert listed() == ["Lumina-DiMOO"] and loads("Lumina-DiMOO")
     assert root.is_symlink() == linked
+
+
+@pytest.mark.parametrize("value", ["x" * 10**5, "a\nb", "\ud800"])
+def test_an_unknown_choice_is_not_repeated_whole(value: str) -> None:
+    for inputs in ({"checkpoint": value}, {"checkpoint": "DiMOO-nano (built in)", "weight_dtype": value}):
+        with pytest.raises(ValueError, match="There is no") as caught:
+            nodepack.run(LOADER, **inputs)
+        assert str(caught.value).isprintable() and len(str(caught.value)) < 200
+
+
+def test_what_macos_leaves_beside_files_is_passed_over(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodepack.put_checkpoint(tmp_path, monkeypatch)
+    shutil.copytree(checkpoint, tmp_path / "mine")
+    for path in [*tmp_path.rglob("*")]:
+        if path.is_file():
+            path.with_name(f"._{path.name}").write_bytes(b"\0\5\26\7" + bytes(4092))
+    assert listed() == ["mine"] and loads("mine")
