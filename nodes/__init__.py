@@ -12,7 +12,7 @@ from .edit import ImageEdit
 from .loader import Loader
 from .paint import MaskPaint
 from .prompt import TextEncode
-from .provenance import add_metadata
+from .provenance import add_note
 from .sampler import CacheSettings, Sampler
 
 NODES = [
@@ -37,7 +37,7 @@ NODES = [
 class DimooExtension(host.ComfyExtension):
     async def get_node_list(self) -> list[type]:
         host.register_folder()
-        host.on_prompt(add_metadata)
+        host.on_prompt(add_note)
         return list(NODES)
 
 

@@ -33,7 +33,7 @@ def _identified(name: str) -> dict[str, str] | None:
         return None
 
 
-def add_metadata(request: dict[str, Any]) -> dict[str, Any]:
+def add_note(request: dict[str, Any]) -> dict[str, Any]:
     """A request that queues a prompt, with our metadata beside the workflow in what ComfyUI writes into pictures."""
     found = metadata(request.get("prompt"))
     if found is not None:
