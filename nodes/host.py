@@ -40,6 +40,7 @@ __all__ = ["ComfyExtension", "io", "ui"]
 FOLDER = "dimoo"  # under ComfyUI's models, and the key in extra_model_paths.yaml
 _LAYERS = ("Linear", "Embedding", "RMSNorm", "Conv2d", "GroupNorm")
 _log = logging.getLogger(__name__)
+_logged: set[tuple[str, tuple[object, ...]]] = set()
 
 
 def schema(**fields) -> io.Schema:
@@ -52,7 +53,7 @@ def schema(**fields) -> io.Schema:
 
 
 def register_folder() -> None:
-    """Makes `models/dimoo` a model folder, after those that extra_model_paths.yaml may have named already."""
+    """Makes `models/dimoo` a model folder, after those that extra_model_paths.yaml may have named."""
     folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER))
     extensions = folder_paths.folder_names_and_paths[FOLDER][1]
     if isinstance(extensions, set):  # a new folder comes with an empty set, which would mean every file
@@ -72,17 +73,33 @@ def model_folders() -> list[Path]:
 def transformer_dtypes(parameters: int, wanted: torch.dtype | None) -> tuple[torch.dtype, torch.dtype]:
     """The dtype to store `parameters` weights in and the one to compute in; `wanted` None leaves both to ComfyUI.
 
-    Never fp16: a language model's activations outgrow it.
+    Always bf16 or fp32, also where ComfyUI was started with a dtype that suits other models (--fp8_e4m3fn-unet,
+    --fp16-unet, --force-fp16, ...): a language model's activations outgrow fp16, and weights in fp8 need scales.
     """
-    device, served = memory.get_torch_device(), [torch.bfloat16, torch.float32]
-    weight = memory.unet_dtype(device, parameters, supported_dtypes=served) if wanted is None else wanted
-    compute = memory.unet_manual_cast(weight, device, supported_dtypes=served)
-    return weight, weight if compute is None else compute
+    device, usable = memory.get_torch_device(), [torch.bfloat16, torch.float32]
+    weight = memory.unet_dtype(device, parameters, supported_dtypes=usable) if wanted is None else wanted
+    if weight not in usable:
+        asked, has_bf16 = weight, memory.should_use_bf16(device, model_params=parameters, manual_cast=True)
+        weight = torch.bfloat16 if has_bf16 and asked != torch.float64 else torch.float32
+        log_once(
+            "DiMOO: ComfyUI was started with %s for diffusion models, which Lumina-DiMOO does not run in; loading %s.",
+            asked,
+            weight,
+        )
+    compute = memory.unet_manual_cast(weight, device, supported_dtypes=usable) or weight
+    return weight, compute if compute in usable else torch.float32
 
 
 def vq_dtype() -> torch.dtype:
-    """fp32, in which the VQ was trained, unless ComfyUI was started with another dtype for VAEs."""
-    return memory.vae_dtype(memory.vae_device(), allowed_dtypes=[])
+    """fp32, in which the VQ was trained, or bf16 where ComfyUI was started with that for VAEs.
+
+    Never fp16: the published VQ asks for an upcast (`force_upcast`), and a rounded encoder finds other codes.
+    """
+    asked = memory.vae_dtype(memory.vae_device(), allowed_dtypes=[])
+    if asked in (torch.float32, torch.bfloat16):
+        return asked
+    log_once("DiMOO: ComfyUI was started with %s for VAEs, which the VQ does not run in; loading torch.float32.", asked)
+    return torch.float32
 
 
 def layers(
@@ -163,20 +180,21 @@ def _own_linear(base: type[nn.Module]) -> type[nn.Module]:
     and the scale, which is small, follows by itself."""
 
     class Linear(base):
-        layer: Quantised | None = None
+        quantisation: Quantised | None = None
+        weight_scale: nn.Parameter
 
         def _load_from_state_dict(self, state, prefix, *rest):
             if not take_quantised(self, state, prefix):
                 super()._load_from_state_dict(state, prefix, *rest)
 
         def forward(self, x: Tensor) -> Tensor:
-            if self.layer is None:
+            if self.quantisation is None:
                 return super().forward(x)
             comfy.ops.run_every_op()
             weight, _, stream = comfy.ops.cast_bias_weight(
                 self, dtype=self.weight.dtype, device=x.device, bias_dtype=x.dtype, offloadable=True
             )
-            result = quantised.linear(x, weight, self.weight_scale.to(x.device), self.layer)
+            result = quantised.linear(x, weight, self.weight_scale.to(x.device), self.quantisation)
             comfy.ops.uncast_bias_weight(self, weight, None, stream)
             return result
 
@@ -361,5 +379,12 @@ def _server():
     return getattr(getattr(module, "PromptServer", None), "instance", None)
 
 
-def log(message: str, *values) -> None:
+def log(message: str, *values: object) -> None:
     _log.info(message, *values)
+
+
+def log_once(message: str, *values: object) -> None:
+    """A warning that stands in the log once, however often there is reason for it."""
+    if (message, values) not in _logged:
+        _logged.add((message, values))
+        _log.warning(message, *values)

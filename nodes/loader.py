@@ -10,6 +10,7 @@ import torch
 from ..dimoo_core import jobs
 from ..dimoo_core.checkpoint.find import NANO, Found, candidates, find
 from ..dimoo_core.checkpoint.load import load_tokenizer, load_transformer, load_vq
+from ..dimoo_core.checks import shown
 from ..dimoo_core.hub.download import REPO, download
 from . import host, widgets
 from .sockets import LoadedModel, LoadedVQ, ModelSocket, Palette, VQSocket
@@ -20,7 +21,7 @@ WEIGHT_DTYPES = {"auto": None, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def checkpoints() -> dict[str, Path]:
-    """Names as the loader lists them, and the folders they stand for; the first folder with a name has it."""
+    """Names as the loader lists them, and the folders they stand for; of two with one name the first counts."""
     found = {BUILT_IN: NANO}
     for root in host.model_folders():
         for folder in candidates(root):
@@ -33,7 +34,7 @@ def resolve(name: str) -> Found:
     """The checkpoint of a name; raises ValueError where it is gone or broken."""
     known = checkpoints()
     if name not in known:
-        raise ValueError(f"There is no checkpoint {name!r} any more; refresh the page and choose one of the list.")
+        raise ValueError(f"There is no checkpoint {shown(name)} any more; refresh the page and choose one of the list.")
     return find(known[name])
 
 
@@ -48,7 +49,7 @@ def published() -> Found | None:
 
 
 def downloaded() -> Found:
-    """The published checkpoint, downloaded into the first model folder unless one has it; errors as `download`."""
+    """The published checkpoint, downloaded into the first model folder unless one has it. Raises as `download`."""
     there = published()
     if there is not None:
         return there
@@ -62,11 +63,11 @@ def chosen(name: str) -> Found | None:
     return published() if name == DOWNLOAD else resolve(name)
 
 
-def load_model(found: Found, wanted: torch.dtype | None, palette: Palette) -> LoadedModel:
-    """The transformer under ComfyUI's memory management, and what belongs to it."""
+def load_model(found: Found, dtype: torch.dtype | None, palette: Palette) -> LoadedModel:
+    """The transformer under ComfyUI's memory management, and what belongs to it; `dtype` None leaves it to ComfyUI."""
     parameters = sum(prod(entry.shape) for entry in found.weights.values())
-    weight, compute = host.transformer_dtypes(parameters, wanted)
-    formats = found.formats if wanted is None else frozenset()  # a dtype that is asked for undoes the quantising
+    weight, compute = host.transformer_dtypes(parameters, dtype)
+    formats = found.formats if dtype is None else frozenset()  # a dtype that the user chose undoes the quantisation
     devices = host.transformer_devices()
     tokenizer = load_tokenizer(found)
     transformer = load_transformer(
@@ -130,14 +131,14 @@ class Loader(host.io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, checkpoint, **_):
-        """Size and time of the files, so that a replaced checkpoint is loaded anew."""
+        """Size and time of the files, so that a replaced checkpoint is loaded again."""
         found = chosen(checkpoint)
         stats = [] if found is None else [(path.name, path.stat()) for path in found.files]
         return str([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
 
     @classmethod
     def execute(cls, checkpoint, weight_dtype="auto"):
-        wanted = widgets.chosen("weight_dtype", weight_dtype, WEIGHT_DTYPES)
+        dtype = widgets.chosen("weight_dtype", weight_dtype, WEIGHT_DTYPES)
         found = downloaded() if checkpoint == DOWNLOAD else resolve(checkpoint)
         vq = load_autoencoder(found)
-        return host.io.NodeOutput(load_model(found, wanted, Palette(vq)), vq)
+        return host.io.NodeOutput(load_model(found, dtype, Palette(vq)), vq)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
+from ..dimoo_core.checks import shown
 from .host import io
 
 Meaning = TypeVar("Meaning")
@@ -40,13 +41,8 @@ def choice(name: str, options: Iterable[str], tooltip: str, *, optional: bool = 
 def chosen(name: str, value: str, meanings: Mapping[str, Meaning]) -> Meaning:
     """What a choice means. Raises ValueError for an unknown choice, which ComfyUI 0.3.75 lets through."""
     if not isinstance(value, str) or value not in meanings:
-        raise ValueError(f"Got {name} {shortened(repr(value))}; choose one of {', '.join(meanings)}.")
+        raise ValueError(f"Got {name} {shown(value)}; choose one of {', '.join(meanings)}.")
     return meanings[value]
-
-
-def shortened(text: str) -> str:
-    """`text` for a message: at most LONGEST characters of it, since what a workflow file holds can be of any length."""
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
 
 
 def words(name: str, tooltip: str, *, default: str = "") -> io.String.Input:

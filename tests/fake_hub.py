@@ -39,6 +39,8 @@ class Faults:
     extra: list[dict[str, Any]] = field(default_factory=list)  # entries of the listing beside the real ones
     no_ranges: bool = False  # the whole file, whatever part was asked for
     page: bool = False  # a web page instead of any answer
+    listing: bytes | None = None  # instead of the real one
+    refusal: bytes = b'{"error":"no"}'  # what comes with a status that refuses
 
 
 class Hub:
@@ -53,6 +55,7 @@ class Hub:
         self.asked: list[Asked] = []
         self.sent: dict[str, int] = {}
         self.listings = 0
+        self.tokens: list[str | None] = []  # of every request, for the list and for files
         self._ended = threading.Event()
         self._servers = [ThreadingHTTPServer(("127.0.0.1", 0), _handler(self, kind)) for kind in ("hub", "cdn")]
         self.url, self.cdn = (f"http://127.0.0.1:{server.server_address[1]}" for server in self._servers)
@@ -73,6 +76,7 @@ class Hub:
         self.faults = Faults()
         self.asked.clear()
         self.sent.clear()
+        self.tokens.clear()
         self.listings = 0
 
     def starts(self, name: str) -> list[int]:
@@ -115,6 +119,7 @@ def _handler(hub: Hub, kind: str) -> type[BaseHTTPRequestHandler]:
 
         def answer(self, with_body: bool) -> None:
             path, faults = unquote(urlsplit(self.path).path), hub.faults
+            hub.tokens.append(self.headers.get("Authorization"))
             api = re.fullmatch(rf"/api/models/{re.escape(hub.repo)}/(revision|tree)/([^/]+)", path)
             file = re.fullmatch(rf"/{re.escape(hub.repo)}/resolve/([^/]+)/(.+)", path)
             if faults.page:
@@ -123,7 +128,8 @@ def _handler(hub: Hub, kind: str) -> type[BaseHTTPRequestHandler]:
                 self.send_file(parse_qs(urlsplit(self.path).query)["name"][0], with_body)
             elif api and self.may("listing", api[2]):
                 hub.listings += 1
-                self.reply(200, json.dumps(self.listing(api[1])).encode(), {}, with_body)
+                body = json.dumps(self.listing(api[1])).encode() if faults.listing is None else faults.listing
+                self.reply(200, body, {}, with_body)
             elif file and self.may(file[2], file[1]):
                 self.resolve(file[2], with_body)
             elif not api and not file:
@@ -196,7 +202,7 @@ def _handler(hub: Hub, kind: str) -> type[BaseHTTPRequestHandler]:
                 self.close_connection = True
 
         def refuse(self, status: int, code: str) -> None:
-            self.reply(status, b'{"error":"no"}', {"X-Error-Code": code} if code else {}, self.command == "GET")
+            self.reply(status, hub.faults.refusal, {"X-Error-Code": code} if code else {}, self.command == "GET")
 
         def reply(self, status: int, body: bytes, headers: dict[str, str], with_body: bool) -> None:
             self.head(status, len(body), headers)

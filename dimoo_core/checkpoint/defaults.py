@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from ..checks import shown
+
 
 @dataclass(frozen=True)
 class Defaults:
@@ -29,14 +31,15 @@ class Defaults:
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> Defaults:
-        """Raises ValueError for a name that is not above, and for a value of another kind or below 0."""
+        """Raises ValueError for a name that is not above, and for a value of another kind, below 0 or infinite."""
         known = {field.name: field.default for field in fields(cls)}
         for name, value in settings.items():
             if name not in known:
-                raise ValueError(f"dimoo_defaults names {name!r:.80}; there are {', '.join(known)}.")
+                raise ValueError(f"dimoo_defaults names {shown(name)}; there are {', '.join(known)}.")
             parts, pair = (value if isinstance(value, list) else [value]), isinstance(known[name], tuple)
             number = (int, float) if isinstance(known[name], float) else int
-            fine = all(isinstance(part, number) and not isinstance(part, bool) and part >= 0 for part in parts)
+            fine = all(isinstance(part, number) and not isinstance(part, bool) and 0 <= part < 2**63 for part in parts)
             if not fine or isinstance(value, list) != pair or (pair and len(parts) != 2):
-                raise ValueError(f"dimoo_defaults says {name} = {value!r:.80}; a value like {known[name]!r} is wanted.")
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()})
+                raise ValueError(f"dimoo_defaults says {name} = {shown(value)}; expected a value like {known[name]!r}.")
+        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
+        return cls(**values)

@@ -1,4 +1,7 @@
-"""Writing a trained checkpoint in the layout that `checkpoint.find` reads: the published one's."""
+"""Writing a trained checkpoint in the layout that `checkpoint.find` reads: the published one's.
+
+Each file is whole or absent, and whoever may read other new files may read it.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..files import atomic_write, atomic_write_text
 from ..model.transformer import Transformer, module_to_hub
 from ..model.vq import VQ
 
@@ -23,25 +27,29 @@ def export_transformer(
     tokenizer: str,
     dtype: torch.dtype = torch.bfloat16,
 ) -> None:
-    """`config.json` from `fields`, `tokenizer.json` from its text, and the weights as `model.safetensors`."""
+    """Writes `tokenizer.json` from its text, the weights as `model.safetensors`, and `config.json` from `fields`."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
-    _save(module_to_hub(transformer.state_dict()), folder / "model.safetensors", dtype)
-    _describe(folder, fields)
+    atomic_write_text(folder / "tokenizer.json", tokenizer)
+    _write_weights(module_to_hub(transformer.state_dict()), folder / "model.safetensors", dtype)
+    _write_config(folder, fields)
 
 
 def export_vq(folder: Path, vq: VQ, *, fields: Mapping[str, Any], dtype: torch.dtype = torch.bfloat16) -> None:
-    """The VQ's `config.json` and weights, into its own folder."""
+    """Writes the VQ's weights and `config.json` into its own folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    _save(vq.state_dict(), folder / "diffusion_pytorch_model.safetensors", dtype)
-    _describe(folder, fields)
+    _write_weights(vq.state_dict(), folder / "diffusion_pytorch_model.safetensors", dtype)
+    _write_config(folder, fields)
 
 
-def _describe(folder: Path, fields: Mapping[str, Any]) -> None:
-    """`config.json`, always written last: where it is, the rest is whole."""
-    (folder / "config.json").write_text(json.dumps(dict(fields), indent=1) + "\n", encoding="utf-8")
+def _write_config(folder: Path, fields: Mapping[str, Any]) -> None:
+    """`config.json`, always written last: where it is, the rest is complete."""
+    atomic_write_text(folder / "config.json", json.dumps(dict(fields), indent=1) + "\n")
 
 
-def _save(state: Mapping[str, Tensor], file: Path, dtype: torch.dtype) -> None:
+def _write_weights(state: Mapping[str, Tensor], file: Path, dtype: torch.dtype) -> None:
     tensors = {name: tensor.detach().to(dtype).contiguous() for name, tensor in state.items()}
-    save_file(tensors, file, metadata={"format": "pt"})
+    with atomic_write(file) as part:
+        part.touch()
+        mode = part.stat().st_mode  # the umask's; safetensors makes the file again, for nobody but its owner
+        save_file(tensors, part, metadata={"format": "pt"})
+        part.chmod(mode)

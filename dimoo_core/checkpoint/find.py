@@ -21,14 +21,27 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+from ..checks import printable, shown
 from ..model.config import TransformerConfig, VQConfig
 from ..model.quantised import Format
 from ..pictures.sizes import CELL
 from ..sequence.token_table import RELEASED, TokenTable
 from .defaults import Defaults
-from .headers import Entry, Weights, read_headers, read_json, refuse_pickle, some
+from .headers import (
+    MAX_TOKENIZER,
+    Entry,
+    Weights,
+    decoded,
+    located,
+    read_headers,
+    read_json,
+    read_text,
+    refuse_pickle,
+    some,
+    visible,
+)
 from .single_file import SUFFIX, is_single_file, read_single_file
 
 NANO = Path(__file__).parents[1] / "nano" / "checkpoint"
@@ -39,21 +52,23 @@ _DEPTH = 4  # folders below a model folder; the hub's cache lays a checkpoint th
 class Found:
     """A recognised checkpoint; the headers of its weight files are read, the weights are not.
 
-    `path` is the folder, or the single file; `settings` and `vq_settings` are what its two config.json say.
+    `path` is the folder, or the single file. `config_json` and `vq_config_json` are all that its two config.json
+    hold, `config`, `table`, `defaults` and `vq_config` what this pack reads of that. `json_files` are the JSON files
+    that were read; a single file has none.
     """
 
     path: Path
     kind: str
-    settings: Mapping[str, Any]
+    config_json: Mapping[str, Any]
     config: TransformerConfig
     table: TokenTable
     defaults: Defaults
     weights: Weights
-    vq_settings: Mapping[str, Any]
+    vq_config_json: Mapping[str, Any]
     vq_config: VQConfig
     vq_weights: Weights
     tokenizer: Path | Entry
-    settings_files: tuple[Path, ...]
+    json_files: tuple[Path, ...]
 
     @property
     def folder(self) -> Path:
@@ -64,18 +79,19 @@ class Found:
     def files(self) -> tuple[Path, ...]:
         """Every file that is read, so that a caller can notice a change by size and time."""
         stored = {entry.file for part in (self.weights, self.vq_weights) for entry in part.values()}
-        return (*sorted(stored), *self.settings_files)
+        return (*sorted(stored), *self.json_files)
 
     @property
     def formats(self) -> frozenset[Format]:
         """Formats of the quantised weights; empty where there are none."""
-        return frozenset(entry.layer.format for entry in self.weights.values() if entry.layer is not None)
+        quantisations = [entry.quantisation for entry in self.weights.values()]
+        return frozenset(one.format for one in quantisations if one is not None)
 
     def tokenizer_text(self) -> str:
-        """What stands in tokenizer.json. Raises ValueError or OSError where it cannot be read."""
+        """The text of tokenizer.json. Raises ValueError or OSError where it cannot be read."""
         if isinstance(self.tokenizer, Path):
-            return self.tokenizer.read_text(encoding="utf-8")
-        return self.tokenizer.read().numpy().tobytes().decode("utf-8")
+            return read_text(self.tokenizer, MAX_TOKENIZER)
+        return decoded(self.tokenizer.read().numpy().tobytes())
 
 
 def find(path: str | Path) -> Found:
@@ -84,24 +100,24 @@ def find(path: str | Path) -> Found:
 
     Raises ValueError where there is none, where a part is missing or broken, or where the parts do not fit together.
     """
-    path = _place(Path(path).expanduser())
-    return _find_in_file(path) if path.is_file() else _find_in_folder(path)
+    path = _resolved(path)
+    return _find_in_file(path) if os.path.isfile(path) else _find_in_folder(path)
 
 
 def _find_in_folder(folder: Path) -> Found:
-    settings, vq_folder = read_json(folder / "config.json"), _vq_folder(folder)
+    config_json, vq_folder = read_json(folder / "config.json"), _vq_folder(folder)
     tokenizer = folder / "tokenizer.json"
-    if not tokenizer.is_file():
-        raise ValueError(f"{folder} has no tokenizer.json; fetch the one that belongs to this checkpoint.")
+    if not os.path.isfile(tokenizer):
+        raise ValueError(f"{folder} has no tokenizer.json; download the one that belongs to this checkpoint.")
     return _found(
         folder,
         "hub folder",
-        settings=settings,
-        vq_settings=read_json(vq_folder / "config.json"),
+        config_json=config_json,
+        vq_config_json=read_json(vq_folder / "config.json"),
         weights=lambda: read_headers(folder),
         vq_weights=lambda: read_headers(vq_folder),
         tokenizer=tokenizer,
-        settings_files=(folder / "config.json", vq_folder / "config.json", tokenizer),
+        json_files=(folder / "config.json", vq_folder / "config.json", tokenizer),
     )
 
 
@@ -110,12 +126,12 @@ def _find_in_file(path: Path) -> Found:
     return _found(
         path,
         "single file",
-        settings=single.settings,
-        vq_settings=single.vq_settings,
+        config_json=single.config_json,
+        vq_config_json=single.vq_config_json,
         weights=lambda: single.weights,
         vq_weights=lambda: single.vq_weights,
         tokenizer=single.tokenizer,
-        settings_files=(),
+        json_files=(),
     )
 
 
@@ -123,25 +139,29 @@ def _found(
     path: Path,
     kind: str,
     *,
-    settings: Mapping[str, Any],
-    vq_settings: Mapping[str, Any],
+    config_json: Mapping[str, Any],
+    vq_config_json: Mapping[str, Any],
     weights: Callable[[], Weights],
     vq_weights: Callable[[], Weights],
     **rest: Any,
 ) -> Found:
     """A checkpoint whose parts fit together; the headers of weights are read last, when all else is right."""
-    config, table, defaults = _transformer_settings(path, settings)
-    vq_config = _explained(path, lambda: VQConfig.from_dict(vq_settings))
+    with located(path):
+        config = TransformerConfig.from_dict(config_json)
+        table = TokenTable.from_dict(_table_of(config_json, "dimoo_token_ids", RELEASED.to_dict()))
+        table.check(config.vocab_size)
+        defaults = Defaults.from_dict(_table_of(config_json, "dimoo_defaults", {}))
+        vq_config = VQConfig.from_dict(vq_config_json)
     _check_fit(vq_config, table, path)
     return Found(
         path=path,
         kind=kind,
-        settings=settings,
+        config_json=config_json,
         config=config,
         table=table,
         defaults=defaults,
         weights=weights(),
-        vq_settings=vq_settings,
+        vq_config_json=vq_config_json,
         vq_config=vq_config,
         vq_weights=vq_weights(),
         **rest,
@@ -157,21 +177,22 @@ def candidates(folder: str | Path) -> list[Path]:
     return sorted(_walk(Path(folder), _DEPTH, set()))
 
 
-def _place(path: Path) -> Path:
+def _resolved(path: str | Path) -> Path:
     """The folder or the single file that a path stands for."""
+    path = Path(os.path.expanduser(path))  # unlike Path.expanduser it leaves a user that it does not know
     if not os.path.exists(path):  # unlike Path.exists it is False, too, for a name that no file system could have
-        raise ValueError(f"{str(path)[:200]} does not exist; give the folder of a checkpoint.")
-    if path.is_file():
+        raise ValueError(f"{printable(str(path), 200)} does not exist; give the folder of a checkpoint.")
+    if os.path.isfile(path):
         refuse_pickle(path)
         if is_single_file(path):
             return path
         if not _is_llada(path.parent):
             raise ValueError(
-                f"{path} has no config.json of model_type 'llada' beside it and is no whole "
+                f"{path} has no config.json of model_type 'llada' beside it and is not a whole "
                 "checkpoint; give a checkpoint folder, or a file made by `python -m dimoo_core convert`."
             )
         return path.parent
-    if (path / "config.json").exists():
+    if os.path.exists(path / "config.json"):
         return path
     below = candidates(path)
     if len(below) == 1:
@@ -185,21 +206,21 @@ def _place(path: Path) -> Path:
 
 def _walk(folder: Path, depth: int, seen: set[Path]) -> Iterator[Path]:
     try:
-        place = folder.resolve()
-        if place in seen:  # links may run in circles
+        real = folder.resolve()
+        if real in seen:  # links may run in circles
             return
-        seen.add(place)
+        seen.add(real)
         if _is_llada(folder):
             yield folder
             return
-        inside = [child for child in sorted(folder.iterdir()) if not child.name.startswith(".")]
-        inner = [child for child in inside if os.path.isdir(child)]
-    except OSError:
+        inside = visible(folder)
+    except (OSError, RuntimeError, ValueError):  # away, not ours to read; a circle of links, before Python 3.13
         return
     yield from (child for child in inside if child.suffix == SUFFIX and is_single_file(child))
     if depth:
-        for child in inner:
-            yield from _walk(child, depth - 1, seen)
+        for child in inside:
+            if os.path.isdir(child):
+                yield from _walk(child, depth - 1, seen)
 
 
 def _is_llada(folder: Path) -> bool:
@@ -214,47 +235,37 @@ def _says(folder: Path, field: str, value: str) -> bool:
         return False
 
 
-def _transformer_settings(place: Path, settings: Mapping[str, Any]) -> tuple[TransformerConfig, TokenTable, Defaults]:
-    config = _explained(place, lambda: TransformerConfig.from_dict(settings))
-    ids, defaults = settings.get("dimoo_token_ids", RELEASED.to_dict()), settings.get("dimoo_defaults", {})
-    for name, value in {"dimoo_token_ids": ids, "dimoo_defaults": defaults}.items():
-        if not isinstance(value, dict):
-            raise ValueError(f"In {place}: config.json says {name} = {value!r:.80}; names with values are wanted.")
-    table = _explained(place, lambda: TokenTable.from_dict(ids))
-    _explained(place, lambda: table.check(config.vocab_size))
-    return config, table, _explained(place, lambda: Defaults.from_dict(defaults))
+def _table_of(config_json: Mapping[str, Any], name: str, default: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The JSON object that a config.json has under `name`."""
+    value = config_json.get(name, default)
+    if not isinstance(value, dict):
+        raise ValueError(f"config.json says {name} = {shown(value)}; expected an object of names with values.")
+    return value
 
 
 def _vq_folder(folder: Path) -> Path:
     named = folder / "vqvae"
-    if named.is_dir():
+    if os.path.isdir(named):
         return named
-    others = [child for child in sorted(folder.iterdir()) if child.is_dir() and _says(child, "_class_name", "VQModel")]
+    others = [child for child in visible(folder) if os.path.isdir(child) and _says(child, "_class_name", "VQModel")]
     if len(others) == 1:
         return others[0]
-    came = f"several VQ folders ({some([one.name for one in others])})" if others else "no VQ"
-    raise ValueError(f"{folder} has {came}; the pictures' VQ is wanted in its subfolder vqvae/.")
+    has = f"several VQ folders ({some([one.name for one in others])})" if others else "no VQ"
+    raise ValueError(f"{folder} has {has}; expected the pictures' VQ in its subfolder vqvae/.")
 
 
-def _check_fit(vq: VQConfig, table: TokenTable, folder: Path) -> None:
+def _check_fit(vq: VQConfig, table: TokenTable, path: Path) -> None:
     if vq.scale != CELL:
-        raise ValueError(f"The VQ in {folder} has {vq.scale} px per code; fetch the one of this model, {CELL} px.")
+        raise ValueError(
+            f"The VQ in {path} has {vq.scale} px per code, expected {CELL} px; download the one of this model."
+        )
     if vq.codebook_size != table.codebook_size:
         raise ValueError(
-            f"The VQ in {folder} has {vq.codebook_size} codes, but the transformer's ids have room for "
+            f"The VQ in {path} has {vq.codebook_size} codes, but the transformer's ids have room for "
             f"{table.codebook_size}; use the VQ that belongs to this checkpoint."
         )
     if vq.in_channels != 3 or vq.out_channels != 3:
-        raise ValueError(f"The VQ in {folder} has {vq.in_channels} to {vq.out_channels} channels; 3 to 3 are needed.")
-
-
-Result = TypeVar("Result")
-
-
-def _explained(folder: Path, read: Callable[[], Result]) -> Result:
-    """What `read` returns; its complaint, where it has one, also says which folder it is about."""
-    try:
-        return read()
-    except ValueError as error:
-        message = str(error)
-        raise ValueError(message if str(folder) in message else f"In {folder}: {message}") from None
+        raise ValueError(
+            f"The VQ in {path} has {vq.in_channels} to {vq.out_channels} channels, expected 3 to 3; download the one "
+            "of this model."
+        )

@@ -12,13 +12,14 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from ..checks import printable, shown
 from ..model.config import TransformerConfig, VQConfig
 from ..model.quantised import LAYERS, dequantise
 from ..model.transformer import Transformer, hub_shapes, hub_to_module
 from ..model.vq import VQ
 from ..sequence.tokenizer import TextTokenizer
-from .find import Found, _explained
-from .headers import FLOATS, Entry, Weights, read_headers, read_json, some
+from .find import Found
+from .headers import FLOATS, Entry, Weights, located, read_headers, read_json, some, weight_errors
 
 _COMPUTE = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -38,7 +39,7 @@ def load_transformer(
 
     `ops` is a namespace of layer classes (such as torch.nn or comfy.ops.*); where weights are quantised its Linear has
     to take them as `quantised.Linear` does. `dtype` None or "auto" keeps the file's; another casts each tensor as it
-    is read. Quantised weights stay what they are whatever `dtype` says, unless they shall be `dequantised` to it.
+    is read. Quantised weights stay as they are whatever `dtype` says, unless `dequantised` asks for them in it.
     Uncast tensors on the CPU stay views of the mapped file, which costs no memory until they are used. `options` go
     to `Transformer` (attention). Raises ValueError where the weights do not fit.
     """
@@ -57,15 +58,15 @@ def load_transformer(
 def load_vq(
     found: Found, *, ops=LAYERS, device: torch.device | str = "cpu", dtype: torch.dtype | str | None = torch.float32
 ) -> VQ:
-    """The VQ, in eval mode and without gradients; fp32, as it was trained, unless told otherwise ("auto": stored).
+    """The VQ, in eval mode and without gradients, in fp32, in which it was trained, unless `dtype` names another.
 
-    `ops` and `device` as for `load_transformer`, and so are the errors.
+    `ops`, `device`, `dtype` and the errors are those of `load_transformer`.
     """
     return _vq(found.vq_config, found.vq_weights, ops=ops, device=device, dtype=dtype)
 
 
 def check_weights(found: Found) -> None:
-    """Raises ValueError where the weights of a network are not those that its config wants; reads none of them."""
+    """Raises ValueError where the weights of a network are not those of its config; reads none of them."""
     dtype = _dtype(found.weights, None), _dtype(found.vq_weights, None)
     _check_transformer(found.config, found.weights, code_offset=found.table.code_offset, dtype=dtype[0])
     _check_extent(found.vq_config, found.vq_weights)
@@ -78,30 +79,36 @@ def load_tokenizer(found: Found) -> TextTokenizer:
     try:
         tokenizer = TextTokenizer.from_str(found.tokenizer_text())
     except OSError as error:
-        raise ValueError(f"{name} cannot be read ({error.strerror}); see that it exists and may be read.") from None
+        raise ValueError(f"{name} cannot be read ({error.strerror}); check that it exists and may be read.") from None
     except ValueError as error:
-        raise ValueError(f"{name} is no tokenizer ({error}); fetch it again.") from None
-    _explained(found.path, lambda: tokenizer.check(found.table, found.config.vocab_size))
+        message = str(error)
+        if str(found.path) in message:  # the file that it lies in cannot be read
+            raise
+        raise ValueError(f"{name} is not a usable tokenizer ({message}); download it again.") from None
+    with located(found.path):
+        tokenizer.check(found.table, found.config.vocab_size)
     return tokenizer
 
 
 def read_transformer(folder: str | Path, *, code_offset: int, **options: Any) -> Transformer:
     """The transformer alone, from a folder that need not hold anything else; `options` as for `load_transformer`."""
     folder = Path(folder)
-    config = _explained(folder, lambda: TransformerConfig.from_dict(read_json(folder / "config.json")))
+    with located(folder):
+        config = TransformerConfig.from_dict(read_json(folder / "config.json"))
     if not 0 < code_offset < config.vocab_size:
-        raise ValueError(f"Codes from id {code_offset} on do not fit a vocabulary of {config.vocab_size} ids.")
+        raise ValueError(
+            f"Got code_offset = {code_offset}, expected an id from 1 to {config.vocab_size - 1}, which the vocabulary "
+            f"in {folder} has; give the offset of this checkpoint."
+        )
     return _transformer(config, read_headers(folder), code_offset=code_offset, **options)
 
 
 def read_vq(folder: str | Path, **options: Any) -> VQ:
     """A VQ of any scale from its own folder; `options` as for `load_vq`."""
     folder = Path(folder)
-    return _vq(_read_vq_config(folder), read_headers(folder), **{"dtype": torch.float32, **options})
-
-
-def _read_vq_config(folder: Path) -> VQConfig:
-    return _explained(folder, lambda: VQConfig.from_dict(read_json(folder / "config.json")))
+    with located(folder):
+        config = VQConfig.from_dict(read_json(folder / "config.json"))
+    return _vq(config, read_headers(folder), **{"dtype": torch.float32, **options})
 
 
 def _transformer(
@@ -117,7 +124,7 @@ def _transformer(
 ) -> Transformer:
     dtype = _dtype(weights, dtype)
     _check_transformer(config, weights, code_offset=code_offset, dtype=dtype)
-    sources = {place: (weights[name], rows) for name in weights for place, rows in hub_to_module(name, code_offset)}
+    sources = {key: (weights[name], rows) for name in weights for key, rows in hub_to_module(name, code_offset)}
     module = Transformer(config, code_offset=code_offset, ops=ops, device="meta", dtype=dtype, **options)
     return _fill(module, sources, device=device, dtype=dtype, dequantised=dequantised)
 
@@ -139,7 +146,7 @@ def _check_extent(config: TransformerConfig | VQConfig, weights: Weights) -> Non
         largest = max(value) if isinstance(value, tuple) else value
         if isinstance(largest, int) and largest > held:
             raise ValueError(
-                f"The config says {field.name} = {largest}, but {_folder(weights)} holds only {len(weights)} tensors "
+                f"The config says {field.name} = {largest}, but {_source(weights)} holds only {len(weights)} tensors "
                 f"of {numbers} numbers in all; use the config.json that belongs to these weights."
             )
 
@@ -148,44 +155,46 @@ def _dtype(weights: Weights, dtype: torch.dtype | str | None) -> torch.dtype:
     """The dtype to load in; None or "auto": the one that most of the file's bytes have."""
     sizes: dict[str, int] = {}
     for name, entry in weights.items():
-        if entry.layer is not None:
+        if entry.quantisation is not None:
             continue
         if entry.dtype not in FLOATS:
-            wanted = ", ".join(FLOATS)
             raise ValueError(
-                f"{name} in {entry.file} is stored as {entry.dtype}; one of {wanted} is wanted, fetch such weights."
+                f"{printable(name)} in {entry.file} is stored as {entry.dtype}, expected one of {', '.join(FLOATS)}; "
+                "download such weights."
             )
         sizes[entry.dtype] = sizes.get(entry.dtype, 0) + prod(entry.shape)
     if dtype is None or dtype == "auto":
         return FLOATS[max(sizes, key=sizes.__getitem__)] if sizes else torch.float32
     if dtype not in _COMPUTE:
-        raise ValueError(f"dtype {dtype!r} came; 'auto' or one of {', '.join(map(str, _COMPUTE))} is wanted.")
+        raise ValueError(f"Got dtype {shown(dtype)}, expected 'auto' or one of {', '.join(map(str, _COMPUTE))}.")
     return dtype
 
 
-def _check_names(weights: Weights, wanted: Mapping[str, tuple[int, ...]]) -> None:
-    missing, extra = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
+def _check_names(weights: Weights, expected: Mapping[str, tuple[int, ...]]) -> None:
+    missing, extra = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
     if missing or extra:
         groups = {"missing": missing, "unexpected": extra}
-        said = " and ".join(f"{len(names)} {what} ({some(names)})" for what, names in groups.items() if names)
-        raise ValueError(f"Tensors in {_folder(weights)} are not what its config.json wants: {said}; fetch all again.")
-    for name, shape in wanted.items():
+        difference = " and ".join(f"{len(names)} {what} ({some(names)})" for what, names in groups.items() if names)
+        raise ValueError(
+            f"Tensors in {_source(weights)} are not those of its config.json: {difference}; download all again."
+        )
+    for name, shape in expected.items():
         entry = weights[name]
         if entry.shape != shape:
             raise ValueError(
-                f"{name} in {entry.file} has shape {list(entry.shape)}, but the config wants {list(shape)}; "
+                f"{name} in {entry.file} has shape {shown(list(entry.shape))}, but its config.json says {list(shape)}; "
                 "use the config.json that belongs to these weights."
             )
 
 
 def _check_transformer(config: TransformerConfig, weights: Weights, *, code_offset: int, dtype: torch.dtype) -> None:
-    """Checks names and shapes by a module of torch's layers on meta: the layers of others may have no weights before
-    they are loaded. Only a matrix that is one layer can be quantised; embedding and head are two each."""
+    """Checks names and shapes against a module of torch's layers on meta: other layer classes may have no weights
+    before they are loaded. Only a matrix that is one layer can be quantised; embedding and head are two each."""
     _check_extent(config, weights)
     plain = Transformer(config, code_offset=code_offset, ops=LAYERS, device="meta", dtype=dtype)
     _check_names(weights, hub_shapes(plain))
     for name, entry in weights.items():
-        if entry.layer is not None and not isinstance(plain.get_submodule(name.rpartition(".")[0]), nn.Linear):
+        if entry.quantisation is not None and not isinstance(plain.get_submodule(name.rpartition(".")[0]), nn.Linear):
             raise ValueError(
                 f"{name} in {entry.file} is quantised, which only the matrices of the blocks can be; convert the "
                 "published checkpoint again."
@@ -206,23 +215,23 @@ def _fill(
 ) -> Module:
     """Gives a module built on meta its weights, layer by layer through each layer's own loading (comfy has its own).
 
-    `sources`: per parameter the stored tensor and its rows (None: all). A quantised weight comes to its layer as it
-    does in ComfyUI, with its `weight_scale` and with the bytes of a JSON text as `comfy_quant`.
+    `sources`: by a parameter's name the stored tensor and its rows (None: all). A layer gets a quantised weight as in
+    ComfyUI, with its `weight_scale` and with the bytes of a JSON text as `comfy_quant`.
     """
     layers: dict[str, dict[str, tuple[Entry, slice | None]]] = {}
-    for place, source in sources.items():
-        prefix, _, leaf = place.rpartition(".")
+    for name, source in sources.items():
+        prefix, _, leaf = name.rpartition(".")
         layers.setdefault(prefix, {})[leaf] = source
     handles: dict[Path, Any] = {}
     for prefix, leaves in layers.items():
         state: dict[str, Tensor] = {}
         for leaf, (entry, rows) in leaves.items():
-            if entry.layer is None or dequantised:
+            if entry.quantisation is None or entry.scale is None or dequantised:
                 state[leaf] = _read(entry, rows, dtype, handles).to(device)
             else:
                 state[leaf] = _raw(entry, rows, handles).to(device)
                 state[f"{leaf}_scale"] = entry.scale.read().to(device)
-                state["comfy_quant"] = entry.layer.to_tensor()
+                state["comfy_quant"] = entry.quantisation.to_tensor()
         module.get_submodule(prefix).load_state_dict(state, strict=True, assign=True)
     return module.eval().requires_grad_(False)
 
@@ -232,7 +241,7 @@ def _read(entry: Entry, rows: slice | None, dtype: torch.dtype, handles: dict[Pa
 
     A tensor that is cast has a mapping to itself: it ends with the call, and with it the memory its pages took.
     """
-    if entry.layer is not None:
+    if entry.scale is not None:
         return dequantise(entry.read(), entry.scale.read(), dtype)
     if FLOATS[entry.dtype] != dtype:
         return entry.read(rows).to(dtype)
@@ -241,13 +250,14 @@ def _read(entry: Entry, rows: slice | None, dtype: torch.dtype, handles: dict[Pa
 
 def _raw(entry: Entry, rows: slice | None, handles: dict[Path, Any]) -> Tensor:
     """Rows (None: all) as they are stored: a view of the mapped file, one mapping for all."""
-    if entry.file not in handles:
-        handles[entry.file] = safe_open(entry.file, framework="pt")
-    tensor = handles[entry.file].get_tensor(entry.name)
+    with weight_errors(entry.file):
+        if entry.file not in handles:
+            handles[entry.file] = safe_open(entry.file, framework="pt")
+        tensor = handles[entry.file].get_tensor(entry.name)
     return tensor if rows is None else tensor[rows]
 
 
-def _folder(weights: Weights) -> Path | str:
-    """The file of the weights, or the folder where they are several."""
+def _source(weights: Weights) -> Path | str:
+    """The file of the weights, or its folder where there are several files."""
     files = sorted({entry.file for entry in weights.values()})
     return (files[0] if len(files) == 1 else files[0].parent) if files else "its folder"

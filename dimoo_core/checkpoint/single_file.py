@@ -12,13 +12,15 @@ tensors    model.transformer...     the transformer, as published; a quantised w
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..model.quantised import FORMATS, Quantised
-from .headers import MAX_HEADER, MAX_JSON, Entry, Weights, json_object, read_header
+from ..checks import printable, shown
+from ..model.quantised import FORMATS, Format, Quantised
+from .headers import MAX_HEADER, MAX_JSON, MAX_TOKENIZER, Entry, Weights, json_object, read_header
 
 SUFFIX = ".safetensors"
 MARK, VERSION = "dimoo_format", "1"
@@ -32,8 +34,8 @@ class SingleFile:
     """What the header of such a file says."""
 
     path: Path
-    settings: Mapping[str, Any]
-    vq_settings: Mapping[str, Any]
+    config_json: Mapping[str, Any]
+    vq_config_json: Mapping[str, Any]
     weights: Weights
     vq_weights: Weights
     tokenizer: Entry
@@ -42,10 +44,10 @@ class SingleFile:
 def is_single_file(path: Path) -> bool:
     """Whether a file says in its header that it is one; a glance, without complaint.
 
-    Other models may lie in the same folder; of none more than a megabyte is read.
+    Other models may lie in the same folder; no more than a megabyte of each is read.
     """
     try:
-        if path.suffix != SUFFIX or not path.is_file():
+        if path.suffix != SUFFIX or not os.path.isfile(path):
             return False
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -55,18 +57,23 @@ def is_single_file(path: Path) -> bool:
 
 
 def read_single_file(path: Path) -> SingleFile:
-    """Raises ValueError where the file is broken, or is none of these."""
+    """What the file at `path` holds. Raises ValueError where it is broken, or not a file of this format."""
     metadata, entries = read_header(path)
     if metadata.get(MARK) != VERSION:
         raise ValueError(
-            f"{path} says {MARK} = {metadata.get(MARK)!r:.80}; {VERSION!r} is known, made by `python -m dimoo_core "
-            "convert`: update this pack, or convert the published checkpoint again."
+            f"{path} says {MARK} = {shown(metadata.get(MARK))}, expected {VERSION!r}; update this pack, or convert the "
+            "published checkpoint again with `python -m dimoo_core convert`."
         )
     if QUANTISATION in metadata:
-        entries = _with_layers(path, entries, _object(path, metadata, QUANTISATION))
+        entries = _with_quantisation(path, entries, _object(path, metadata, QUANTISATION))
     tokenizer = entries.pop(TOKENIZER, None)
     if tokenizer is None or tokenizer.dtype != "U8" or len(tokenizer.shape) != 1:
         raise ValueError(f"{path} has no {TOKENIZER} in it; convert the published checkpoint again.")
+    if tokenizer.shape[0] > MAX_TOKENIZER:
+        raise ValueError(
+            f"{TOKENIZER} in {path} has {tokenizer.shape[0]} bytes, expected at most {MAX_TOKENIZER}; convert the "
+            "published checkpoint again."
+        )
     return SingleFile(
         path,
         _object(path, metadata, CONFIG),
@@ -79,50 +86,58 @@ def read_single_file(path: Path) -> SingleFile:
 
 def quantisation_metadata(layers: Mapping[str, Quantised]) -> str:
     """The text under `_quantization_metadata`; layers by name, without `.weight`."""
-    return json.dumps({"format_version": "1.0", "layers": {name: layer.to_dict() for name, layer in layers.items()}})
+    fields = {name: quantisation.to_dict() for name, quantisation in layers.items()}
+    return json.dumps({"format_version": "1.0", "layers": fields})
 
 
 def _object(path: Path, metadata: Mapping[str, str], name: str) -> dict[str, Any]:
-    """A JSON object of the metadata; too large a text is not meant."""
+    """The JSON object under `name` in the metadata; ValueError where there is none or it is too large to be meant."""
     text = metadata.get(name, "")
     if len(text) > MAX_JSON:
-        raise ValueError(f"{name} in {path} has more than {MAX_JSON} bytes; fetch the file again.")
+        raise ValueError(f"{name} in {path} has more than {MAX_JSON} characters; download the file again.")
     return json_object(text, f"{name} in {path}")
 
 
-def _with_layers(path: Path, entries: dict[str, Entry], said: Mapping[str, Any]) -> dict[str, Entry]:
-    """The entries, each quantised weight with its format and its scale, which is no entry of its own any more."""
+def _with_quantisation(path: Path, entries: Mapping[str, Entry], metadata: Mapping[str, Any]) -> dict[str, Entry]:
+    """The entries, each quantised weight with its format and its scale, which is no longer an entry of its own."""
     left = dict(entries)
-    for name, layer in _layers(path, said):
+    for name, quantisation in _layers(path, metadata):
         weight, scale = left.get(f"{name}.weight"), left.pop(f"{name}.weight_scale", None)
         if weight is None or scale is None:
             raise ValueError(
-                f"{path} says that {name} is quantised, but lacks its weight or weight_scale; fetch it again."
+                f"{path} says that {printable(name)} is quantised, but lacks its weight or weight_scale; download it "
+                "again."
             )
-        rows = weight.shape[0] if weight.shape else 0
-        for entry, dtype, shape in (
-            (weight, layer.format.stored, (rows, *weight.shape[1:2])),
-            (scale, "F32", layer.format.scale_shape(rows)),
-        ):
-            if (entry.dtype, entry.shape) != (dtype, shape):
-                raise ValueError(
-                    f"{entry.name} in {path} is {entry.dtype} {list(entry.shape)}, but {layer.format.name} wants "
-                    f"{dtype} {list(shape)}; fetch the file again."
-                )
-        left[f"{name}.weight"] = replace(weight, layer=layer, scale=scale)
+        rows, format = weight.shape[0] if weight.shape else 0, quantisation.format
+        _check_stored(weight, format, format.stored, (rows, *weight.shape[1:2]))
+        _check_stored(scale, format, "F32", format.scale_shape(rows))
+        left[f"{name}.weight"] = replace(weight, quantisation=quantisation, scale=scale)
     return left
 
 
-def _layers(path: Path, said: Mapping[str, Any]) -> Iterator[tuple[str, Quantised]]:
-    layers = said.get("layers")
+def _check_stored(entry: Entry, format: Format, dtype: str, shape: tuple[int, ...]) -> None:
+    if (entry.dtype, entry.shape) != (dtype, shape):
+        raise ValueError(
+            f"{printable(entry.name)} in {entry.file} is {entry.dtype} {shown(list(entry.shape))}, but {format.name} "
+            f"has {dtype} {list(shape)}; download the file again."
+        )
+
+
+def _layers(path: Path, metadata: Mapping[str, Any]) -> Iterator[tuple[str, Quantised]]:
+    """The quantised layers by name, without `.weight`."""
+    layers = metadata.get("layers")
     if not isinstance(layers, dict):
-        raise ValueError(f"{QUANTISATION} in {path} names no layers; fetch the file again.")
+        raise ValueError(f"{QUANTISATION} in {path} names no layers; download the file again.")
     for name, fields in layers.items():
         if not isinstance(fields, dict):
-            raise ValueError(f"{path} says {name:.80} is quantised as {fields!r:.80}; {', '.join(FORMATS)} are known.")
+            raise ValueError(
+                f"{path} says {printable(name)} is quantised as {shown(fields)}; known are {', '.join(FORMATS)}."
+            )
         if name.startswith(VQ_PREFIX):
-            raise ValueError(f"{path} says that {name:.80} is quantised, which a VQ never is; fetch the file again.")
+            raise ValueError(
+                f"{path} says that {printable(name)} is quantised, which a VQ never is; download the file again."
+            )
         try:
             yield name, Quantised.from_dict(fields)
         except ValueError as error:
-            raise ValueError(f"{path} says that {name:.80} is {error}.") from None
+            raise ValueError(f"{path} says that {printable(name)} is {error}.") from None

@@ -124,7 +124,7 @@ def _tune(args: argparse.Namespace) -> None:
         transformer.requires_grad_(True), data.draw, settings, mask_id=found.table.mask, folder=args.run_folder
     )
     trainer.run(lambda done, steps, loss: report(f"step {done}/{steps} loss {loss:.4f}"))
-    export_transformer(args.output, transformer, fields=found.settings, tokenizer=found.tokenizer_text())
+    export_transformer(args.output, transformer, fields=found.config_json, tokenizer=found.tokenizer_text())
     vq = load_vq(found, dtype="auto")  # as it is stored: other rounding would make other codes
-    export_vq(args.output / "vqvae", vq, fields=found.vq_settings, dtype=vq.quantize.embedding.weight.dtype)
+    export_vq(args.output / "vqvae", vq, fields=found.vq_config_json, dtype=vq.quantize.embedding.weight.dtype)
     print(f"wrote {args.output}")

@@ -1,4 +1,4 @@
-"""Waiting for something slow without being deaf: work goes on in a thread while its caller looks up now and then."""
+"""Running a generator in a thread of its own while the caller polls, for example for a cancel."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 
-POLL_SECONDS = 0.1  # seconds between two looks
+POLL_SECONDS = 0.1  # seconds between two polls
 
 
-def run_in_background(work: Generator[Item, Any, Any], look: Callable[[], None]) -> Generator[Item, None, None]:
-    """What `work` yields, made in a thread of its own; while nothing comes, `look` is called every 0.1 s.
+def run_in_background(work: Generator[Item, Any, Any], poll: Callable[[], object]) -> Generator[Item, None, None]:
+    """What `work` yields, made in a thread of its own; while there is nothing to yield, `poll` is called every 0.1 s.
 
-    Whatever `work` raises is raised here. `look` may raise to give up: its exception comes out as it is, at once. The
+    Whatever `work` raises is raised here. `poll` may raise to give up: its exception comes out unchanged, at once. The
     thread then ends as soon as `work` lets it, which may take as long as a connection may stay silent; nothing that it
     makes until then is used.
     """
@@ -42,19 +42,19 @@ def run_in_background(work: Generator[Item, Any, Any], look: Callable[[], None])
         finally:
             work.close()
 
-    Thread(target=run, name="dimoo-run_in_background", daemon=True).start()
+    Thread(target=run, name="dimoo-download", daemon=True).start()
     try:
-        yield from _arriving(items, look)
+        yield from _arriving(items, poll)
     finally:
         given_up.set()
 
 
-def _arriving(items: Queue[tuple[str, Any]], look: Callable[[], None]) -> Generator[Any, None, None]:
+def _arriving(items: Queue[tuple[str, Any]], poll: Callable[[], object]) -> Generator[Any, None, None]:
     while True:
         try:
             kind, value = items.get(timeout=POLL_SECONDS)
         except Empty:
-            look()
+            poll()
             continue
         if kind == "end":
             return

@@ -1,9 +1,9 @@
 """A published checkpoint, downloaded into a folder of the user's: only when asked, only what is needed, checked.
 
-Files go to `FOLDER/NAME/`, as plain files, and nowhere else. While they come they end in `.part`, and so does what a
-cut, a cancel or a crash leaves; the next download goes on from there. An empty `.download.lock` stays. Every byte is
-hashed against what the hub lists. Files get their names only when all of them are complete and right, so that a loader
-never sees half a checkpoint and a checkpoint that worked stays as it was until then.
+Files go to `FOLDER/NAME/`, as plain files, and nowhere else. While they arrive they end in `.part`, and so does what a
+broken connection, a cancel or a crash leaves; the next download resumes from there. An empty `.download.lock` stays.
+Every byte is hashed against what the hub lists. Files get their names only when all of them are complete and right, so
+that a loader never sees half a checkpoint and a checkpoint that worked stays as it was until then.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from tqdm import tqdm
 
+from ..checks import printable
 from .background import POLL_SECONDS, run_in_background
 from .client import ConnectionLost, RemoteFile, Repo, listing, repository, stream
 
@@ -29,8 +31,8 @@ VQ = "vqvae"
 LOCK = ".download.lock"
 LAYOUT = "config.json, tokenizer.json, all *.safetensors with their index, and vqvae/ with its two files"
 
-_TRIES = 5  # failures in a row, without a byte between them, until it is given up
-_PAUSE = 1.0  # seconds before it is tried again, twice as long each time
+_TRIES = 5  # failures in a row, without a byte between them, before it gives up
+_PAUSE = 1.0  # seconds before the next try, twice as long each time
 _BLOCK = 1 << 20  # bytes that are read from the disk at a time
 
 OnProgress = Callable[[int, int], None]
@@ -38,18 +40,19 @@ OnProgress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Transfer:
-    """What comes from where, and the folder that it goes into."""
+    """A repository, and the folder that its files go into."""
 
     repo: Repo
     target: Path
 
-    def place(self, file: RemoteFile) -> Path:
+    def path(self, file: RemoteFile) -> Path:
+        """Where a complete file lies."""
         return self.target.joinpath(*file.name.split("/"))
 
     def part(self, file: RemoteFile) -> Path:
         """Where a file grows; its name has some of the hash, so that pieces of two versions never mix."""
-        place = self.place(file)
-        return place.with_name(f"{place.name}.{file.digest[:8]}.part")
+        path = self.path(file)
+        return path.with_name(f"{path.name}.{file.digest[:8]}.part")
 
 
 def download(
@@ -60,45 +63,46 @@ def download(
     endpoint: str | None = None,
     on_progress: OnProgress | None = None,
 ) -> Path:
-    """Downloads what a checkpoint needs of `repo` ("OWNER/NAME") into `folder`/NAME, and hands that folder back.
+    """Downloads what a checkpoint needs of `repo` ("OWNER/NAME") into `folder`/NAME, and returns that folder.
 
     Files that are there and right are kept. `endpoint` is the address of a mirror (None: HF_ENDPOINT, else the hub).
-    `on_progress` gets (bytes done, bytes in all) about every 0.1 s, also while nothing comes, and may raise to stop:
-    its exception comes out untouched, what came stays for the next time. A bar is shown on stderr. Raises ValueError
-    where the hub cannot be reached or refuses, where bytes are wrong and where the folder cannot take them.
+    `on_progress` gets (bytes done, bytes in all) about every 0.1 s, also while nothing arrives, and may raise to stop:
+    its exception comes out unchanged, what has arrived is kept for the next time. A bar is shown on stderr. Raises
+    ValueError where the hub cannot be reached or refuses, where bytes are wrong and where the folder cannot take them.
     """
-    wanted = repository(repo, revision, endpoint)
-    transfer = Transfer(wanted, Path(folder).expanduser() / wanted.name.split("/")[1])
-    with _Meter(wanted.name, on_progress) as meter:
+    remote = repository(repo, revision, endpoint)
+    transfer = Transfer(remote, Path(os.path.expanduser(folder)) / remote.name.split("/")[1])
+    with _Meter(remote.name, on_progress) as meter:
         transfer, files = _listed(transfer, meter)
         with _explain_os_errors(transfer.target, files, meter):
-            missing = [file for file in files if not _is_there(transfer.place(file), file, meter)]
+            missing = [file for file in files if not _is_there(transfer.path(file), file, meter)]
             if missing:
                 transfer.target.mkdir(parents=True, exist_ok=True)
                 with _folder_lock(transfer.target):
-                    _take(transfer, missing, meter)
+                    _fetch_all(transfer, missing, meter)
         meter.finish()
     return transfer.target
 
 
 def needed(repo: Repo, files: list[RemoteFile]) -> list[RemoteFile]:
-    """Those files that a checkpoint consists of, small ones first: never code, never a pickle.
+    """Those files that a checkpoint consists of, small ones first: never code, never a pickle, no hidden files.
 
-    Raises ValueError where the repository is no checkpoint of this layout.
+    Raises ValueError where the repository is not a checkpoint of this layout.
     """
     kept = [file for file in files if _belongs(file.name.split("/"))]
     names = [file.name for file in kept]
-    wanted = ["config.json", "tokenizer.json", f"{VQ}/config.json"]
-    absent = [name for name in wanted if name not in names]
-    for where, depth in (("", 0), (f"{VQ}/", 1)):
+    absent = [name for name in ("config.json", "tokenizer.json", f"{VQ}/config.json") if name not in names]
+    for prefix, depth in (("", 0), (f"{VQ}/", 1)):
         if not any(name.endswith(".safetensors") and name.count("/") == depth for name in names):
-            absent.append(f"{where}*.safetensors")
+            absent.append(f"{prefix}*.safetensors")
     if absent:
-        raise ValueError(f"{repo.name} is no checkpoint of this kind: it has no {', '.join(absent)}; give another.")
+        raise ValueError(f"{repo.name} is not a checkpoint of this kind: it has no {', '.join(absent)}; give another.")
     return sorted(kept, key=lambda file: (file.size, file.name))
 
 
 def _belongs(parts: list[str]) -> bool:
+    if parts[-1].startswith("."):
+        return False
     weights = parts[-1].endswith((".safetensors", ".safetensors.index.json"))
     if len(parts) == 1:
         return weights or parts[0] in ("config.json", "tokenizer.json")
@@ -109,7 +113,7 @@ def _belongs(parts: list[str]) -> bool:
 
 
 def _listed(transfer: Transfer, meter: _Meter) -> tuple[Transfer, list[RemoteFile]]:
-    """The transfer, now of one commit, and the files that it is about."""
+    """The transfer, now of one commit, and the files that it needs."""
 
     def ask() -> Generator[tuple[Repo, list[RemoteFile]], None, None]:
         yield listing(transfer.repo)
@@ -127,12 +131,12 @@ def _listed(transfer: Transfer, meter: _Meter) -> tuple[Transfer, list[RemoteFil
     return Transfer(repo, transfer.target), files
 
 
-def _is_there(place: Path, file: RemoteFile, meter: _Meter) -> bool:
-    """Whether a file is in its place with the right bytes, which are read for that."""
-    if not place.is_file() or place.stat().st_size != file.size:
+def _is_there(path: Path, file: RemoteFile, meter: _Meter) -> bool:
+    """Whether a file is there with the right bytes, which are read for that."""
+    if not path.is_file() or path.stat().st_size != file.size:
         return False
     hasher = file.hasher()
-    with place.open("rb") as stored:
+    with path.open("rb") as stored:
         for block in iter(lambda: stored.read(_BLOCK), b""):
             hasher.update(block)
             meter.add(len(block))
@@ -142,76 +146,77 @@ def _is_there(place: Path, file: RemoteFile, meter: _Meter) -> bool:
     return False
 
 
-def _take(transfer: Transfer, missing: list[RemoteFile], meter: _Meter) -> None:
-    """Brings the missing files, and gives them their names when all are there."""
+def _fetch_all(transfer: Transfer, missing: list[RemoteFile], meter: _Meter) -> None:
+    """Downloads the missing files, and gives them their names when all are there."""
     _check_room(transfer, missing)
     for file in missing:
         _fetch(transfer, file, meter)
-    for file in sorted(missing, key=lambda file: file.name == "config.json"):  # last: by that it is recognised
-        os.replace(transfer.part(file), transfer.place(file))
+    for file in sorted(missing, key=lambda file: file.name == "config.json"):  # last: it makes it a checkpoint
+        os.replace(transfer.part(file), transfer.path(file))
 
 
 def _check_room(transfer: Transfer, missing: list[RemoteFile]) -> None:
     parts = [transfer.part(file) for file in missing]
-    here = sum(part.stat().st_size for part in parts if part.is_file())
-    wanted, free = sum(file.size for file in missing) - here, shutil.disk_usage(transfer.target).free
-    if wanted > free:
+    here = sum(part.stat().st_size for part in parts if part.is_file() and not part.is_symlink())
+    more, free = sum(file.size for file in missing) - here, shutil.disk_usage(transfer.target).free
+    if more > free:
         raise ValueError(
-            f"{transfer.repo.name} needs {_bytes(wanted)} more in {transfer.target}, where {_bytes(free)} are free; "
+            f"{transfer.repo.name} needs {_bytes(more)} more in {transfer.target}, where {_bytes(free)} are free; "
             "make room there or choose another folder."
         )
 
 
 def _fetch(transfer: Transfer, file: RemoteFile, meter: _Meter) -> None:
-    """Brings one file, whole and right, to where it grows."""
-    place, part = transfer.place(file), transfer.part(file)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    versions = re.compile(re.escape(place.name) + r"\.[0-9a-f]{8}\.part")
-    for stale in place.parent.iterdir():  # the whole name: another file's may begin with this one's
+    """Downloads one file, complete and checked, to its `.part`."""
+    path, part = transfer.path(file), transfer.part(file)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    versions = re.compile(re.escape(path.name) + r"\.[0-9a-f]{8}\.part")
+    for stale in path.parent.iterdir():  # the full name: another file's may begin with this one's
         if versions.fullmatch(stale.name) and stale != part:
             stale.unlink()
-    meter.say(file.name)
-    with _PartialFile(part, file, meter) as growing:
-        _grow(growing, transfer, meter)
-        right = growing.right()
+    meter.show_title(printable(file.name))
+    with _PartialFile(part, file, meter) as partial:
+        _grow(partial, transfer, meter)
+        right = partial.is_right()
     if not right:
         part.unlink()
         raise ValueError(
-            f"{transfer.repo.endpoint} sent other bytes for {file.name} than {transfer.repo.name} has (their hash is "
-            "wrong); they were thrown away, so try again, or another mirror."
+            f"The checksum of {printable(file.name)} from {transfer.repo.endpoint} is wrong; the file was discarded, "
+            "so try again, or use a mirror."
         )
 
 
-def _grow(growing: _PartialFile, transfer: Transfer, meter: _Meter) -> None:
-    """Asks for the rest of a file until it is there. Raises ValueError when the line fails too often in a row."""
-    file, failures = growing.file, 0
-    while growing.have < file.size:
-        before, reason = growing.have, "it ended early"
+def _grow(partial: _PartialFile, transfer: Transfer, meter: _Meter) -> None:
+    """Asks for the rest of a file until it is there. Raises ValueError when that fails too often in a row."""
+    file, failures = partial.file, 0
+    while partial.size < file.size:
+        before, reason = partial.size, "it ended early"
         try:
-            with closing(run_in_background(stream(transfer.repo, file, growing.have), meter.tick)) as pieces:
-                for place, piece in pieces:
-                    growing.write(place, piece)
-                    if growing.have == file.size:
+            with closing(run_in_background(stream(transfer.repo, file, partial.size), meter.tick)) as pieces:
+                for offset, piece in pieces:
+                    partial.write(offset, piece)
+                    if partial.size == file.size:
                         return
         except ConnectionLost as lost:
             reason = str(lost)
-        failures = 1 if growing.have > before else failures + 1
+        failures = 1 if partial.size > before else failures + 1
         if failures > _TRIES:
+            name = printable(file.name)
             raise ValueError(
-                f"The line to {transfer.repo.endpoint} failed {failures} times in a row ({reason}) at "
-                f"{_bytes(growing.have)} of {_bytes(file.size)} of {file.name}; what came is kept, so try again "
-                f"later, or put {file.name} of {transfer.repo.name} into {transfer.place(file).parent} by hand."
+                f"The connection to {transfer.repo.endpoint} failed {failures} times in a row ({reason}) at "
+                f"{_bytes(partial.size)} of {_bytes(file.size)} of {name}; what has arrived is kept, so try again "
+                f"later, or put {name} of {transfer.repo.name} into {transfer.path(file).parent} by hand."
             )
         meter.pause(_PAUSE * 2 ** (failures - 1))
 
 
 class _PartialFile:
-    """A file that is not complete yet, open; what was there before is hashed first and counts as done."""
+    """A file that is not complete yet, open: `size` bytes of it are there. What was there before is hashed first."""
 
     def __init__(self, path: Path, file: RemoteFile, meter: _Meter) -> None:
-        self.file, self.have = file, 0
+        self.file, self.size = file, 0
         self._meter, self._hasher = meter, file.hasher()
-        self._stored = path.open("a+b")
+        self._stored = _open_to_append(path)
 
     def __enter__(self) -> _PartialFile:
         try:
@@ -219,7 +224,7 @@ class _PartialFile:
             if there > self.file.size:
                 there = self._stored.truncate(0)
             self._stored.seek(0)
-            while self.have < there and (block := self._stored.read(min(_BLOCK, there - self.have))):
+            while self.size < there and (block := self._stored.read(min(_BLOCK, there - self.size))):
                 self._count(block)
         except BaseException:
             self._stored.close()
@@ -229,30 +234,41 @@ class _PartialFile:
     def __exit__(self, *_: object) -> None:
         self._stored.close()
 
-    def write(self, place: int, piece: bytes) -> None:
-        """Adds a piece; one for the start begins the file anew, what is beyond its end is left out."""
-        if place == 0 and self.have:
+    def write(self, offset: int, piece: bytes) -> None:
+        """Adds a piece; one for the start begins the file again, what is beyond its end is left out."""
+        if offset == 0 and self.size:
             self._stored.truncate(0)
-            self._meter.add(-self.have)
-            self.have, self._hasher = 0, self.file.hasher()
-        piece = piece[: self.file.size - self.have]
+            self._meter.add(-self.size)
+            self.size, self._hasher = 0, self.file.hasher()
+        piece = piece[: self.file.size - self.size]
         self._stored.write(piece)
         self._count(piece)
 
-    def right(self) -> bool:
+    def is_right(self) -> bool:
         """Whether all of it is there, with the right hash; then it is on the disk as well."""
         self._stored.flush()
         os.fsync(self._stored.fileno())
-        return self.have == self.file.size and self._hasher.hexdigest() == self.file.digest
+        return self.size == self.file.size and self._hasher.hexdigest() == self.file.digest
 
     def _count(self, piece: bytes) -> None:
         self._hasher.update(piece)
-        self.have += len(piece)
+        self.size += len(piece)
         self._meter.add(len(piece))
 
 
+def _open_to_append(path: Path) -> BinaryIO:
+    """A file to read and to append to. A link of that name is replaced, not followed: it may point anywhere."""
+    if path.is_symlink():
+        path.unlink()
+
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)  # less the umask, as for any new file
+
+    return open(path, "a+b", opener=opener)
+
+
 class _Meter:
-    """How far it is, for the terminal and for `on_progress`, which it asks about every 0.1 s."""
+    """Progress, for the terminal and for `on_progress`, which is called about every 0.1 s."""
 
     def __init__(self, title: str, on_progress: OnProgress | None) -> None:
         self.done = self.total = 0
@@ -267,7 +283,7 @@ class _Meter:
         if self._bar is not None:
             self._bar.close()
 
-    def say(self, title: str) -> None:
+    def show_title(self, title: str) -> None:
         self._title = title
         if self._bar is not None:
             self._bar.set_description(title, refresh=False)
@@ -278,7 +294,7 @@ class _Meter:
             self.tick()
 
     def tick(self) -> None:
-        """Shows how far it is; raises what `on_progress` raises."""
+        """Shows the progress; raises what `on_progress` raises."""
         self._last = time.monotonic()
         if self.total and self._bar is None:
             self._bar = tqdm(total=self.total, desc=self._title, unit="B", unit_scale=True, file=sys.stderr)
@@ -293,7 +309,7 @@ class _Meter:
             raise
 
     def pause(self, seconds: float) -> None:
-        """Waits, with open ears."""
+        """Sleeps, polling for a cancel."""
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
             time.sleep(min(POLL_SECONDS, left))
@@ -308,7 +324,7 @@ class _Meter:
 
 @contextmanager
 def _explain_os_errors(target: Path, files: list[RemoteFile], meter: _Meter) -> Iterator[None]:
-    """Says in a sentence why a folder cannot take the files."""
+    """Explains in a sentence why a folder cannot take the files."""
     try:
         yield
     except OSError as error:
@@ -317,7 +333,7 @@ def _explain_os_errors(target: Path, files: list[RemoteFile], meter: _Meter) -> 
         code, total = error.errno, _bytes(sum(file.size for file in files))
         if code in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):
             reason = f"There is no space left for {target}, which needs {total} in all"
-            raise ValueError(f"{reason}; make room and try again, what came is kept.") from None
+            raise ValueError(f"{reason}; make room and try again, what has arrived is kept.") from None
         if code == errno.EFBIG:
             largest = _bytes(max(file.size for file in files))
             reason = f"The disk of {target} takes no file of {largest} (FAT32 ends at 4 GB)"
@@ -328,19 +344,22 @@ def _explain_os_errors(target: Path, files: list[RemoteFile], meter: _Meter) -> 
 
 @contextmanager
 def _folder_lock(target: Path) -> Iterator[None]:
-    """Sees to it that nobody else downloads into the folder; raises ValueError where somebody does.
+    """Keeps others from downloading into the folder; raises ValueError where somebody does already.
 
-    The empty file that is locked stays there: who removed it could take it from somebody who has just locked it, and a
+    The empty file that is locked stays there: removing it could take it from somebody who has just locked it, and a
     third would lock a new one of that name.
     """
     from filelock import FileLock, Timeout  # comes with huggingface_hub, which is imported as late
 
-    lock = FileLock(target / LOCK, timeout=0)
+    path = target / LOCK
+    if path.is_symlink():  # locking empties the file
+        raise ValueError(f"{path} is a link, expected a file of its own; remove it.")
+    lock = FileLock(path, timeout=0)
     try:
         lock.acquire()
     except Timeout:
         raise ValueError(f"Another download into {target} is running; wait for it or stop it.") from None
-    except NotImplementedError:  # some network drives lock nothing; a clash there ends as wrong bytes, thrown away
+    except NotImplementedError:  # some network drives cannot lock; a clash there ends as a wrong checksum
         yield
         return
     try:
@@ -350,7 +369,7 @@ def _folder_lock(target: Path) -> Iterator[None]:
 
 
 def _bytes(count: int) -> str:
-    """A number of bytes for people: 16.2 GB."""
+    """A number of bytes in words, such as 16.2 GB."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= size:
             return f"{count / size:.1f} {unit}"

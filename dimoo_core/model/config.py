@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..checks import shown
+
+_LARGEST = 2**63 - 1  # that torch can take for a size
+
 
 def _integer(fields: Mapping[str, Any], name: str, file: str) -> int:
     value = fields.get(name)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{file} says {name} = {value!r}; a whole number of at least 1 is needed.")
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _LARGEST:
+        raise ValueError(f"{file} says {name} = {shown(value)}; expected a whole number from 1 to {_LARGEST}.")
     return value
 
 
 def _positive(fields: Mapping[str, Any], name: str, default: float, file: str) -> float:
     value = fields.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
-        raise ValueError(f"{file} says {name} = {value!r}; a number above 0 is needed.")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= sys.float_info.max:
+        raise ValueError(f"{file} says {name} = {shown(value)}; expected a finite number above 0.")
     return float(value)
 
 
@@ -47,12 +52,12 @@ class TransformerConfig:
         file = "config.json"
         kind = fields.get("model_type")
         if kind != "llada":
-            raise ValueError(f"{file} says model_type = {kind!r}; 'llada' is needed (Lumina-DiMOO).")
+            raise ValueError(f"{file} says model_type = {shown(kind)}; expected 'llada' (Lumina-DiMOO).")
         expected = {"block_type": "llama", "activation_type": "silu", "layer_norm_type": "rms", "weight_tying": False}
         expected |= {"include_bias": False, "include_qkv_bias": False, "rope": True, "attention_layer_norm": False}
-        for name, wanted in expected.items():
-            if fields.get(name, wanted) != wanted:
-                raise ValueError(f"{file} says {name} = {fields[name]!r}; this transformer has {wanted!r} only.")
+        for name, only in expected.items():
+            if fields.get(name, only) != only:
+                raise ValueError(f"{file} says {name} = {shown(fields[name])}; this transformer only has {only!r}.")
         heads = _integer(fields, "n_heads", file)
         config = cls(
             d_model=_integer(fields, "d_model", file),
@@ -98,13 +103,13 @@ class VQConfig:
         file = "vqvae/config.json"
         kind = fields.get("_class_name")
         if kind != "VQModel":
-            raise ValueError(f"{file} says _class_name = {kind!r}; 'VQModel' is needed.")
-        for name, wanted in {"act_fn": "silu", "norm_type": "group"}.items():
-            if fields.get(name, wanted) != wanted:
-                raise ValueError(f"{file} says {name} = {fields[name]!r}; this autoencoder has {wanted!r} only.")
+            raise ValueError(f"{file} says _class_name = {shown(kind)}; expected 'VQModel'.")
+        for name, only in {"act_fn": "silu", "norm_type": "group"}.items():
+            if fields.get(name, only) != only:
+                raise ValueError(f"{file} says {name} = {shown(fields[name])}; this autoencoder only has {only!r}.")
         channels = fields.get("block_out_channels")
         if not isinstance(channels, list) or not 1 <= len(channels) <= 8:
-            raise ValueError(f"{file} says block_out_channels = {channels!r}; a list of 1 to 8 widths is needed.")
+            raise ValueError(f"{file} says block_out_channels = {shown(channels)}; expected a list of 1 to 8 widths.")
         widths = tuple(_integer({"block_out_channels": width}, "block_out_channels", file) for width in channels)
         groups = _integer(fields, "norm_num_groups", file)
         if any(width % groups for width in widths):

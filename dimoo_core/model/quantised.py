@@ -1,11 +1,11 @@
 """Weights of one byte each: how they are stored, what they stand for, and a Linear that works with them.
 
 Two formats, under the names and in the layout that ComfyUI's quantised checkpoints have, so that a ComfyUI with fast
-kernels for one uses them; what is here serves everywhere else and is what those kernels are measured by.
+kernels for one uses them; what is here works everywhere else and is what those kernels are compared with.
 
 * float8_e4m3fn: `weight` in fp8, one `weight_scale` [] for all of it. Only the weights are rounded.
 * int8_tensorwise: `weight` in int8, one `weight_scale` [N,1] per row. Activations are rounded to int8 too, each token
-  by its own scale when it comes. The product of the two is exact in int32 and then rounded once, to fp32, before the
+  by its own scale as it arrives. The product of the two is exact in int32 and then rounded once, to fp32, before the
   scales are applied.
 
 A layer may ask for full precision: then its activations stay as they are, and only the weights are rounded.
@@ -19,20 +19,22 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..checks import printable, shown
+
 _INT_MM = ("cpu", "cuda", "meta")  # devices on which torch multiplies int8 matrices
-_INT_MM_ROWS, _INT_MM_STEP = 17, 8  # CUDA wants more than 16 tokens, and multiples of 8 for the other sides
-PRODUCT = 64 << 20  # bytes of int32 that one part of a product may take
+_INT_MM_ROWS, _INT_MM_STEP = 17, 8  # CUDA takes more than 16 tokens, and multiples of 8 for the other sides
+PRODUCT = 64 << 20  # bytes of int32 that a chunk of a product may take
 
 
 @dataclass(frozen=True)
 class Format:
-    """How a weight [N,K] is stored: torch's dtype, the file's name of it, the largest number, scales per row or one."""
+    """How a weight [N,K] is stored: torch's dtype, what files call it, the largest number, one scale per row or one."""
 
     name: str
     dtype: torch.dtype
@@ -41,7 +43,7 @@ class Format:
     per_row: bool
 
     def scale_shape(self, rows: int) -> tuple[int, ...]:
-        """Shape of the scale of a weight with so many rows."""
+        """Shape of the scale of a weight with `rows` rows."""
         return (rows, 1) if self.per_row else ()
 
 
@@ -52,19 +54,22 @@ FORMATS = {one.name: one for one in (FP8, INT8)}
 
 @dataclass(frozen=True)
 class Quantised:
-    """What a checkpoint says of one layer: its format, and whether its activations stay as they are."""
+    """How a checkpoint says that one layer is stored: its format, and whether its activations stay unrounded."""
 
     format: Format
     full_precision: bool = False
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Quantised:
-        """Raises ValueError for a format or a setting that is not above: it would make other numbers."""
+        """Raises ValueError for a format or a field that this module does not have: it would give other numbers."""
         known = {"format", "full_precision_matrix_mult"}
         unknown = sorted(set(fields) - known)
-        if unknown or fields.get("format") not in list(FORMATS):  # a list asks what is unhashable, too
-            said = f"with {', '.join(unknown):.80}" if unknown else f"as {fields.get('format')!r:.80}"
-            raise ValueError(f"quantised {said}; {', '.join(FORMATS)} are known, and {', '.join(sorted(known))}")
+        if unknown:
+            raise ValueError(
+                f"quantised with {printable(', '.join(unknown))}; known fields are {', '.join(sorted(known))}"
+            )
+        if fields.get("format") not in list(FORMATS):  # a list can be asked about what is not hashable
+            raise ValueError(f"quantised as {shown(fields.get('format'))}; known formats are {', '.join(FORMATS)}")
         return cls(FORMATS[fields["format"]], bool(fields.get("full_precision_matrix_mult", False)))
 
     def to_dict(self) -> dict[str, Any]:
@@ -104,15 +109,15 @@ def dequantise(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     return weight.to(dtype).mul_(scale)
 
 
-def linear(x: Tensor, weight: Tensor, scale: Tensor, layer: Quantised) -> Tensor:
+def linear(x: Tensor, weight: Tensor, scale: Tensor, quantisation: Quantised) -> Tensor:
     """x [...,K] -> [...,N] in the dtype of x, by a stored weight [N,K] and its scale."""
-    if layer.format is INT8 and not layer.full_precision and x.device.type in _INT_MM:
+    if quantisation.format is INT8 and not quantisation.full_precision and x.device.type in _INT_MM:
         return _int8_linear(x, weight, scale)
     return F.linear(x, dequantise(weight, scale, x.dtype))
 
 
 def _int8_linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    """Both rounded to int8, multiplied exactly in int32; each token has its own scale. In parts, so as to need little
+    """Both rounded to int8, multiplied exactly in int32; each token has its own scale. In chunks of tokens, to save
     memory."""
     tokens, rows = x.reshape(-1, x.shape[-1]), weight.shape[0]
     result = x.new_empty(len(tokens), rows)
@@ -126,7 +131,7 @@ def _int8_linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
 
 
 def _int_mm(x: Tensor, weight: Tensor) -> Tensor:
-    """x [M,K] times weight [N,K] turned -> [M,N] int32."""
+    """x [M,K] times weight [N,K] transposed -> [M,N] int32."""
     tokens, rows = len(x), len(weight)
     if x.device.type == "cuda":
         x, weight = _widened(x, weight)
@@ -134,7 +139,7 @@ def _int_mm(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _widened(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The same with zeros to the right and below, up to sides that CUDA multiplies; no copy where they are."""
+    """The same with zeros to the right and below, up to sides that CUDA multiplies; no copy where none are missing."""
     more = -x.shape[1] % _INT_MM_STEP
     x = F.pad(x, (0, more, 0, max(_INT_MM_ROWS - len(x), 0)))
     return x, F.pad(weight, (0, more, 0, -len(weight) % _INT_MM_STEP))
@@ -144,7 +149,8 @@ class Linear(nn.Linear):
     """torch's Linear, which also takes a weight in one of the formats: without a bias, and only from a state dict that
     has `weight`, `weight_scale` and `comfy_quant`."""
 
-    layer: Quantised | None = None
+    quantisation: Quantised | None = None
+    weight_scale: nn.Parameter
 
     def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest) -> None:
         if not take_quantised(self, state, prefix):
@@ -152,20 +158,25 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [...,K] -> [...,N]"""
-        if self.layer is None:
+        if self.quantisation is None:
             return super().forward(x)
-        return linear(x, self.weight, self.weight_scale, self.layer)
+        return linear(x, self.weight, self.weight_scale, self.quantisation)
 
 
-def take_quantised(module: nn.Module, state: dict[str, Tensor], prefix: str) -> bool:
-    """Moves a quantised weight out of a state dict into a Linear module; False where the weight is a plain one.
+class Quantisable(Protocol):
+    """A Linear module that can hold a quantised weight."""
 
-    The module then has `weight`, `weight_scale` and `layer`.
-    """
+    weight: Tensor
+    weight_scale: nn.Parameter
+    quantisation: Quantised | None
+
+
+def take_quantised(module: Quantisable, state: dict[str, Tensor], prefix: str) -> bool:
+    """Moves a quantised weight out of a state dict into a module; False where the weight is a plain one."""
     fields = state.pop(f"{prefix}comfy_quant", None)
     if fields is None:
         return False
-    module.layer = Quantised.from_tensor(fields)
+    module.quantisation = Quantised.from_tensor(fields)
     module.weight = nn.Parameter(state.pop(f"{prefix}weight"), requires_grad=False)
     module.weight_scale = nn.Parameter(state.pop(f"{prefix}weight_scale"), requires_grad=False)
     return True

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from ..checks import shown
 
 
 @dataclass(frozen=True)
@@ -27,17 +30,18 @@ class TokenTable:
     codebook_size: int
 
     @classmethod
-    def from_dict(cls, ids: Mapping[str, int]) -> TokenTable:
-        """The table of a checkpoint; raises ValueError where a name is missing, unknown or no whole number."""
+    def from_dict(cls, ids: Mapping[str, Any]) -> TokenTable:
+        """The table of a checkpoint; raises ValueError where a name is missing, unknown or without a whole number."""
         names = [field.name for field in fields(cls)]
         missing, unknown = sorted(set(names) - set(ids)), sorted(set(ids) - set(names))
         if missing or unknown:
             raise ValueError(
-                f"The token id table lacks {missing} and has unknown names {unknown}; it must name exactly {names}."
+                f"The token id table lacks {missing} and has unknown names {shown(unknown)}; expected exactly {names}."
             )
         for name in names:
-            if isinstance(ids[name], bool) or not isinstance(ids[name], int) or ids[name] < 0:
-                raise ValueError(f"The token id table says {name} = {ids[name]!r}; a whole number from 0 is needed.")
+            id = ids[name]
+            if isinstance(id, bool) or not isinstance(id, int) or not 0 <= id < 2**63:
+                raise ValueError(f"The token id table says {name} = {shown(id)}; expected a whole number from 0 on.")
         return cls(**{name: ids[name] for name in names})
 
     def to_dict(self) -> dict[str, int]:
@@ -64,8 +68,8 @@ class TokenTable:
         if self.codes.stop > vocab_size or self.codebook_size < 1:
             raise ValueError(
                 f"The vocabulary has {vocab_size} rows, but {self.codebook_size} image codes start at row "
-                f"{self.code_offset}; at least {self.codes.stop} rows are needed: these weights or this config.json "
-                "are of another model."
+                f"{self.code_offset}; expected at least {self.codes.stop} rows: these weights or this config.json are "
+                "of another model."
             )
         specials = self.specials
         outside = [value for value in specials if value >= vocab_size or self.codes.start <= value < self.codes.stop]

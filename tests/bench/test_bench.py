@@ -101,9 +101,9 @@ def test_the_gpu_bench_runs_and_prints_a_table(capsys: pytest.CaptureFixture) ->
 def test_the_gpu_bench_measures_the_model_that_convert_writes(kind: str, tmp_path: Path) -> None:
     output = tmp_path / "one" / "model.safetensors"
     convert(find(write_checkpoint(tmp_path / "hub")), output, kind)
-    written = {name.removesuffix(".weight"): entry.layer for name, entry in find(output).weights.items()}
+    written = {name.removesuffix(".weight"): entry.quantisation for name, entry in find(output).weights.items()}
     network = gpu.build(gpu.SMALL, kind, torch.device("cpu"))
-    built = {name: getattr(layer, "layer", None) for name, layer in network.named_modules()}
+    built = {name: getattr(layer, "quantisation", None) for name, layer in network.named_modules()}
     assert {name: layer for name, layer in built.items() if layer} == {n: one for n, one in written.items() if one}
     assert kind == "bf16" or any(built.values())
 

@@ -90,16 +90,19 @@ BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no folder": (shutil.rmtree, "does not exist"),
     "no config.json": (lambda at: (at / "config.json").unlink(), "no config.json"),
     "config.json cut": (lambda at: cut(at / "config.json", 40), "config.json is not usable JSON"),
-    "config.json a list": (lambda at: (at / "config.json").write_text("[1]"), "an object is wanted"),
+    "config.json a list": (lambda at: (at / "config.json").write_text("[1]"), "expected an object"),
     "config.json a deep nest": (lambda at: (at / "config.json").write_text("[" * 10**5), "not usable JSON"),
     "config.json a huge number": (lambda at: (at / "config.json").write_text('{"d_model": 1' + "0" * 5000), "JSON"),
     "config.json bytes": (lambda at: (at / "config.json").write_bytes(b"\xff\xfe\x00"), "not usable JSON"),
     "config.json a memory bomb": (lambda at: os.truncate(at / "config.json", 2**33), "more than 1048576 bytes"),
     "config.json a folder": (
         lambda at: ((at / "config.json").unlink(), (at / "config.json").mkdir()),
-        "config.json is no file",
+        "config.json is not a file",
     ),
-    "another model": (lambda at: edit_json(at / "config.json", model_type="llama"), "model_type = 'llama'; 'llada'"),
+    "another model": (
+        lambda at: edit_json(at / "config.json", model_type="llama"),
+        "= 'llama'; expected 'llada'",
+    ),
     "no model_type": (lambda at: edit_json(at / "config.json", model_type=None), "model_type = None"),
     "ids not a table": (lambda at: edit_json(at / "config.json", dimoo_token_ids=[1]), "dimoo_token_ids"),
     "defaults unknown": (
@@ -108,11 +111,11 @@ BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "defaults of another kind": (
         lambda at: edit_json(at / "config.json", dimoo_defaults={"steps": 3, "size": [128]}),
-        r"size = \[128\]; a value like \(1024, 1024\)",
+        r"size = \[128\]; expected a value like \(1024, 1024\)",
     ),
     "defaults below zero": (
         lambda at: edit_json(at / "config.json", dimoo_defaults={"cfg": -0.5}),
-        "cfg = -0.5; a value like 4.0",
+        "cfg = -0.5; expected a value like 4.0",
     ),
     "defaults a number": (lambda at: edit_json(at / "config.json", dimoo_defaults=7), "dimoo_defaults = 7"),
     "ids incomplete": (lambda at: edit_json(at / "config.json", dimoo_token_ids={"mask": 1}), "lacks"),
@@ -125,7 +128,7 @@ BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
     "config asks for the moon": (lambda at: edit_json(at / "config.json", n_layers=10**9), "n_layers = 1000000000"),
     "config asks for a wide moon": (lambda at: edit_json(at / "config.json", mlp_hidden_size=10**15), "mlp_hidden"),
     "no weights": (lambda at: (at / WEIGHTS).unlink(), "has no weights"),
-    "weights cut": (lambda at: cut(at / WEIGHTS, 5000), "model.safetensors is cut short or garbled: 5000 bytes"),
+    "weights cut": (lambda at: cut(at / WEIGHTS, 5000), "model.safetensors is cut short or garbled: it has 5000 bytes"),
     "weights cut in the header": (lambda at: cut(at / WEIGHTS, 100), "is cut short"),
     "weights empty": (lambda at: cut(at / WEIGHTS, 0), "is cut short"),
     "weights too long": (lambda at: (at / WEIGHTS).open("ab").write(b"x" * 64), "model.safetensors"),
@@ -134,11 +137,14 @@ BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
         "Git LFS pointer",
     ),
     "weights a web page": (lambda at: (at / WEIGHTS).write_text("<!DOCTYPE html><html>not found</html>"), "web page"),
-    "weights noise": (lambda at: (at / WEIGHTS).write_bytes(b"\x10" + bytes(7) + b"!" * 99), "no safetensors file"),
-    "header larger than any": (lambda at: header(at / WEIGHTS, {}, length=2**62), "no safetensors file"),
+    "weights noise": (
+        lambda at: (at / WEIGHTS).write_bytes(b"\x10" + bytes(7) + b"!" * 99),
+        "not a usable safetensors",
+    ),
+    "header larger than any": (lambda at: header(at / WEIGHTS, {}, length=2**62), "not a usable safetensors"),
     "header with negative offsets": (
         lambda at: header(at / WEIGHTS, {"a": {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]}}, bytes(4)),
-        "no safetensors file",
+        "not a usable safetensors",
     ),
     "header with overlapping tensors": (
         lambda at: header(
@@ -146,13 +152,13 @@ BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
             {name: {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} for name in "ab"},
             bytes(8),
         ),
-        "no safetensors file",
+        "not a usable safetensors",
     ),
     "header with an absurd shape": (
         lambda at: header(at / WEIGHTS, {"a": {"dtype": "F32", "shape": [2**62, 8], "data_offsets": [0, 4]}}, bytes(4)),
-        "no safetensors file",
+        "not a usable safetensors",
     ),
-    "weights a folder": (lambda at: ((at / WEIGHTS).unlink(), (at / WEIGHTS).mkdir()), "is no file"),
+    "weights a folder": (lambda at: ((at / WEIGHTS).unlink(), (at / WEIGHTS).mkdir()), "is not a file"),
     "weights a dead link": (
         lambda at: ((at / WEIGHTS).unlink(), (at / WEIGHTS).symlink_to(at / "gone")),
         "cannot be read",
@@ -173,7 +179,7 @@ BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a wrong shape": (
         lambda at: edit_state(at / WEIGHTS, replace(NORM, torch.zeros(31))),
-        r"ln_f.weight in .* has shape \[31\], but the config wants \[32\]",
+        r"ln_f.weight in .* has shape \[31\], but its config.json says \[32\]",
     ),
     "a wrong dtype": (
         lambda at: edit_state(at / WEIGHTS, replace(NORM, torch.zeros(32, dtype=torch.int8))),
@@ -181,7 +187,7 @@ BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a transposed matrix": (
         lambda at: edit_state(at / WEIGHTS, replace("model.transformer.blocks.0.ff_proj.weight", torch.zeros(32, 48))),
-        r"shape \[32, 48\], but the config wants \[48, 32\]",
+        r"shape \[32, 48\], but its config.json says \[48, 32\]",
     ),
     "no VQ": (lambda at: shutil.rmtree(at / "vqvae"), "has no VQ"),
     "two VQs, none called vqvae": (
@@ -191,7 +197,7 @@ BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no VQ config": (lambda at: (at / "vqvae/config.json").unlink(), "vqvae/config.json cannot be read"),
     "another autoencoder": (
         lambda at: edit_json(at / "vqvae/config.json", _class_name="AutoencoderKL"),
-        "'AutoencoderKL'; 'VQModel'",
+        "'AutoencoderKL'; expected 'VQModel'",
     ),
     "no VQ weights": (lambda at: (at / VQ_FILE).unlink(), "vqvae has no weights"),
     "VQ weights cut": (lambda at: cut(at / VQ_FILE, 30000), "is cut short"),
@@ -216,8 +222,14 @@ BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
         "layers_per_block = 1000000000",
     ),
     "no tokenizer": (lambda at: (at / "tokenizer.json").unlink(), "no tokenizer.json"),
-    "tokenizer not JSON": (lambda at: (at / "tokenizer.json").write_text("{"), "tokenizer.json is no tokenizer"),
-    "tokenizer a config": (lambda at: (at / "tokenizer.json").write_text('{"model_type": "llada"}'), "no tokenizer"),
+    "tokenizer not JSON": (
+        lambda at: (at / "tokenizer.json").write_text("{"),
+        "is not a usable tokenizer",
+    ),
+    "tokenizer a config": (
+        lambda at: (at / "tokenizer.json").write_text('{"model_type": "llada"}'),
+        "not a usable tokenizer",
+    ),
     "tokenizer that splits </user>": (
         lambda at: (at / "tokenizer.json").write_text(tokenizer_json({"</system>": 256})),
         "splits '</user>' into 7 tokens",
@@ -346,6 +358,6 @@ def test_a_dtype_must_be_one_to_compute_in(tmp_path: Path) -> None:
 def test_codes_must_fit_the_vocabulary_where_the_caller_says_where_they_start(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path)
     for offset in (0, TRANSFORMER["vocab_size"], -1):
-        with pytest.raises(ValueError, match="do not fit a vocabulary"):
+        with pytest.raises(ValueError, match=rf"Got code_offset = {offset}, expected an id from 1 to"):
             read_transformer(folder, code_offset=offset)
     assert read_transformer(folder, code_offset=TABLE.code_offset)

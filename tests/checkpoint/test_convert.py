@@ -86,7 +86,7 @@ def test_one_file_holds_what_the_folder_holds(folder: Path) -> None:
         assert wanted.keys() == came.keys()
         assert all(torch.equal(wanted[name], came[name]) and wanted[name].dtype is came[name].dtype for name in wanted)
     assert single.tokenizer_text() == found.tokenizer_text()
-    fields = ("settings", "config", "table", "defaults", "vq_settings", "vq_config")
+    fields = ("config_json", "config", "table", "defaults", "vq_config_json", "vq_config")
     assert all(getattr(found, name) == getattr(single, name) for name in fields)
     assert single.kind == "single file" and single.files == (single.path,)
 
@@ -194,13 +194,13 @@ def test_its_own_input_is_never_overwritten(folder: Path, tmp_path: Path) -> Non
     os.link(shard, twin)
     place.symlink_to(folder, target_is_directory=True)
     for output in (shard, link, twin, place / shard.name):
-        with pytest.raises(ValueError, match="is a part of the checkpoint that is read"):
+        with pytest.raises(ValueError, match="is a file of the checkpoint that is converted"):
             convert(find(folder), output, "bf16")
     for output in (folder / "new.safetensors", folder / "vqvae" / "new.safetensors", place / "new.safetensors"):
         with pytest.raises(ValueError, match="among the checkpoint's own files"):
             convert(find(folder), output, "bf16")
     single = made(folder, "bf16")
-    with pytest.raises(ValueError, match="is a part of the checkpoint"):
+    with pytest.raises(ValueError, match="is a file of the checkpoint"):
         convert(find(single), single, "fp8")
     assert convert(find(single), single.with_name("again.safetensors"), "bf16") == single.stat().st_size
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -209,12 +209,12 @@ def test_its_own_input_is_never_overwritten(folder: Path, tmp_path: Path) -> Non
 def test_what_cannot_be_converted_is_one_sentence(folder: Path, tmp_path: Path, monkeypatch) -> None:
     output = tmp_path / "x.safetensors"
     for name in ("x", "x.bin", "x.safetensors.part"):
-        with pytest.raises(ValueError, match=r"a file name that ends in \.safetensors is wanted"):
+        with pytest.raises(ValueError, match=r"expected a file name that ends in \.safetensors"):
             convert(find(folder), tmp_path / name, "fp8")
     (tmp_path / "d.safetensors").mkdir()
     with pytest.raises(ValueError, match="is a folder"):
         convert(find(folder), tmp_path / "d.safetensors", "fp8")
-    with pytest.raises(ValueError, match="'fp4' came; one of bf16, fp8, int8 is wanted"):
+    with pytest.raises(ValueError, match="Got dtype 'fp4', expected one of bf16, fp8, int8"):
         convert(find(folder), output, "fp4")
     with pytest.raises(ValueError, match="is quantised already"):
         convert(find(made(folder, "fp8")), output, "int8")

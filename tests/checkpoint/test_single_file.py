@@ -97,7 +97,7 @@ def test_listing_reads_a_megabyte_of_a_file_at_most(files: dict[str, Path], tmp_
 
 
 def test_a_foreign_file_that_is_named_gets_an_answer(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is no whole checkpoint; give a checkpoint folder, or a file made by"):
+    with pytest.raises(ValueError, match="is not a whole checkpoint; give a checkpoint folder, or a file made by"):
         find(ordinary_model(tmp_path / "sdxl.safetensors"))
 
 
@@ -151,7 +151,7 @@ BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a longer tail": (lambda at: at.open("ab").write(b"x" * 64), "is cut short or garbled"),
     "of a later version": (
         rewritten(lambda _, about: about.update(dimoo_format="2")),
-        "dimoo_format = '2'; '1' is known",
+        "dimoo_format = '2', expected '1'",
     ),
     "a key missing": (
         rewritten(lambda state, _: state.pop("model.transformer.ln_f.weight")),
@@ -168,29 +168,29 @@ BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no scale": (rewritten(lambda state, _: state.pop(f"{MATRIX}.weight_scale")), "lacks its weight or weight_scale"),
     "a scale of another shape": (
         rewritten(lambda state, _: state.update({f"{MATRIX}.weight_scale": torch.ones(7)})),
-        r"weight_scale in .* is F32 \[7\], but float8_e4m3fn wants F32 \[\]",
+        r"weight_scale in .* is F32 \[7\], but float8_e4m3fn has F32 \[\]",
     ),
     "a scale of another dtype": (
         rewritten(lambda state, _: state.update({f"{MATRIX}.weight_scale": torch.ones((), dtype=torch.float16)})),
-        r"is F16 \[\], but float8_e4m3fn wants F32 \[\]",
+        r"is F16 \[\], but float8_e4m3fn has F32 \[\]",
     ),
     "a quantised matrix of another dtype": (
         rewritten(lambda state, _: state.update({f"{MATRIX}.weight": torch.zeros(32, 32)})),
-        "is F32 .32, 32., but float8_e4m3fn wants F8_E4M3",
+        "is F32 .32, 32., but float8_e4m3fn has F8_E4M3",
     ),
     "a quantised matrix of another shape": (
         rewritten(lambda state, _: state.update({f"{MATRIX}.weight": torch.zeros(32, 16).to(torch.float8_e4m3fn)})),
-        "has shape .32, 16., but the config wants .32, 32.",
+        "has shape .32, 16., but its config.json says .32, 32.",
     ),
     "a quantised matrix with three sides": (
         rewritten(lambda state, _: state.update({f"{MATRIX}.weight": torch.zeros(2, 2, 2).to(torch.float8_e4m3fn)})),
-        "but float8_e4m3fn wants",
+        "but float8_e4m3fn has",
     ),
     "no word of what is quantised": (rewritten(lambda _, about: about.pop(QUANTISED)), "is stored as F8_E4M3"),
     "a layer forgotten": (layers(lambda named: named.pop(MATRIX)), "is stored as F8_E4M3"),
     "a format nobody knows": (
         layers(lambda named: named.update({MATRIX: {"format": "nvfp4"}})),
-        "q_proj is quantised as 'nvfp4'; float8_e4m3fn, int8_tensorwise are known",
+        "q_proj is quantised as 'nvfp4'; known formats are float8_e4m3fn, int8_tensorwise",
     ),
     "a rotated matrix": (
         layers(lambda named: named.update({MATRIX: {"format": "float8_e4m3fn", "convrot": True}})),
@@ -233,14 +233,14 @@ BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a config of the moon": (settings("config.json", n_layers=10**9), "n_layers = 1000000000"),
     "a config without end": (
         rewritten(lambda _, about: about.update({"config.json": "[" * (2 << 20)})),
-        "config.json in .* has more than 1048576 bytes|is no whole checkpoint",  # if the mark comes behind it
+        "config.json in .* has more than 1048576 characters|is not a whole checkpoint",  # if the mark comes behind it
     ),
     "a config of a deep nest": (
         rewritten(lambda _, about: about.update({"vqvae/config.json": "[" * 10**5})),
         "vqvae/config.json in .* is not usable JSON",
     ),
     "no config": (rewritten(lambda _, about: about.pop("config.json")), "config.json in .* is not usable JSON"),
-    "a config that is a list": (rewritten(lambda _, about: about.update({"config.json": "[]"})), "an object is wanted"),
+    "a config that is a list": (rewritten(lambda _, about: about.update({"config.json": "[]"})), "expected an object"),
     "ids of the released model": (settings("config.json", dimoo_token_ids=None), "dimoo_token_ids = None"),
     "a VQ of another scale": (
         settings("vqvae/config.json", block_out_channels=AUTOENCODER["block_out_channels"][1:]),
@@ -253,7 +253,7 @@ BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a tokenizer of noise": (
         rewritten(lambda state, _: state.update({"tokenizer.json": torch.full((9,), 255, dtype=torch.uint8)})),
-        "tokenizer.json in .* is no tokenizer",
+        "tokenizer.json in .* is not a usable tokenizer",
     ),
     "a tokenizer that splits </user>": (
         rewritten(lambda state, _: state.update({"tokenizer.json": text_tensor(tokenizer_json({"</system>": 256}))})),

@@ -39,6 +39,7 @@ NEEDED = [
 ]
 NOT_NEEDED = ["README.md", "modeling_llada.py", "pytorch_model.bin", "generation_config.json", "vqvae/old.pt"]
 NOT_NEEDED += ["vqvae/deep/x.safetensors", "assets/x.safetensors", "config.json.py", ".gitattributes"]
+NOT_NEEDED += ["._config.json", "._x.safetensors", ".DS_Store", "vqvae/._diffusion_pytorch_model.safetensors"]  # macOS
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +186,7 @@ def test_what_a_dead_line_left_is_where_the_next_download_begins(hub: Hub, tmp_p
     said = says(lambda: download(folder=tmp_path))
     target = tmp_path / NAME
     assert (
-        f" kB of 114.0 kB of {SHARD}; what came is kept" in said
+        f" kB of 114.0 kB of {SHARD}; what has arrived is kept" in said
         and str(target) in said
         and "by hand" in said
         and hub.url in said
@@ -254,7 +255,7 @@ def test_a_server_that_cannot_begin_in_the_middle_sends_it_anew(hub: Hub, tmp_pa
 def test_wrong_bytes_are_thrown_away_and_named(hub: Hub, tmp_path: Path, name: str) -> None:
     hub.faults.wrong = {name}
     said = says(lambda: download(folder=tmp_path))
-    assert name in said and "hash is wrong" in said and hub.url in said
+    assert name in said and "checksum" in said and "discarded" in said and hub.url in said
     assert not (tmp_path / NAME / name).exists() and name not in parts(tmp_path / NAME)
     hub.faults.wrong = set()
     assert is_all_right(hub, download(folder=tmp_path))
@@ -429,7 +430,7 @@ def test_offline_the_files_and_their_folder_are_named(tmp_path: Path, monkeypatc
 
 def test_what_is_no_name_and_what_is_no_hub(hub: Hub, tmp_path: Path) -> None:
     for name in ("", "x", "a/b/c", "../..", "a/..", "a/.", "a b/c", "https://x.example/a/b"):
-        assert "OWNER/NAME is wanted" in says(lambda name=name: download(name, tmp_path))
+        assert "expected OWNER/NAME" in says(lambda name=name: download(name, tmp_path))
     strange = ("http://127.0.0.1:x", "http://127.0.0.1:99999", "http://127.0.0.1:0", "http://:80", "http://[::1")
     white = ("http://mirror. example", "http://mirror.example/a b", " http://mirror.example", "http://mirror.exa\nmple")
     for address in ("mirror.example", "file:///etc", "ftp://mirror.example", *strange, *white):
@@ -459,27 +460,235 @@ def test_a_repository_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
 )
 def test_a_list_that_leads_out_of_the_folder_is_refused(hub: Hub, tmp_path: Path, name: str) -> None:
     hub.faults.extra = [{**hub.entry(SHARD), "rfilename": name}]
-    assert "no plain name; nothing was written" in says(lambda: download(folder=tmp_path / "models"))
+    assert "not a plain name; nothing was written" in says(lambda: download(folder=tmp_path / "models"))
     assert hub.asked == [] and not list(tmp_path.iterdir())
 
 
 @given(st.text(st.sampled_from("ab./\\: *\0\n\u00e9~") | st.characters(), max_size=12))
 def test_any_name_is_refused_or_lies_in_the_folder(name: str) -> None:
     repo, target = remote.Repo("a/b", "main", "http://x.example"), Path("/models/b")
-    entry = SimpleNamespace(rfilename=name, size=1, blob_id="0" * 40, lfs=None)
+    entry = {"rfilename": name, "size": 1, "blobId": "0" * 40}
     try:
         file = remote._remote_file(repo, entry)
     except ValueError:
         return
     transfer = module.Transfer(repo, target)
-    for place in (transfer.place(file), transfer.part(file)):
-        assert target in Path(os.path.normpath(place)).parents
+    for path in (transfer.path(file), transfer.part(file)):
+        assert target in Path(os.path.normpath(path)).parents
 
 
 @pytest.mark.parametrize("entry", [{"size": 3}, {"size": None, "blobId": "0" * 40}, {"size": 3, "blobId": "../x"}])
 def test_a_list_without_hashes_is_refused(hub: Hub, tmp_path: Path, entry: dict) -> None:
     hub.faults.extra = [{"rfilename": "more.safetensors", **entry}]
-    assert "no size and hash of more.safetensors" in says(lambda: download(folder=tmp_path))
+    assert "lists no size and hash of more.safetensors" in says(lambda: download(folder=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        (None, "lists None, which is not a file"),
+        ("model.safetensors", "lists 'model.safetensors', which is not a file"),
+        ({"rfilename": None, "size": 1, "blobId": "0" * 40}, "which is not a file"),
+        ({"rfilename": 7, "size": 1, "blobId": "0" * 40}, "which is not a file"),
+        ({"rfilename": "x.bin", "lfs": "0" * 64, "size": 3}, "lists no size and hash of x.bin"),
+        ({"rfilename": "x.bin", "lfs": [3], "size": 3}, "lists no size and hash of x.bin"),
+        ({"rfilename": "x.bin", "lfs": {}, "size": 3}, "lists no size and hash of x.bin"),
+        ({"rfilename": "x.bin", "lfs": {"size": "3", "sha256": "0" * 64}}, "lists no size and hash of x.bin"),
+        ({"rfilename": "x.bin", "lfs": None, "size": "3", "blobId": "0" * 40}, "lists no size and hash of x.bin"),
+        ({"rfilename": "x.bin", "size": True, "blobId": "0" * 40}, "lists no size and hash of x.bin"),
+        ({"rfilename": "x.bin", "size": 10**30, "blobId": "0" * 40}, "lists no size and hash of x.bin"),
+        ({"rfilename": "x" * 10**5 + ":", "size": 1, "blobId": "0" * 40}, "not a plain name"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_an_odd_entry_of_the_list_is_one_sentence(hub: Hub, tmp_path: Path, entry: object, words: str) -> None:
+    hub.faults.extra = [entry]
+    assert words in says(lambda: download(folder=tmp_path / "models"))
+    assert hub.asked == [] and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"[]", b"null", b"{}", b'{"siblings": null}', b'{"siblings": {"a": 1}}', b'{"siblings": "x"}', b"[" * 10**6]
+    + [b'{"siblings": 1' + b"0" * 10**4 + b"}", b"\xff\xfe"],
+    ids=lambda body: str(body[:30]),
+)
+def test_an_odd_list_is_one_sentence(hub: Hub, tmp_path: Path, body: bytes) -> None:
+    hub.faults.listing = body
+    assert "answers, but not as a hub does" in says(lambda: download(folder=tmp_path))
+
+
+def test_a_list_without_end_is_not_read_to_its_end(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "MAX_LISTING", 100_000)
+    hub.faults.listing = b" " * 200_000
+    assert "in more than 100000 bytes" in says(lambda: download(folder=tmp_path))
+    monkeypatch.setattr(remote, "MAX_LISTING", 1 << 20)
+    monkeypatch.setattr(remote, "MAX_FILES", 5)
+    hub.faults.listing = None
+    assert f"has {len(hub.names)} files, expected at most 5" in says(lambda: download(folder=tmp_path))
+
+
+def test_a_file_that_is_listed_twice_is_refused(hub: Hub, tmp_path: Path) -> None:
+    hub.faults.extra = [hub.entry(SHARD)]
+    assert f"lists {SHARD} of Alpha-VLLM/{NAME} twice" in says(lambda: download(folder=tmp_path))
+
+
+@pytest.mark.parametrize("body", [b"[]", b'{"error": 7, "errors": [1]}', b"x" * 10**6])
+@pytest.mark.parametrize("where", ["listing", SHARD])
+def test_what_comes_with_a_refusal_does_not_matter(hub: Hub, tmp_path: Path, where: str, body: bytes) -> None:
+    hub.faults.status, hub.faults.refusal = {where: (404, "EntryNotFound")}, body
+    assert "(404)" in says(lambda: download(folder=tmp_path))
+
+
+# Secrets ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def asked_over(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Lets requests to servers that there are not arrive at the stand-in: it is the proxy."""
+    from huggingface_hub.utils import close_session
+
+    def through(url: str) -> None:
+        for name in ("HTTP_PROXY", "http_proxy"):
+            monkeypatch.setenv(name, url)
+        for name in ("NO_PROXY", "no_proxy"):
+            monkeypatch.setenv(name, "127.0.0.1")
+        close_session()
+
+    yield through
+    monkeypatch.undo()
+    close_session()
+
+
+def test_without_encryption_the_token_stays_here_and_the_log_says_so_once(
+    hub: Hub,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    asked_over: Callable[[str], None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    asked_over(hub.url)
+    target = download(folder=tmp_path, endpoint="http://mirror.example")
+    assert is_all_right(hub, target) and len(hub.tokens) > len(NEEDED)
+    assert set(hub.tokens) == {None}, "neither the list nor a file"
+    said = [one.getMessage() for one in caplog.records if "token" in one.getMessage()]
+    assert said == ["DiMOO: http://mirror.example is asked without your token, which only goes over https."]
+    hub.reset()
+    download(folder=tmp_path / "b", endpoint=hub.url)
+    assert "Bearer hf_secret" in hub.tokens, "this machine may have it"
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "goes"),
+    [
+        ("https://huggingface.co", True),
+        ("https://mirror.example:8443/hf", True),
+        ("http://127.0.0.1:80", True),
+        ("http://localhost", True),
+        ("http://[::1]:9", True),
+        ("http://huggingface.co", False),
+        ("http://mirror.example", False),
+        ("http://192.168.0.7", False),
+        ("http://localhost.mirror.example", False),
+        ("http://127.0.0.1.mirror.example", False),
+    ],
+)
+def test_where_the_token_goes(endpoint: str, goes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    headers = remote._headers(remote.repository("a/b", endpoint=endpoint))
+    assert ("Bearer hf_secret" in headers.values()) == goes and ("hf_secret" in str(headers)) == goes
+
+
+@pytest.mark.parametrize("userinfo", ["ann:S3CRET", "ann:S3%40CRET", "S3CRET", ":S3CRET", "ann:S3@CRET"])
+def test_a_password_in_the_address_is_used_and_never_told(
+    hub: Hub, tmp_path: Path, userinfo: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import base64
+    import logging
+    from urllib.parse import unquote
+
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setenv("HF_ENDPOINT", hub.url.replace("http://", f"http://{userinfo}@"))
+    assert is_all_right(hub, download(folder=tmp_path))
+    login = base64.b64encode(unquote(userinfo).encode()).decode()
+    assert {one.token for one in hub.asked if one.server == "hub"} == {f"Basic {login}"}
+    assert {one.token for one in hub.asked if one.server == "cdn"} == {None}
+    hub.faults.status = {"listing": (403, "")}
+    said = says(lambda: download(folder=tmp_path))
+    hub.faults.status = {SHARD: (500, "")}
+    said += says(lambda: download(folder=tmp_path / "b"))
+    said += repr(remote.repository("a/b"))
+    for text in (said, caplog.text):
+        assert hub.url in text and "S3" not in text and "CRET@" not in text and "hf_secret" not in text
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "http://ann:S3CRET@127.0.0.1:x",
+        "http://ann:S3/CRET@mirror.example",
+        "http://ann:12/S3CRET@mirror.example",
+        "http://ann:S3 CRET@mirror.example",
+        "ann:S3CRET@mirror.example",
+        "ftp://ann:S3CRET@mirror.example",
+        "http://mirror.example?token=S3CRET",
+        "http://mirror.example/#S3@CRET",
+    ],
+)
+def test_an_address_that_cannot_be_used_is_told_without_its_password(tmp_path: Path, endpoint: str) -> None:
+    said = says(lambda: download(folder=tmp_path, endpoint=endpoint))
+    assert "one like https://" in said and "S3" not in said and "CRET@" not in said
+
+
+@pytest.mark.parametrize("token", ["hf_\u00e9S3CRET"])
+def test_a_token_that_cannot_be_sent_is_not_repeated(
+    hub: Hub, tmp_path: Path, token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", token)
+    assert "S3CRET" not in says(lambda: download(folder=tmp_path))
+
+
+@pytest.mark.parametrize("proxy", ["http://ann:S3CRET@127.0.0.1:1", "sox://ann:S3CRET@127.0.0.1", "http://ann:S3@c:x"])
+def test_the_password_of_a_proxy_is_never_told(
+    tmp_path: Path, proxy: str, asked_over: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_PAUSE", 0.0)
+    asked_over(proxy)
+    said = says(lambda: download(folder=tmp_path, endpoint="http://mirror.example"))
+    assert "S3" not in said and "http://mirror.example" in said
+
+
+# Links --------------------------------------------------------------------------------------------------------------
+
+
+def test_no_link_is_written_through(hub: Hub, tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_bytes(b"precious")
+    target = tmp_path / "models" / NAME
+    target.mkdir(parents=True)
+    digest = hub.entry(SHARD)["lfs"]["sha256"][:8]
+    (target / f"{SHARD}.{digest}.part").symlink_to(precious)
+    (target / f"{SHARD}.00000000.part").symlink_to(precious)
+    (target / "config.json").symlink_to(precious)
+    assert is_all_right(hub, download(folder=target.parent))
+    assert precious.read_bytes() == b"precious" and not any(path.is_symlink() for path in target.iterdir())
+    (target / "tokenizer.json").unlink()
+    (target / module.LOCK).unlink()
+    (target / module.LOCK).symlink_to(precious)
+    assert "is a link" in says(lambda: download(folder=target.parent))
+    assert precious.read_bytes() == b"precious"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="modes are another thing there")
+def test_files_have_the_mode_of_other_new_files(hub: Hub, tmp_path: Path) -> None:
+    umask = os.umask(0o027)
+    try:
+        target = download(folder=tmp_path)
+    finally:
+        os.umask(umask)
+    assert {(target / name).stat().st_mode & 0o777 for name in NEEDED} == {0o640}
 
 
 # Folders that cannot take it ----------------------------------------------------------------------------------------
@@ -495,13 +704,13 @@ def test_too_little_room_is_told_before_anything_is_fetched(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no disk that is always full")
-def test_a_disk_that_fills_up_is_told(hub: Hub, tmp_path: Path) -> None:
+def test_a_disk_that_fills_up_is_told(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / NAME).mkdir()
     part = tmp_path / NAME / f"{SHARD}.{hub.entry(SHARD)['lfs']['sha256'][:8]}.part"
-    part.symlink_to("/dev/full")
-    said = says(lambda: download(folder=tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_open_to_append", lambda path: (Path("/dev/full") if path == part else path).open("a+b"))
+        said = says(lambda: download(folder=tmp_path))
     assert f"no space left for {tmp_path / NAME}, which needs 402.9 kB in all" in said
-    part.unlink()
     assert is_all_right(hub, download(folder=tmp_path))
 
 
@@ -604,7 +813,7 @@ def test_hashes_are_those_of_git_and_sha256(tmp_path: Path) -> None:
         assert hasher.hexdigest() == file.digest
 
 
-def test_attended_work_hands_on_its_items_and_its_error() -> None:
+def test_background_work_hands_on_its_items_and_its_error() -> None:
     def work() -> Iterator[int]:
         yield from range(100)
         raise KeyError("lost")
@@ -616,7 +825,7 @@ def test_attended_work_hands_on_its_items_and_its_error() -> None:
     assert seen == list(range(100))
 
 
-def test_attended_work_that_is_given_up_is_closed() -> None:
+def test_background_work_that_is_given_up_is_closed() -> None:
     closed = threading.Event()
 
     def work() -> Iterator[int]:

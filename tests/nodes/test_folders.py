@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import importlib.util
 import os
 import shutil
 from collections.abc import Callable
@@ -121,9 +122,11 @@ def test_folders_of_extra_model_paths_are_read_as_comfyui_reads_them(
 ) -> None:
     import folder_paths
 
-    monkeypatch.syspath_prepend(nodepack.COMFYUI)  # once core's nodes are imported, its comfy/utils.py is found first
-    from utils.extra_config import load_extra_path_config
-
+    # by its path: ComfyUI's own nodes, once imported, put another module called `utils` before this package
+    place = nodepack.COMFYUI / "utils" / "extra_config.py"
+    spec = importlib.util.spec_from_file_location("comfyui_extra_config", place)
+    extra_config = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(extra_config)
     shutil.copytree(checkpoint, tmp_path / ODD / "a" / "first")
     shutil.copytree(checkpoint, tmp_path / ODD / "b" / "second")
     settings = tmp_path / "extra_model_paths.yaml"
@@ -132,7 +135,7 @@ def test_folders_of_extra_model_paths_are_read_as_comfyui_reads_them(
     monkeypatch.setattr(folder_paths, "folder_names_and_paths", dict(folder_paths.folder_names_and_paths))
     monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path / "models"))
     folder_paths.folder_names_and_paths.pop("dimoo", None)
-    load_extra_path_config(str(settings))
+    extra_config.load_extra_path_config(str(settings))
     nodepack.part("nodes.host").register_folder()
     assert listed() == ["first", "second"] and loads("second")
 
@@ -179,3 +182,22 @@ def test_downloads_go_into_such_folders_too(
         download(folder=root, endpoint=hub.url)
     assert listed() == ["Lumina-DiMOO"] and loads("Lumina-DiMOO")
     assert root.is_symlink() == linked
+
+
+@pytest.mark.parametrize("value", ["x" * 10**5, "a\nb", "\ud800"])
+def test_an_unknown_choice_is_not_repeated_whole(value: str) -> None:
+    for inputs in ({"checkpoint": value}, {"checkpoint": "DiMOO-nano (built in)", "weight_dtype": value}):
+        with pytest.raises(ValueError, match="There is no") as caught:
+            nodepack.run(LOADER, **inputs)
+        assert str(caught.value).isprintable() and len(str(caught.value)) < 200
+
+
+def test_what_macos_leaves_beside_files_is_passed_over(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodepack.put_checkpoint(tmp_path, monkeypatch)
+    shutil.copytree(checkpoint, tmp_path / "mine")
+    for path in [*tmp_path.rglob("*")]:
+        if path.is_file():
+            path.with_name(f"._{path.name}").write_bytes(b"\0\5\26\7" + bytes(4092))
+    assert listed() == ["mine"] and loads("mine")

@@ -156,10 +156,11 @@ def quantised_network(dtype: torch.dtype, kind: str):
         layer = how.quantised_as(f"{name}.weight", kind)
         if layer is not None:
             rows, across = part.weight.shape
-            part.layer, scale = layer, torch.zeros(layer.format.scale_shape(rows), device="meta")
+            part.quantisation, scale = layer, torch.zeros(layer.format.scale_shape(rows), device="meta")
             weight = torch.zeros(rows, across, device="meta").to(layer.format.dtype)
             part.weight, part.weight_scale = (torch.nn.Parameter(one, requires_grad=False) for one in (weight, scale))
-    return net, {part.layer.format for part in net.modules() if getattr(part, "layer", None) is not None}
+    found = [getattr(part, "quantisation", None) for part in net.modules()]
+    return net, {one.format for one in found if one is not None}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])

@@ -146,9 +146,9 @@ def test_the_numbers_are_the_cores(models: Path, kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_size_that_comfyui_reckons_with_is_that_of_the_weights(models: Path, kind: str) -> None:
     found = finding.find(models / f"tiny-{kind}.safetensors")
-    wanted = sum(entry.shape[0] * (entry.shape[1:] or (1,))[0] * (4 if entry.layer is None else 1)
+    wanted = sum(entry.shape[0] * (entry.shape[1:] or (1,))[0] * (4 if entry.quantisation is None else 1)
                  for entry in found.weights.values())  # fmt: skip
-    scales = 4 * sum(entry.shape[0] for entry in found.weights.values() if entry.layer is not None)
+    scales = 4 * sum(entry.shape[0] for entry in found.weights.values() if entry.quantisation is not None)
     size = load(kind).model.patcher.model_size()
     assert wanted <= size <= wanted + scales + 64 * len(found.weights)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -81,11 +80,3 @@ def test_a_tokenizer_that_splits_the_closing_tag_is_refused() -> None:
     without = TextTokenizer.from_str(tokenizer_json({"<uncondition>": 256}))
     with pytest.raises(ValueError, match="splits '</user>' into 7 tokens"):
         without.check(dataclasses.replace(TABLE, uncondition=256), 304)
-
-
-def test_a_file_that_is_no_tokenizer_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"absent\.json cannot be read"):
-        TextTokenizer.from_file(tmp_path / "absent.json")
-    (tmp_path / "broken.json").write_text('{"model": ')
-    with pytest.raises(ValueError, match=r"broken\.json is no tokenizer"):
-        TextTokenizer.from_file(tmp_path / "broken.json")
