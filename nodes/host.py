@@ -6,8 +6,10 @@ Whatever differs between ComfyUI 0.3.75 and newer ones is told apart here and no
 from __future__ import annotations
 
 import glob
+import html
 import inspect
 import logging
+import re
 import sys
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
@@ -37,6 +39,11 @@ __all__ = ["ComfyExtension", "io", "ui"]
 
 FOLDER = "dimoo"  # under ComfyUI's models, and the key in extra_model_paths.yaml
 _LAYERS = ("Linear", "Embedding", "RMSNorm", "Conv2d", "GroupNorm")
+_INVISIBLE = "\u200b"
+_HTML = re.compile(r"<(?=[A-Za-z/!?])|&#?\w+;?", re.ASCII)  # what begins a tag or a comment; an entity, perhaps
+_LINK = re.compile(
+    r"\[(?=\[)|__LNK(?=\d)"
+)  # the page's own way to write links, [[words|address]], and its marks for them
 _log = logging.getLogger(__name__)
 
 
@@ -285,11 +292,32 @@ def _preview_settings() -> Iterable[str]:
 
 
 def show_text(text: str, node: str | None) -> None:
-    """Shows text on a node of the page that queued the prompt; without a page nothing happens."""
+    """Shows text on a node of the page that queued the prompt; without a page nothing happens.
+
+    The page reads it as written, whatever is in it: only addresses of the web become links.
+    """
     server = _server()
     page = getattr(server, "client_id", None)
     if node is not None and page is not None and hasattr(server, "send_progress_text"):
-        server.send_progress_text(text or " ", node, page)  # the page takes an empty text for none and keeps the old
+        shown = _LINK.sub(_broken, without_html(text)) or " "  # the page takes an empty text for none and keeps the old
+        server.send_progress_text(shown.encode("utf-8", "replace").decode(), node, page)  # file names may hold any byte
+
+
+def without_html(text: str) -> str:
+    """Text that reads the same whether a page shows it as text or as HTML.
+
+    Page 1.32.9 makes HTML of the text on a node and of the entries of a list, newer pages show both as text. There is
+    no telling which one listens, and `&lt;` would be right in the first only. So what HTML would read as a tag or an
+    entity gets an invisible character (zero width space) behind its first one, which makes both plain text. All else
+    stays untouched, `1 < 2` and `AT&T` included. Meant for the eye alone: what flows on, or is saved, is the text itself.
+    """
+    return _HTML.sub(_broken, text)
+
+
+def _broken(found: re.Match[str]) -> str:
+    """What a pattern found, with an invisible character in it, unless it is an ampersand that begins no entity."""
+    sign = found[0]
+    return sign if sign[0] == "&" and html.unescape(sign) == sign else sign[0] + _INVISIBLE + sign[1:]
 
 
 def on_prompt(change: Callable[[dict], dict]) -> None:
