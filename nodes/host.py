@@ -41,9 +41,8 @@ FOLDER = "dimoo"  # under ComfyUI's models, and the key in extra_model_paths.yam
 _LAYERS = ("Linear", "Embedding", "RMSNorm", "Conv2d", "GroupNorm")
 _INVISIBLE = "\u200b"
 _HTML = re.compile(r"<(?=[A-Za-z/!?])|&#?\w+;?", re.ASCII)  # what begins a tag or a comment; an entity, perhaps
-_LINK = re.compile(
-    r"\[(?=\[)|__LNK(?=\d)"
-)  # the page's own way to write links, [[words|address]], and its marks for them
+# How pages write links: [[words|address]] with its marks for them, and, with Nodes 2.0, Markdown's three ways.
+_LINK = re.compile(r"\[(?=\[)|__LNK(?=\d)|\](?=[(\[:])")
 _log = logging.getLogger(__name__)
 
 
@@ -294,7 +293,8 @@ def _preview_settings() -> Iterable[str]:
 def show_text(text: str, node: str | None) -> None:
     """Shows text on a node of the page that queued the prompt; without a page nothing happens.
 
-    The page reads it as written, whatever is in it: only addresses of the web become links.
+    It is read as written, whatever is in it, and only web addresses become links. (With Nodes 2.0 the page takes it for
+    Markdown: there a strangers' text may be bold, but makes no link under another name and loads no picture.)
     """
     server = _server()
     page = getattr(server, "client_id", None)
@@ -309,7 +309,7 @@ def without_html(text: str) -> str:
     Page 1.32.9 makes HTML of the text on a node and of the entries of a list, newer pages show both as text. There is
     no telling which one listens, and `&lt;` would be right in the first only. So what HTML would read as a tag or an
     entity gets an invisible character (zero width space) behind its first one, which makes both plain text. All else
-    stays untouched, `1 < 2` and `AT&T` included. Meant for the eye alone: what flows on, or is saved, is the text itself.
+    stays untouched, `1 < 2` and `AT&T` included. For the eye alone: what flows on, or is saved, is the text itself.
     """
     return _HTML.sub(_broken, text)
 

@@ -13,7 +13,10 @@ from .comfyhost.client import Workflow
 from .tiny import tokenizer_json, write_checkpoint
 
 TAG = '<img src=x onerror="window.hacked=1">'
-SAYS = f"{TAG}<b>bold</b> 1 < 2 & 2<3 & AT&T &lt;i> &copy [[x|https://one.test/]] __LNK7__ <!-- no\nhttps://two.test/?a=1&b=2"
+SAYS = (
+    f"{TAG}<b>bold</b> 1 < 2 & 2<3 & AT&T &lt;i> &copy [[x|https://one.test/]] ![y](https://one.test/y.png) "
+    "__LNK7__ <!-- no\nhttps://two.test/?a=1&b=2"
+)
 FOLDER = f"{TAG}<b>set"  # a folder's name may hold anything but a slash
 FILE = "<i>one<b> 1 < 2 &lt;.png"
 
@@ -27,8 +30,8 @@ def tokenizer() -> str:
 
 @contextmanager
 def gifts(base: Path) -> Iterator[None]:
-    """All of it in the base folder of a ComfyUI, for the time of the block: a checkpoint and a folder, both named FOLDER,
-    and in the folder a picture named FILE with SAYS as its caption."""
+    """All of it in the base folder of a ComfyUI, for the time of the block: a checkpoint and a folder, both named
+    FOLDER, and in the folder a picture named FILE with SAYS as its caption."""
     checkpoint, folder = base / "models" / "dimoo" / FOLDER, base / "input" / FOLDER
     write_checkpoint(checkpoint, tokenizer=tokenizer())
     folder.mkdir()

@@ -17,14 +17,14 @@ from .client import Client
 from .expect import Results
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Locator, Page
+    from playwright.sync_api import Browser, Locator, Page, Position
 
 # No sandbox, since tests run as root in containers; the rest keeps the browser from calling home.
 FLAGS = (
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync"),
 )
-# Without the first two the page greets a new user with dialogs that cover the canvas; the rest are what pages begin with.
+# Without the first two the page greets a new user with dialogs that cover the canvas; the rest is what it begins with.
 SETTLED_IN = {
     "Comfy.TutorialCompleted": True,
     "Comfy.Minimap.Visible": False,
@@ -51,7 +51,7 @@ CARDS = "name => document.querySelector(`[data-testid=template-workflow-${name}]
 OPENED = """before => app.extensionManager.workflow.openWorkflows.length > before
     && !document.querySelector('[data-testid=template-workflows-content]')"""
 PRISTINE = """() => app.extensionManager.workflow.openWorkflows.length === 1 && seen.queued === 0
-    && !document.querySelector('.p-dialog, .comfy-modal[style*="flex"], #maskEditorCanvasContainer, .litecontextmenu')"""
+    && !document.querySelector('.p-dialog, #maskEditorCanvasContainer, .litecontextmenu')"""
 OUTPUTS = "() => app.graph.nodes.map(node => [node.title, app.nodeOutputs[node.id]]).filter(([_, output]) => output)"
 PREVIEWS = """() => Promise.all(seen.previews.map(async ({ node, blob }) =>
     [node, Array.from(new Uint8Array(await blob.arrayBuffer()))]))"""
@@ -113,14 +113,17 @@ def make_idle(client: Client, timeout: float = 60.0) -> None:
         time.sleep(0.1)
 
 
-def click(target: Locator, effect: str, arg: Any = None) -> None:
-    """Click until `effect`, a JavaScript condition that may take `arg`, holds. Raises AssertionError if it never does."""
+def click(target: Locator, effect: str, arg: Any = None, position: Position | None = None) -> None:
+    """Click, in the middle or at a position in px, until `effect`, a JavaScript condition that may take `arg`, holds.
+
+    Raises AssertionError if it never does.
+    """
     from playwright.sync_api import TimeoutError as Missed
 
     page, reasons = target.page, []
     for _ in range(ATTEMPTS):
         try:
-            target.click(timeout=HASTE)
+            target.click(position=position, timeout=HASTE)
         except Missed as missed:  # covered, or gone because an earlier click worked after all
             reasons.append(str(missed))
         try:
