@@ -27,20 +27,26 @@ from .sockets import LoadedModel, LoadedVQ, ModelSocket, VQSocket, check_sockets
 NOTHING = "(no folder with pictures)"
 
 
-def folders() -> list[str]:
-    """Folders at and below ComfyUI's input folder that hold pictures themselves, as the node lists them."""
+def listed() -> dict[str, Path]:
+    """Folders at and below ComfyUI's input folder that hold pictures themselves, by the names that the node lists."""
     root = host.input_folder()
-    return sorted(folder.relative_to(root).as_posix() for folder in folders_with_pictures(root)) or [NOTHING]
+    return {host.without_html(folder.relative_to(root).as_posix()): folder for folder in folders_with_pictures(root)}
+
+
+def folders() -> list[str]:
+    """The names that the node lists."""
+    return sorted(listed()) or [NOTHING]
 
 
 def chosen_folder(name: str) -> Path:
-    """The folder of a name; raises ValueError for one that is not listed, wherever it may lie."""
-    if name == NOTHING or name not in folders():
+    """The folder of a name, as listed or as on disk; raises ValueError for one that is not listed, wherever it lies."""
+    folder = listed().get(host.without_html(name))
+    if folder is None:
         raise ValueError(
             f"There is no folder {name[:80]!r} with pictures in ComfyUI's input folder; put pictures there, refresh "
             "the page and choose it."
         )
-    return host.input_folder() / name
+    return folder
 
 
 def caption(
@@ -118,6 +124,16 @@ class CaptionFolder(host.io.ComfyNode):
                 ),
             ],
         )
+
+    @classmethod
+    def validate_inputs(cls, folder):
+        """Takes a folder's name as it is on disk, too; ComfyUI itself compares only with the names listed."""
+        if folder is not None:  # None: it comes from another node
+            try:
+                chosen_folder(folder)
+            except ValueError as error:
+                return str(error)
+        return True
 
     @classmethod
     def fingerprint_inputs(cls, folder, **_):

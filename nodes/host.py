@@ -6,6 +6,7 @@ Whatever differs between ComfyUI 0.3.75 and newer ones is told apart here and no
 from __future__ import annotations
 
 import glob
+import html
 import inspect
 import logging
 import os
@@ -39,6 +40,10 @@ __all__ = ["ComfyExtension", "io", "ui"]
 
 FOLDER = "dimoo"  # under ComfyUI's models, and the key in extra_model_paths.yaml
 _LAYERS = ("Linear", "Embedding", "RMSNorm", "Conv2d", "GroupNorm")
+_INVISIBLE = "\u200b"
+_HTML = re.compile(r"<(?=[A-Za-z/!?])|&#?\w+;?", re.ASCII)  # what begins a tag or a comment; an entity, perhaps
+# How pages write links: [[words|address]] with its marks for them, and, with Nodes 2.0, Markdown's three ways.
+_LINK = re.compile(r"\[(?=\[)|__LNK(?=\d)|\](?=[(\[:])")
 _log = logging.getLogger(__name__)
 _logged: set[tuple[str, tuple[object, ...]]] = set()
 
@@ -305,11 +310,33 @@ def _preview_settings() -> Iterable[str]:
 
 
 def show_text(text: str, node: str | None) -> None:
-    """Shows text on a node of the page that queued the prompt; without a page nothing happens."""
+    """Shows text on a node of the page that queued the prompt; without a page nothing happens.
+
+    It is read as written, whatever is in it, and only web addresses become links. (With Nodes 2.0 the page takes it for
+    Markdown: there a strangers' text may be bold, but makes no link under another name and loads no picture.)
+    """
     server = _server()
     page = getattr(server, "client_id", None)
     if node is not None and page is not None and hasattr(server, "send_progress_text"):
-        server.send_progress_text(text or " ", node, page)  # the page takes an empty text for none and keeps the old
+        shown = _LINK.sub(_broken, without_html(text)) or " "  # the page takes an empty text for none and keeps the old
+        server.send_progress_text(shown.encode("utf-8", "replace").decode(), node, page)  # file names may hold any byte
+
+
+def without_html(text: str) -> str:
+    """Text that reads the same whether a page shows it as text or as HTML.
+
+    Page 1.32.9 makes HTML of the text on a node and of the entries of a list, newer pages show both as text. There is
+    no telling which one listens, and `&lt;` would be right in the first only. So what HTML would read as a tag or an
+    entity gets an invisible character (zero width space) behind its first one, which makes both plain text. All else
+    stays untouched, `1 < 2` and `AT&T` included. For the eye alone: what flows on, or is saved, is the text itself.
+    """
+    return _HTML.sub(_broken, text)
+
+
+def _broken(found: re.Match[str]) -> str:
+    """What a pattern found, with an invisible character in it, unless it is an ampersand that begins no entity."""
+    sign = found[0]
+    return sign if sign[0] == "&" and html.unescape(sign) == sign else sign[0] + _INVISIBLE + sign[1:]
 
 
 def on_prompt(change: Callable[[dict], dict]) -> None:

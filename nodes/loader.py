@@ -26,16 +26,16 @@ def checkpoints() -> dict[str, Path]:
     for root in host.model_folders():
         for folder in candidates(root):
             inside = folder.relative_to(root).as_posix()
-            found.setdefault(root.name if inside == "." else inside, folder)
+            found.setdefault(host.without_html(root.name if inside == "." else inside), folder)
     return found
 
 
 def resolve(name: str) -> Found:
-    """The checkpoint of a name; raises ValueError where it is gone or broken."""
-    known = checkpoints()
-    if name not in known:
+    """The checkpoint of a name, as listed or as on disk; raises ValueError where it is gone or broken."""
+    known, listed = checkpoints(), host.without_html(name)
+    if listed not in known:
         raise ValueError(f"There is no checkpoint {shown(name)} any more; refresh the page and choose one of the list.")
-    return find(known[name])
+    return find(known[listed])
 
 
 def published() -> Found | None:
@@ -128,6 +128,13 @@ class Loader(host.io.ComfyNode):
                 VQSocket.Output(display_name="vq", tooltip="The VQ autoencoder: encodes and decodes pictures."),
             ],
         )
+
+    @classmethod
+    def validate_inputs(cls, checkpoint):
+        """Takes a checkpoint's name as it is on disk, too; ComfyUI itself compares only with the names listed."""
+        if checkpoint in (None, DOWNLOAD) or host.without_html(checkpoint) in checkpoints():  # None: from another node
+            return True
+        return f"There is no checkpoint {shown(checkpoint)}; refresh the page and choose one of the list."
 
     @classmethod
     def fingerprint_inputs(cls, checkpoint, **_):

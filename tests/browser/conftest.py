@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ..comfyhost.page import open_browser, open_page
+from ..comfyhost.page import begin, open_browser, open_page
 from ..comfyhost.server import Server
 
 SMALL = (1280, 800)  # px, the smallest screen that the workflows are laid out for
@@ -27,9 +27,16 @@ def chromium() -> Iterator[Any]:
         yield browser
 
 
-@pytest.fixture(scope="module")
-def page(chromium: Any, server: Server) -> Iterator[Any]:
-    """ComfyUI's page, ready, in a window of its own."""
-    page = open_page(chromium, server.url, *SMALL)
-    yield page
-    page.context.close()
+@pytest.fixture(scope="session")
+def window(chromium: Any, server: Server) -> Iterator[Any]:
+    """The window that all tests share; what is in it is `page`."""
+    window = open_page(chromium, server.url, *SMALL)
+    yield window
+    window.context.close()
+
+
+@pytest.fixture
+def page(window: Any, server: Server) -> Any:
+    """ComfyUI's page, ready, as if nobody had used it before: whatever other tests did, or broke, is gone."""
+    begin(window, server.url)
+    return window

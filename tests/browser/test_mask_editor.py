@@ -13,7 +13,7 @@ from dimoo_core.nano.judge import judge, matches
 from dimoo_core.nano.scenes import draw, parse_caption
 
 from ..comfyhost.client import Client
-from ..comfyhost.page import open_template, press_run, shown, wait_for_end
+from ..comfyhost.page import click, open_template, press_run, shown, wait_for_end
 
 BEFORE = "a large red circle on the left on a white background"
 WANTED = "a large blue star on the left on a white background"  # what the template asks for
@@ -74,8 +74,7 @@ def test_mask_painted_in_the_page_says_what_changes_and_all_else_stays(page: Any
     page.evaluate("app.extensionManager.command.execute('Comfy.MaskEditor.OpenMaskEditor')")
     page.wait_for_function(STILL)
     paint(page, 6, 38, 58, 90)
-    page.get_by_role("button", name=re.compile(r"^\s*Save$")).click()
-    page.wait_for_function(f"{CHOSEN} !== '{name}' && {LOADED} === 128")
+    click(page.get_by_role("button", name=re.compile(r"^\s*Save$")), f"{CHOSEN} !== '{name}' && {LOADED} === 128")
     press_run(page)
     assert wait_for_end(page) == "execution_success"
 

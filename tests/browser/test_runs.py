@@ -7,7 +7,7 @@ from typing import Any
 
 from ..comfyhost import workflow
 from ..comfyhost.client import Client
-from ..comfyhost.page import open_template, press_run, shown, wait_for_end
+from ..comfyhost.page import click, open_template, press_run, shown, wait_for_end
 
 SEED = 2**50 - 7  # the page itself cuts larger ones to 2**50 once a run is queued, whatever the node
 SET = """([type, values]) => {
@@ -29,7 +29,7 @@ def test_cancel_stops_a_run_and_the_next_one_works(page: Any, client: Client) ->
     page.evaluate(SET, ["DimooEmptyCanvas", {"width": 512, "height": 512}])
     press_run(page)
     page.wait_for_function("seen.previews.length >= 2")
-    page.get_by_role("button", name="Cancel current run").first.click()
+    click(page.get_by_role("button", name="Cancel current run").first, "seen.ends.length > 0")
     assert wait_for_end(page) == "execution_interrupted"
     assert page.evaluate("seen.previews.length") < 1000
     page.evaluate(SET, ["DimooSampler", {"steps": 16, "seed": 1}])
@@ -47,8 +47,7 @@ def test_a_saved_picture_dropped_on_the_page_brings_its_workflow_back(page: Any,
     assert wait_for_end(page) == "execution_success"
     picture = shown(page, client).pictures["Picture"][0]
     made = page.evaluate("app.graphToPrompt()")["output"]
-    page.get_by_role("button", name="Create a new blank workflow").click()
-    page.wait_for_function("app.graph.nodes.length === 0")
+    click(page.get_by_role("button", name="Create a new blank workflow"), "app.graph.nodes.length === 0")
     page.evaluate(DROP, ["found-somewhere.png", base64.b64encode(picture).decode()])
     page.wait_for_function("count => app.graph.nodes.length === count", arg=len(made) + 1)  # and the note
     assert page.evaluate("app.graphToPrompt()")["output"] == made

@@ -16,7 +16,7 @@ import requests
 import websocket
 from PIL import Image
 
-PREVIEW, PREVIEW_WITH_METADATA = 1, 4  # ComfyUI's protocol.py: kinds of binary frames
+PREVIEW, TEXT, PREVIEW_WITH_METADATA = 1, 3, 4  # ComfyUI's protocol.py: kinds of binary frames
 END_OF_PROMPT = {"execution_success": "success", "execution_error": "error", "execution_interrupted": "interrupted"}
 
 Workflow = dict[str, dict[str, Any]]
@@ -96,11 +96,14 @@ class Client:
     def free(self, *, unload_models: bool = True, free_memory: bool = False, timeout: float = 60.0) -> None:
         """Ask for memory, of a server with the probe, and wait until it is being freed: a prompt that is queued before
         would run first, and be forgotten right after."""
-        self.post("free", {"unload_models": unload_models, "free_memory": free_memory}).raise_for_status()
-        deadline = time.monotonic() + timeout
-        while self.get("dimoo-probe").json()["freeing"]:
+        deadline, asked = time.monotonic() + timeout, 0.0
+        while not asked or self.get("dimoo-probe").json()["freeing"]:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"The server has freed nothing for {timeout:.0f} s.")
+            if time.monotonic() - asked > 1:  # asked while it collected garbage ComfyUI does not wake up: ask again
+                wanted = {"unload_models": unload_models, "free_memory": free_memory}
+                self.post("free", wanted).raise_for_status()
+                asked = time.monotonic()
             time.sleep(0.01)
 
     def view(self, image: dict[str, str]) -> bytes:
@@ -204,6 +207,8 @@ def decode(message: str | bytes) -> Event:
     kind, second = struct.unpack(">II", message[:8])
     if kind == PREVIEW_WITH_METADATA:
         return Event("preview", json.loads(message[8 : 8 + second]), message[8 + second :])
+    if kind == TEXT:  # `second` is the length of the node's id
+        return Event("text", {"node": message[8 : 8 + second].decode(), "text": message[8 + second :].decode()})
     if kind == PREVIEW:
         return Event("preview", {}, message[8:])
     return Event(f"binary {kind}", {}, message[8:])

@@ -50,7 +50,8 @@ class Server:
     """One running ComfyUI: `with Server(folder) as server: Client(server.url)`.
 
     `folder` is its base folder (models, input, output, user) and holds the log, `server.log`. `probe` adds the
-    small pack of routes that tests look through; `arguments` and `environment` are added to ComfyUI's own.
+    small pack of routes that tests look through; `arguments` and `environment` are added to ComfyUI's own. Another page
+    than the installed one is served where `COMFYUI_FRONT_END` names the `static` folder of its unpacked wheel.
     """
 
     def __init__(
@@ -68,6 +69,8 @@ class Server:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.arguments = tuple(os.environ.get("COMFYUI_ARGS", "--cpu").split()) + tuple(arguments)
+        if os.environ.get("COMFYUI_FRONT_END"):
+            self.arguments += ("--front-end-root", os.environ["COMFYUI_FRONT_END"])
         self.environment = environment or {}
         self.process: subprocess.Popen[bytes] | None = None
         for part in BASE_FOLDERS:
