@@ -175,7 +175,7 @@ class SaveText(host.io.ComfyNode):
                 host.io.String.Input(
                     "filename_prefix",
                     default="dimoo/caption",
-                    tooltip="How the files are called, folders in the output folder included, as in Save Image.",
+                    tooltip="The start of the file names, with folders in the output folder, as in Save Image.",
                 ),
             ],
             outputs=[host.io.String.Output(display_name="file", tooltip="Where the text was saved.")],

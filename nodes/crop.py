@@ -26,7 +26,7 @@ class CropAroundMask(host.io.ComfyNode):
             search_aliases=["dimoo crop and stitch", "inpaint crop"],
             inputs=[
                 host.io.Image.Input("image", tooltip="The whole picture; of a batch all are cut in the same place."),
-                host.io.Mask.Input("mask", tooltip="White is what is to be made anew. As large as the image."),
+                host.io.Mask.Input("mask", tooltip="White is what to repaint. As large as the image."),
                 widgets.number(
                     "context",
                     2.0,
