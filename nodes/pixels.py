@@ -34,13 +34,13 @@ def channels_to_core(image: Any, name: str = "image") -> Tensor:
     image = _tensor(image, name, "a picture")
     image = image[None] if image.ndim == 3 else image
     if image.ndim != 4:
-        raise ValueError(f"The {name} input got a tensor of {image.ndim} dimensions; connect a picture or a batch.")
+        raise ValueError(f"The {name} has {image.ndim} dimensions; connect a picture, [batch,height,width,channels].")
     if not image.numel():
-        raise ValueError(f"The {name} input got an empty picture or batch; connect one that has pixels.")
+        raise ValueError(f"The {name} is empty, without pixels; connect a picture.")
     height, width, channels = image.shape[1:]
     if channels not in (1, 2, 3, 4):
         raise ValueError(
-            f"The {name} input got {channels} channels, a picture has 1 to 4; a mask needs Convert Mask to Image first."
+            f"The {name} has {channels} channels, a picture has 1 to 4; a mask needs Convert Mask to Image first."
         )
     if max(height, width) > MAX_SIDE:
         raise ValueError(
@@ -52,11 +52,11 @@ def channels_to_core(image: Any, name: str = "image") -> Tensor:
 def _tensor(value: Any, name: str, kind: str) -> Tensor:
     """`value`, if it is a tensor of plain numbers; otherwise a ValueError that names the input."""
     if value is None:
-        raise ValueError(f"The {name} input got nothing; connect {kind}.")
+        raise ValueError(f"The {name} is missing (None); connect {kind}.")
     if not isinstance(value, Tensor):
-        raise ValueError(f"The {name} input got a value of type {type(value).__name__}; connect {kind}.")
+        raise ValueError(f"The {name} is of type {type(value).__name__}; connect {kind}.")
     if value.is_complex():
-        raise ValueError(f"The {name} input got complex numbers; connect {kind}.")
+        raise ValueError(f"The {name} holds complex numbers; connect {kind}.")
     return value
 
 
@@ -105,8 +105,14 @@ def _masks(mask: Tensor, name: str, size: tuple[int, ...]) -> Tensor:
     elif mask.ndim == 4 and mask.shape[3] == 1:
         mask = mask[..., 0]
     if mask.ndim != 3 or not mask.numel():
-        kind = "an empty mask" if not mask.numel() else "a picture" if mask.ndim == 4 else f"{mask.ndim} dimensions"
-        raise ValueError(f"The {name} input got {kind}; connect a mask (Convert Image to Mask makes one).")
+        kind = (
+            "an empty mask"
+            if not mask.numel()
+            else "a picture"
+            if mask.ndim == 4
+            else f"a tensor of {mask.ndim} dimensions"
+        )
+        raise ValueError(f"The {name} is {kind}; connect a mask (Convert Image to Mask makes one).")
     labels = not mask.is_floating_point() and int(mask.max()) == 1  # 0 and 1, not 0 and 1 of 255
     return _numbers(mask.bool() if labels else mask, name)
 

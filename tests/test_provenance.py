@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFile
+import torch
+from PIL import Image, ImageCms, ImageFile, features
 
 from dimoo_core import provenance
 from dimoo_core.checkpoint.find import find
 from dimoo_core.cli.main import main
+from dimoo_core.pictures.pixels import Picture, load_picture, to_pil
 
 from .tiny import TRANSFORMER, write_checkpoint
 
@@ -144,6 +146,78 @@ def test_other_formats_tell_it_in_their_description_as_far_as_there_is_room(tmp_
         provenance.save(Image.new("RGB", (16, 16)), file, {"prompt": words})
         assert json.loads(Image.open(file).getexif()[0x010E]) == {"dimoo": {"prompt": words}}
         assert provenance.read_metadata(file) == {"prompt": words}
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "jpeg", "jfif", "webp"] + ["avif"] * features.check("avif"))
+def test_long_chinese_prompts_are_read_back_from_every_format(
+    tmp_path: Path, suffix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    metadata = {"prompt": "\u4e00\u9f99 \U0001f600" * 4000, "seed": 7, "checkpoint": {"name": "caf\xe9"}}
+    provenance.save(Image.new("RGB", (16, 16)), tmp_path / f"a.{suffix}", metadata)
+    assert provenance.read_metadata(tmp_path / f"a.{suffix}") == metadata and not caplog.records
+
+
+def test_of_a_jpeg_only_what_must_be_is_left_out_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    metadata = {"prompt": "\u4e00" * 30_000, "negative": "x" * 60_000, "seed": 7, "steps": 64}
+    provenance.save(Image.new("RGB", (16, 16)), tmp_path / "a.jpg", metadata)
+    kept = provenance.read_metadata(tmp_path / "a.jpg")
+    assert kept == {"negative": "x" * 60_000, "seed": 7, "steps": 64, "left_out": ["prompt"]}
+    assert "prompt left out" in caplog.text and "a.jpg" in caplog.text
+
+
+def test_what_was_not_made_here_has_no_metadata(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (16, 16))
+    for name, content in (("a", "no JSON"), ("b", '"text"'), ("c", "[" * 100_000), ("d", '{"other": 1}')):
+        exif = Image.Exif()
+        exif[0x010E] = content[:60_000]
+        picture.save(tmp_path / f"{name}.jpg", exif=exif)
+    picture.save(tmp_path / "e.png")
+    (tmp_path / "f.png").write_bytes(b"no picture")
+    for path in (*tmp_path.iterdir(), tmp_path / "absent.png"):
+        assert provenance.read_metadata(path) is None
+
+
+@pytest.mark.parametrize(("suffix", "most"), [("jpg", 12), ("webp", 0), ("png", 0), ("tif", 0)])
+def test_pictures_lose_next_to_nothing_on_the_way_to_a_file(tmp_path: Path, suffix: str, most: int) -> None:
+    rows = torch.linspace(0, 1, 64)
+    colours = torch.stack(torch.meshgrid(rows, rows.flip(0), indexing="ij"))
+    pixels = torch.cat((colours, (rows > 0.5).float().expand(1, 64, 64)))  # a sharp edge of colour
+    provenance.save(to_pil(pixels), tmp_path / f"a.{suffix}", {})
+    apart = (load_picture(tmp_path / f"a.{suffix}")[0] * 255 - (pixels * 255).round()).abs().max()
+    assert float(apart) <= most
+
+
+PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"] + ["avif"] * features.check("avif"))
+def test_profile_and_dpi_are_written(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    provenance.save(Image.new("RGB", (16, 16)), path, {"seed": 1}, icc_profile=PROFILE, dpi=(300.0, 300.0))
+    picture = Picture.load(path)
+    assert picture.icc_profile == PROFILE
+    assert suffix in ("webp", "avif") or picture.dpi == pytest.approx((300, 300), abs=0.1)
+
+
+def test_a_profile_of_other_colours_is_left_out_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    grey = PROFILE[:16] + b"GRAY" + PROFILE[20:]
+    provenance.save(Image.new("RGB", (16, 16)), tmp_path / "a.png", {}, icc_profile=grey)
+    assert Picture.load(tmp_path / "a.png").icc_profile is None and "not for RGB" in caplog.text
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp", "tif"])
+def test_transparency_is_kept_with_the_colours_under_it(tmp_path: Path, suffix: str) -> None:
+    values = np.random.default_rng(0).integers(0, 256, (16, 16, 4), dtype=np.uint8)
+    provenance.save(Image.fromarray(values), tmp_path / f"a.{suffix}", {})
+    assert np.array_equal(np.asarray(Image.open(tmp_path / f"a.{suffix}").convert("RGBA")), values)
+
+
+def test_formats_without_transparency_get_the_picture_on_white(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for suffix in ("jpg", "ppm"):
+        provenance.save(Image.new("RGBA", (16, 16), (9, 9, 9, 0)), tmp_path / f"a.{suffix}", {})
+        assert bool((load_picture(tmp_path / f"a.{suffix}") == 1).all()) and "on white" in caplog.text
 
 
 def test_a_disk_that_is_full_leaves_no_half_of_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -124,6 +124,69 @@ def test_a_picture_that_cannot_be_read_stops_no_other(loaded, places: Path, show
         assert any(line.startswith("set/a.png: left out") and "a.jpg" in line for line in lines)
 
 
+def test_one_odd_file_costs_none_of_the_others(loaded, places: Path, shown: list) -> None:
+    model, vq = loaded
+    folder = places / "input" / "set"
+    words = scenes.caption(scene("circle"))
+    for name in ("a.png", "c.png", "d.png", "e.png", "n" * 251 + ".png"):
+        save(scene("circle"), folder / name)
+    (folder / "b.jpg").write_bytes(b"\0\0\0\x20ftypavif" + bytes(40))
+    (folder / "a.txt").write_bytes(b"caf\xe9\r\n")
+    (folder / "c.txt").mkdir()
+    (folder / "d.txt").write_bytes(b"\xef\xbb\xbfmine")
+    victim = places / "victim"
+    victim.write_text("precious")
+    (folder / "e.txt").symlink_to(places / "nowhere")
+    (folder / "e.txt.part").symlink_to(victim)
+    given = {"model": model, "vq": vq, "folder": "set", "question": "describe the picture", **SHORT}
+    for _ in range(2):
+        done = run("DimooCaptionFolder", **given)
+        said, files = done.args
+        assert dict(zip(files, said, strict=True)) == {
+            "set/a.png": "caf\xe9",
+            "set/d.png": "mine",
+            "set/e.png": words,
+            f"set/{'n' * 251}.png": words,
+        }
+        lines = "\n".join(done.ui["text"])
+        assert "set/a.png: " in lines and "a.txt is not UTF-8" in lines
+        assert "set/b.jpg: " in lines and "not a readable picture" in lines
+        assert "set/c.png: " in lines and "c.txt cannot be written" in lines
+    assert victim.read_text() == "precious" and not (places / "nowhere").exists()
+    assert not (folder / "e.txt").is_symlink()
+
+
+def test_a_cancel_ends_the_folder_and_leaves_nothing_half_done(
+    loaded, places: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import comfy.model_management as memory
+
+    save(scene("circle"), places / "input" / "a.png")
+    memory.interrupt_current_processing(True)
+    given = {"model": loaded[0], "vq": loaded[1], "folder": ".", "question": "describe the picture", **SHORT}
+    with pytest.raises(memory.InterruptProcessingException):
+        run("DimooCaptionFolder", **given)
+    assert [path.name for path in (places / "input").iterdir()] == ["a.png"]
+
+
+def test_linked_folders_are_offered_and_captioned(loaded, places: Path) -> None:
+    save(scene("star"), places / "far" / "a.png")
+    (places / "input" / "linked").symlink_to(places / "far")
+    assert captions.folders() == ["linked"]
+    given = {"model": loaded[0], "vq": loaded[1], "folder": "linked", "question": "describe the picture", **SHORT}
+    assert run("DimooCaptionFolder", **given).args == ([scenes.caption(scene("star"))], ["linked/a.png"])
+
+
+def test_names_that_are_not_utf_8_can_be_shown(loaded, places: Path) -> None:
+    try:
+        save(scene("star"), places / "input" / os.fsdecode(b"\xff.png"))
+    except OSError:
+        pytest.skip("this file system has no such names")
+    given = {"model": loaded[0], "vq": loaded[1], "folder": ".", "question": "describe the picture", **SHORT}
+    done = run("DimooCaptionFolder", **given)
+    assert done.args[1] == ["\ufffd.png"] and "\n".join(done.ui["text"]).encode()
+
+
 def test_a_folder_without_one_readable_picture_is_one_sentence(loaded, places: Path) -> None:
     (places / "input" / "a.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"None of the pictures .*not a readable picture"):
@@ -160,6 +223,23 @@ def test_texts_are_numbered_like_the_pictures_of_their_prefix(places: Path) -> N
     names = [os.path.relpath(run("DimooSaveText", text=t, filename_prefix="set/[x]")[0], folder) for t in ("a", "b")]
     assert names == ["[x]_00001_.txt", "[x]_00002_.txt"]
     assert (folder / "[x]_00002_.txt").read_text(encoding="utf-8") == "b\n"
+
+
+def test_a_text_never_replaces_another(places: Path) -> None:
+    import nodes
+
+    given = {"filename_prefix": "set/a_%width%x%height%"}
+    pictures = torch.rand(2, 48, 64, 3)
+    nodes.SaveImage().save_images(pictures, **given)
+    assert Path(run("DimooSaveText", text="x", **given)[0]).name == "a_64x48_00001_.txt"
+    for number in (1, 2):
+        NODES["DimooSaveText"].fingerprint_inputs(**given)  # as ComfyUI does before a prompt
+        nodes.SaveImage().save_images(pictures, **given)
+        for text in ("b", "c", "d"):
+            run("DimooSaveText", text=f"{text}{number}", **given)
+    texts = {path.stem: path.read_text() for path in (places / "output" / "set").glob("*.txt")}
+    assert len(texts) == 7 and texts["a_64x48_00001_"] == "x\n"
+    assert texts["a_64x48_00003_"] == "b1\n" and texts["a_64x48_00004_"] == "c1\n"
 
 
 def test_nothing_is_saved_outside_the_output_folder(places: Path) -> None:
