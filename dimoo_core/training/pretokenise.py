@@ -23,19 +23,20 @@ from ..pictures.pixels import fit, load_picture
 from ..pictures.sizes import fit_size
 
 
-def pictures_in(folder: str | Path, side: int) -> Iterator[tuple[str, Tensor, str]]:
-    """(name, pixels [3,h,w] fitted to the bucket of `side`, caption) of every picture that has a .txt of its name.
-
-    The name is the path below the folder. Raises ValueError where the folder holds none, or one cannot be read.
-    """
+def captioned_pictures(folder: str | Path) -> list[Path]:
+    """The pictures below a folder that have a .txt of their name beside them. Raises ValueError where none has."""
     files = [path for path in pictures_below(folder) if caption_file(path).is_file()]
     if not files:
         raise ValueError(f"{folder} holds no picture with a .txt of the same name beside it; put captions there.")
-    for path in files:
-        pixels = load_picture(path)
-        pixels = fit(pixels, *fit_size(pixels.shape[3], pixels.shape[2], side))
-        words = caption_file(path).read_text(encoding="utf-8").strip()
-        yield path.relative_to(folder).as_posix(), pixels[0], words
+    return files
+
+
+def read_captioned(path: Path, side: int) -> tuple[Tensor, str]:
+    """Pixels [3,h,w] of a picture, fitted to the bucket of `side`, and its caption. Raises ValueError where one of them
+    cannot be read."""
+    pixels = load_picture(path)
+    pixels = fit(pixels, *fit_size(pixels.shape[3], pixels.shape[2], side))
+    return pixels[0], caption_file(path).read_text(encoding="utf-8-sig", errors="replace").strip()
 
 
 def encode_pictures(vq: VQ, pictures: Iterable[tuple[str, Tensor]], batch: int = 16) -> Iterator[tuple[str, Tensor]]:
@@ -46,13 +47,19 @@ def encode_pictures(vq: VQ, pictures: Iterable[tuple[str, Tensor]], batch: int =
             yield from zip(names, vq.encode(torch.stack(pixels)), strict=True)
 
 
-def write_codes(path: str | Path, codes: Mapping[str, Tensor], captions: Mapping[str, str]) -> None:
-    """Write grids [H,W] and captions by name; a kill never leaves half a file."""
+def write_codes(
+    path: str | Path,
+    codes: Mapping[str, Tensor],
+    captions: Mapping[str, str],
+    *,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write grids [H,W] and captions by name, whole or not at all; `metadata` is kept beside them."""
     highest = max(int(grid.max()) for grid in codes.values())
     dtype = torch.int16 if highest < 2**15 else torch.int32
     tensors = {name: grid.to(dtype).contiguous() for name, grid in codes.items()}
     with atomic_write(path) as part:
-        save_file(tensors, part, metadata={"captions": json.dumps(dict(captions))})
+        save_file(tensors, part, metadata={**(metadata or {}), "captions": json.dumps(dict(captions))})
 
 
 def read_codes(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -63,7 +70,7 @@ def read_codes(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             captions = json.loads((file.metadata() or {}).get("captions", "null"))
             codes = {name: file.get_tensor(name).long() for name in file.keys()}  # noqa: SIM118 - not a mapping
     except SafetensorError as error:
-        raise ValueError(f"{path} is no file of codes ({error}); {remedy}") from None
+        raise ValueError(f"{path} is not a file of codes ({error}); {remedy}") from None
     if not isinstance(captions, dict) or not codes or codes.keys() - captions.keys():
         raise ValueError(f"{path} holds no captions for its pictures; {remedy}")
     return codes, captions
