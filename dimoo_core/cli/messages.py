@@ -9,7 +9,9 @@ import re
 import sys
 from typing import TextIO
 
-_QUOTED = re.compile(r"'([^']{80})[^']+'")
+_REFUSED = re.compile(
+    r"(invalid (?:choice|\w+ value): )(['\"])(.{80}).*?\2(?= \(choose from|$)", re.DOTALL
+)  # by argparse
 _WORD = re.compile(r"(\S{240})\S{60,}")
 _LONGEST = 1200  # characters
 
@@ -51,7 +53,7 @@ def flush() -> None:
 
 def shortened(message: str) -> str:
     """A message in which nothing that the user typed is repeated at length."""
-    message = _WORD.sub(r"\1...", _QUOTED.sub(r"'\1...'", message))
+    message = _WORD.sub(r"\1...", _REFUSED.sub(r"\1\2\3...\2", message))
     half = _LONGEST // 2
     return message if len(message) <= _LONGEST else f"{message[:half]} ... {message[-half:]}"
 

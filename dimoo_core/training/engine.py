@@ -104,21 +104,23 @@ def uninterrupted() -> Iterator[None]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
-    for number, frame in arrived[:1]:
-        handler = handlers[signal.Signals(number)]
+    for arrival, frame in arrived[:1]:
+        handler = handlers[signal.Signals(arrival)]
         if callable(handler):
-            handler(number, frame)
+            handler(arrival, frame)
         elif handler != signal.SIG_IGN:
-            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), arrival)
 
 
 def build_optimisers(model: nn.Module, settings: TrainSettings) -> list[torch.optim.Optimizer]:
     """AdamW for everything, or Muon (torch's own) for the blocks' matrices and AdamW for the rest."""
-    matrices, rest = [], []
+    matrices: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, weight in model.named_parameters():
         inner = settings.matrix_rate > 0 and weight.ndim == 2 and ".blocks." in name
         (matrices if inner else rest).append(weight)
-    made = [torch.optim.AdamW(rest, lr=settings.rate, betas=(0.9, 0.98), weight_decay=settings.weight_decay)]
+    adam = torch.optim.AdamW(rest, lr=settings.rate, betas=(0.9, 0.98), weight_decay=settings.weight_decay)
+    made: list[torch.optim.Optimizer] = [adam]
     if matrices:
         made.append(torch.optim.Muon(matrices, lr=settings.matrix_rate, weight_decay=settings.weight_decay))
     for optimiser in made:
