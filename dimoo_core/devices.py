@@ -38,7 +38,7 @@ class Ranks:
 
     @classmethod
     def from_environment(cls) -> Ranks:
-        """The ranks that torchrun's environment variables name, joined through gloo; without them this process alone."""
+        """The ranks that torchrun's environment names, joined through gloo; without them this process alone."""
         size = int(os.environ.get("WORLD_SIZE", "1"))
         if size == 1:
             return cls()
