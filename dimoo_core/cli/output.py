@@ -96,7 +96,7 @@ def picture_files(args: argparse.Namespace) -> list[PictureFile]:
         raise ValueError(f"--batch is {args.batch}; expected a whole number of at least 1.")
     output, seeds = args.output or Output(Path()), [(args.seed + item) % SEEDS for item in range(args.batch)]
     path = output.path
-    if output.is_folder or not path.suffix or path.is_dir():
+    if output.is_folder or not path.suffix or os.path.isdir(path):  # False too for a name that is too long
         check_writable(path)
         return [PictureFile(unused(path, f"{args.command}-{seed}"), named=False) for seed in seeds]
     if not _can_be_saved(path.suffix):
@@ -121,7 +121,7 @@ def _can_be_saved(suffix: str) -> bool:
 def check_not_read(output: Path, inputs: Iterable[Path]) -> None:
     """Raises ValueError where an output would overwrite one of the files that are read."""
     for path in inputs:
-        if output.exists() and path.exists() and output.samefile(path):
+        if os.path.exists(output) and os.path.exists(path) and output.samefile(path):
             raise ValueError(f"--output {output} is the file that is read; name another file.")
 
 

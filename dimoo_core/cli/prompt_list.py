@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -80,7 +81,7 @@ def check_list(args: argparse.Namespace) -> None:
     """Raises ValueError where the pictures could not be written."""
     path = args.output.path
     picture_name = path.suffix.lower() in Image.registered_extensions() and not args.output.is_folder
-    if not path.is_dir() and (path.exists() or picture_name):
+    if not os.path.isdir(path) and (os.path.exists(path) or picture_name):
         raise ValueError(f"--output is {path}; expected a folder for the pictures, such as pictures.")
     check_writable(path, [RESULTS])
     check_not_read(path / RESULTS, [args.list])
@@ -228,7 +229,7 @@ COMMANDS = (
         ),
         list_arguments,
         prompt_list,
-        setup=("echo a blue star on a pink background > prompts.txt",),
+        setup=("echo a purple triangle on a white background > prompts.txt",),
         check=check_list,
     ),
 )
