@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable
+from typing import NoReturn
 
 from . import pictures, prompt_list, train, weights, words
 from .command import PROGRAM, SHELL, Command, shown
 from .messages import shortened
 
-COMMANDS: dict[str, Command] = {
-    command.name: command for group in (pictures, words, prompt_list, weights, train) for command in group.COMMANDS
-}
+_GROUPS = (pictures, words, prompt_list, weights, train)
+# In the order in which one may try them: the first example of each finds what those above it have made.
+_ORDER = ("generate", "edit", "inpaint", "describe", "list", "caption", "download", "convert", "train")
+_ROWS: dict[str, Command] = {command.name: command for group in _GROUPS for command in group.COMMANDS}
+COMMANDS: dict[str, Command] = {name: _ROWS[name] for name in _ORDER}
 
 
 class Parser(argparse.ArgumentParser):
     """A parser whose complaints repeat no more than the beginning of what they are about."""
 
-    def error(self, message: str) -> None:  # type: ignore[override]
+    def error(self, message: str) -> NoReturn:
         super().error(shortened(message))
 
 

@@ -117,7 +117,7 @@ def common_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="a checkpoint folder, or a file made by `convert` (the built-in DiMOO-nano)",
     )
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps ... (auto)")
+    group.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps ... (auto)")
     group.add_argument(
         "--dtype", choices=DTYPES, default="auto", help="dtype of the transformer; auto: as stored (auto)"
     )

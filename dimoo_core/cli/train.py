@@ -91,8 +91,10 @@ def train_arguments(parser: argparse.ArgumentParser) -> None:
 
     encode_job = jobs.add_parser("encode", help="pictures with .txt captions beside them to one file of codes")
     encode_job.add_argument("pictures", type=Path, help="folder of pictures, each with a .txt of its name")
-    encode_job.add_argument("--checkpoint", type=Path, default=NANO, help="whose VQ encodes (the built-in nano)")
-    encode_job.add_argument("--output", type=Path, required=True, help="the .safetensors file to write")
+    encode_job.add_argument(
+        "--checkpoint", type=Path, default=NANO, metavar="PATH", help="whose VQ encodes (the built-in nano)"
+    )
+    encode_job.add_argument("--output", type=Path, metavar="FILE", required=True, help="the .safetensors file to write")
     encode_job.add_argument(
         "--side", type=int, metavar="PX", help="fit pictures to about SIDE x SIDE px (the checkpoint's)"
     )
@@ -105,12 +107,14 @@ def train_arguments(parser: argparse.ArgumentParser) -> None:
         "the 8B would need about 128 GB for weights and optimiser alone. It waits for LoRA.",
     )
     tune_job.add_argument("codes", type=Path, help="file made by `train encode`")
-    tune_job.add_argument("--checkpoint", type=Path, default=NANO, help="where to start (the built-in nano)")
+    tune_job.add_argument(
+        "--checkpoint", type=Path, default=NANO, metavar="PATH", help="where to start (the built-in nano)"
+    )
     _run_arguments(tune_job)
-    tune_job.add_argument("--steps", type=int, default=1000, metavar="N", help="(1000)")
+    tune_job.add_argument("--steps", type=int, default=1000, metavar="N", help="number of steps (1000)")
     tune_job.add_argument("--rate", type=float, default=1e-4, metavar="X", help="peak learning rate of AdamW (1e-4)")
-    tune_job.add_argument("--seed", type=int, default=0, metavar="N", help="(0)")
-    tune_job.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps ... (auto)")
+    tune_job.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the data (0)")
+    tune_job.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps ... (auto)")
     tune_job.set_defaults(job_run=train_tune)
 
     nano_job = jobs.add_parser("nano", help="build DiMOO-nano from nothing (hours on two cores; resumes when stopped)")
@@ -127,9 +131,11 @@ def _run_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RUN",
         type=Path,
         required=True,
-        help="folder for what is needed to resume after a stop",
+        help="folder that keeps the state of the run, to resume after a stop",
     )
-    parser.add_argument("--output", type=Path, required=True, help="folder for the finished checkpoint")
+    parser.add_argument(
+        "--output", type=Path, metavar="FOLDER", required=True, help="folder for the finished checkpoint"
+    )
 
 
 COMMANDS = (
