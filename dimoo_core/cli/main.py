@@ -26,35 +26,59 @@ from .messages import flush, say, sentence, spell_anything
 FAILED, STOPPED, TERMINATED = 2, 130, 143
 
 
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM, as a job scheduler sends it: to be left like Ctrl-C, whatever has to be kept is kept."""
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit status: 0, 2 where the user has to change something, 130 when stopped with
     Ctrl-C, 143 when stopped by SIGTERM."""
     spell_anything()
-    args = argparse.Namespace(command=None)
-    try:
-        with _terminable():
-            from .commands import COMMANDS, build_parser
+    with _stops() as stops:
+        try:
+            return _run(arguments, stops)
+        finally:  # --help leaves as SystemExit
+            flush()
 
-            args = build_parser().parse_args(arguments)
-            command = COMMANDS[args.command]
-            command.check(args)
-            command.run(args)
-        status = 0
+
+class Stops:
+    """The signals that have arrived to stop the program. While `waiting`, the first does nothing yet: what is being
+    imported might swallow the exception, or print it."""
+
+    def __init__(self) -> None:
+        self.arrived: list[int] = []
+        self.waiting = False
+
+    def __call__(self, number: int, _frame: FrameType | None) -> None:
+        """The signal handler."""
+        self.arrived.append(number)
+        if not self.waiting or len(self.arrived) > 1:
+            raise KeyboardInterrupt
+
+    def end_waiting(self) -> None:
+        """Raises KeyboardInterrupt if a signal has arrived."""
+        self.waiting = False
+        if self.arrived:
+            raise KeyboardInterrupt
+
+
+def _run(arguments: Sequence[str] | None, stops: Stops) -> int:
+    args, stopped = argparse.Namespace(command=None), "nothing was written"
+    try:
+        stops.waiting = True
+        from .commands import COMMANDS, build_parser
+
+        stops.end_waiting()
+        args = build_parser().parse_args(arguments)
+        command = COMMANDS[args.command]
+        stopped = command.stopped
+        command.check(args)
+        command.run(args)
     except KeyboardInterrupt as stop:
-        kept = str(stop) or ("nothing was written" if args.command is None else COMMANDS[args.command].stopped)
-        say(f"{_title(args)}: stopped; {kept}.", sys.stderr)
-        status = TERMINATED if isinstance(stop, _Terminated) or isinstance(stop.__cause__, _Terminated) else STOPPED
+        say(f"{_title(args)}: stopped; {str(stop) or stopped}.", sys.stderr)
+        return TERMINATED if signal.SIGTERM in stops.arrived else STOPPED
     except BrokenPipeError:  # nobody reads the progress bar any more
-        status = STOPPED
+        return STOPPED
     except (ValueError, OSError) as error:
         say(f"{_title(args)}: {sentence(error, args)}", sys.stderr)
-        status = FAILED
-    flush()
-    return status
+        return FAILED
+    return 0
 
 
 def _title(args: argparse.Namespace) -> str:
@@ -62,17 +86,16 @@ def _title(args: argparse.Namespace) -> str:
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM raises, as SIGINT does; where the process has a handler of its own for it, that one stays."""
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
-        yield
-        return
-
-    def terminate(_number: int, _frame: FrameType | None) -> None:
-        raise _Terminated
-
-    signal.signal(signal.SIGTERM, terminate)
+def _stops() -> Iterator[Stops]:
+    """SIGINT and SIGTERM, the stop of a job scheduler, both raise KeyboardInterrupt. A handler of the process's own
+    stays. Signals are the main thread's business."""
+    stops, replaced = Stops(), list[int]()
+    if threading.current_thread() is threading.main_thread():
+        usual = (signal.SIG_DFL, signal.default_int_handler)
+        replaced = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) in usual]
+    handlers = {number: signal.signal(number, stops) for number in replaced}
     try:
-        yield
+        yield stops
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

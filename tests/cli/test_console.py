@@ -139,10 +139,11 @@ def test_what_a_message_says_beside_it_is_kept() -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="it is seen in /proc when torch is being loaded")
-@pytest.mark.parametrize("delay", [0.0, 0.2, 0.5])
+@pytest.mark.parametrize("delay", [0.0, 0.1, 0.2, 0.4, 1.0])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stop_while_importing_is_quiet(tmp_path: Path, model: Path, delay: float, number: int, code: int) -> None:
-    process = start("generate", "x", "--steps", 10_000, "--checkpoint", model, here=tmp_path)
+    long = ("--steps", 10_000, "--size", "1024x1024")
+    process = start("generate", "x", *long, "--checkpoint", model, here=tmp_path)
     while "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text() and process.poll() is None:
         time.sleep(0.01)
     time.sleep(delay)
