@@ -150,6 +150,33 @@ def soak(session: nox.Session) -> None:
 
 
 @nox.session
+def package(session: nox.Session) -> None:
+    """Build the wheel, install it alone into an empty environment, and run its `dimoo` in another folder."""
+    environment(session)
+    work = HOME / ".nox" / "package"
+    shutil.rmtree(work, ignore_errors=True)
+    build = ("pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(work))
+    python(session, "-m", *build, str(HOME))
+    for left in (HOME / "build", HOME / "dimoo_nodes.egg-info"):
+        shutil.rmtree(left, ignore_errors=True)
+    python(session, "-m", "venv", str(work / "empty"))
+    program = work / "empty" / ("Scripts" if os.name == "nt" else "bin")
+    (wheel,) = work.glob("*.whl")
+    session.run(str(program / "python"), "-m", "pip", "install", "--quiet", "--no-deps", str(wheel), external=True)
+    # torch and the rest come from the shared environment; installing them once more would take minutes
+    print_path = "import sysconfig; print(sysconfig.get_paths()['purelib'])"
+    shared, own = (
+        session.run(str(one), "-c", print_path, external=True, silent=True).strip()
+        for one in (PYTHON, program / "python")
+    )
+    Path(own, "shared.pth").write_text(f"{shared}\n", encoding="utf-8")
+    (work / "here").mkdir()
+    with session.chdir(work / "here"):
+        session.run(str(program / "dimoo"), "generate", "a large red circle on a cyan background", external=True)
+        session.run(str(program / "dimoo"), "describe", "generate-0.png", external=True)
+
+
+@nox.session
 def registry(session: nox.Session) -> None:
     """What the Comfy Registry's own tool says of the pack; it has an environment of its own."""
     tool = HOME / ".nox" / "registry"

@@ -15,18 +15,19 @@ def accelerators() -> list[torch.device]:
     there = getattr(torch, "accelerator", None)
     if there is None or not there.is_available():
         return []
-    return [torch.device(there.current_accelerator().type, number) for number in range(there.device_count())]
+    return [torch.device(there.current_accelerator().type, index) for index in range(there.device_count())]
 
 
 def device(name: str) -> torch.device:
-    """The device called `name`; auto is the accelerator where torch sees one. Raises ValueError for a strange name."""
+    """The device called `name`; auto is the accelerator, if torch sees one, else the CPU. Raises ValueError where torch
+    knows no device of that name or cannot use it."""
     if name == "auto":
         return next(iter(accelerators()), torch.device("cpu"))
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"The device {name!r} cannot be used ({reason}); try auto or cpu.") from None
+        raise ValueError(f"The device {name!r:.80} cannot be used ({reason}); try auto or cpu.") from None
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Ranks:
 
     @classmethod
     def from_environment(cls) -> Ranks:
-        """The ranks that torchrun's variables tell of, joined through gloo; nobody but us without them."""
+        """The ranks that torchrun's environment names, joined through gloo; without them this process alone."""
         size = int(os.environ.get("WORLD_SIZE", "1"))
         if size == 1:
             return cls()
@@ -48,16 +49,17 @@ class Ranks:
 
     @property
     def device(self) -> str:
-        """Each process has an accelerator of its own, where there are any; otherwise all compute on the CPU."""
+        """The name of this process's device: an accelerator of its own, where there are any, else the CPU."""
         found = accelerators()
         return str(found[int(os.environ.get("LOCAL_RANK", "0")) % len(found)]) if found else "cpu"
 
     def wait(self) -> None:
-        """Until every process has come here."""
+        """Wait until every process has come here."""
         if self.size > 1:
             torch.distributed.barrier()
 
     def leave(self) -> None:
+        """End the processes' connection."""
         if self.size > 1:
             torch.distributed.destroy_process_group()
 

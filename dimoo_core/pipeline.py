@@ -41,7 +41,9 @@ if TYPE_CHECKING:
 
 DTYPES: dict[str, torch.dtype | None] = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}
 
-PictureLike = Image.Image | str | Path | Tensor  # a PIL picture, a file, or pixels [3,h,w] or [1,3,h,w] in 0..1
+# a PIL picture, a file, pixels [3,h,w] or [1,3,h,w] in 0..1, or what `Picture.load` gives
+PictureLike = Image.Image | str | Path | Tensor | Picture
+MaskLike = Image.Image | str | Path | Tensor  # as a tensor [h,w] or [1,h,w] in 0..1
 Progress = bool | Callable[[int, int], None]  # a bar in a terminal or notebook, or what is told (done, total)
 
 
@@ -193,7 +195,7 @@ class Pipeline:
         self,
         picture: PictureLike,
         prompt: str,
-        mask: PictureLike | None = None,
+        mask: MaskLike | None = None,
         *,
         mask_width: float = 0.2,
         mask_height: float = 1.0,
@@ -235,7 +237,7 @@ class Pipeline:
         return [_belonging_to(source, to_pil(one)) for one in repainted]
 
     def outpaint(
-        self, picture: PictureLike, prompt: str, mask: PictureLike | None = None, **rest: Any
+        self, picture: PictureLike, prompt: str, mask: MaskLike | None = None, **rest: Any
     ) -> list[Image.Image]:
         """`inpaint` of all that is NOT marked."""
         return self.inpaint(picture, prompt, mask, outpaint=True, **rest)
@@ -254,7 +256,7 @@ class Pipeline:
         `TextPolicy`). progress as for `generate`.
         """
         group: list[PictureLike]
-        group = [pictures] if isinstance(pictures, (Image.Image, str, Path, Tensor)) else list(pictures)
+        group = [pictures] if isinstance(pictures, (Image.Image, str, Path, Tensor, Picture)) else list(pictures)
         with _reporting(progress, "describe") as on_step:
             (answer,) = jobs.describe(
                 self.model,
@@ -374,6 +376,8 @@ def model_folder() -> Path:
 
 def source_of(picture: PictureLike) -> Picture:
     """A picture in any of its forms, with what belongs to it beside its colours."""
+    if isinstance(picture, Picture):
+        return picture
     if isinstance(picture, Image.Image):
         return Picture.from_pil(picture)
     if isinstance(picture, Tensor):
@@ -387,8 +391,8 @@ def pixels_of(picture: PictureLike) -> Tensor:
     return source_of(picture).on_white()
 
 
-def mask_of(mask: PictureLike) -> Tensor:
-    """A mask [1,h,w] of a picture in any of its forms: 1 is to be repainted."""
+def mask_of(mask: MaskLike) -> Tensor:
+    """A mask [1,h,w] in any of its forms: 1 is to be repainted."""
     if isinstance(mask, Image.Image):
         return mask_from_pil(mask)
     if isinstance(mask, Tensor):

@@ -21,7 +21,7 @@ from PIL.PngImagePlugin import PngInfo
 from .files import atomic_write
 from .pictures.pixels import from_pil, open_picture, to_pil
 
-VERSION = "0.1.0"  # as in pyproject.toml, which need not lie beside the code
+VERSION = "0.2.0"  # as in pyproject.toml, which need not lie beside the code
 KEY = "dimoo"
 
 _WHOLE = 64 << 20  # bytes; larger files are sampled

@@ -11,6 +11,8 @@ from ..checkpoint.find import NANO
 from ..pipeline import DTYPES, ImageOptions, Pipeline, TextOptions
 from ..sampling.ml_cache import CANDIDATES, PRESETS, CachePolicy
 from ..sampling.text_cache import SPEEDS
+from ..sequence.prompt import DESCRIBE_QUESTION
+from .output import Output
 
 
 def load(args: argparse.Namespace) -> Pipeline:
@@ -19,11 +21,12 @@ def load(args: argparse.Namespace) -> Pipeline:
 
 
 def image_options(args: argparse.Namespace) -> ImageOptions:
-    """The settings of an image job as the face takes them; None: the checkpoint's own."""
+    """The settings of an image job as `Pipeline` takes them; None: the checkpoint's own."""
     return {
         "seed": args.seed,
         "steps": args.steps,
         "cfg": args.cfg,
+        "image_cfg": getattr(args, "image_cfg", None),
         "temperature": args.temperature,
         "guidance_start": args.guidance_start,
         "ml_cache": args.ml_cache,
@@ -31,7 +34,7 @@ def image_options(args: argparse.Namespace) -> ImageOptions:
 
 
 def text_options(args: argparse.Namespace) -> TextOptions:
-    """The settings of an answer as the face takes them; None: the checkpoint's own."""
+    """The settings of an answer as `Pipeline` takes them; None: the checkpoint's own."""
     return {
         "seed": args.seed,
         "max_tokens": args.max_tokens,
@@ -47,23 +50,23 @@ def size(text: str) -> tuple[int, int]:
     """WIDTHxHEIGHT in px."""
     parts = text.lower().split("x")
     if len(parts) != 2 or not all(part.isdecimal() for part in parts):
-        raise argparse.ArgumentTypeError(f"{text!r} came; WIDTHxHEIGHT in px is wanted, such as 1024x768")
+        raise argparse.ArgumentTypeError(f"got {text!r:.80}; expected WIDTHxHEIGHT in px, such as 1024x768")
     return int(parts[0]), int(parts[1])
 
 
 def cache(text: str) -> CachePolicy | None:
-    """A preset of ML-Cache, or its numbers: three as published, then perhaps the candidates and the prefix interval."""
+    """A preset of ML-Cache, or its numbers: three as published, then optionally candidates and prefix interval."""
     if text in PRESETS:
         return PRESETS[text]
     try:
-        ratio, warmup, refresh, *ours = text.split(",")
-        candidates, prefix = [*ours, *("all", "1")[len(ours) :]]
+        ratio, warmup, refresh, *rest = text.split(",")
+        candidates, prefix = [*rest, *("all", "1")[len(rest) :]]
         return CachePolicy(float(ratio), float(warmup), int(refresh), candidates, int(prefix))
     except ValueError as error:
         names = ", ".join(PRESETS)
         raise argparse.ArgumentTypeError(
-            f"{text!r} came; one of {names} is wanted, or RATIO,WARMUP,REFRESH[,CANDIDATES[,PREFIX]] such as 0.9,0.3,5 "
-            f"or 0.9,0.3,5,holes,10 ({error})"
+            f"got {text!r:.80}; expected one of {names}, or RATIO,WARMUP,REFRESH[,CANDIDATES[,PREFIX]] such as "
+            f"0.9,0.3,5 or 0.9,0.3,5,holes,10 ({error})"
         ) from None
 
 
@@ -74,14 +77,19 @@ def common_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=NANO,
         metavar="PATH",
-        help="a folder as published, or a file that `convert` made (built-in DiMOO-nano)",
+        help="a checkpoint folder, or a file made by `convert` (the built-in DiMOO-nano)",
     )
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps ... (auto)")
-    group.add_argument("--dtype", choices=DTYPES, default="auto", help="of the transformer; auto: as stored (auto)")
+    group.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps ... (auto)")
     group.add_argument(
-        "--vq-strips",
+        "--dtype", choices=DTYPES, default="auto", help="dtype of the transformer; auto: as stored (auto)"
+    )
+    group.add_argument(
+        "--vq-tiles",
+        "--vq-strips",  # the name that it had up to version 0.1
+        dest="vq_strips",
         action="store_true",
-        help="turn pictures into codes and back in tiles: a third of the memory and less, twice the time",
+        help="encode and decode pictures in tiles: a third of the memory or less, up to twice the time "
+        "(--vq-strips is its old name)",
     )
     group.add_argument(
         "--seed", type=int, metavar="N", default=0, help="0 to 2^64-1; picture i of a batch has seed + i (0)"
@@ -90,16 +98,16 @@ def common_arguments(parser: argparse.ArgumentParser) -> None:
 
 def sampling_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("sampling")
-    ours = "the checkpoint's own, else"
-    group.add_argument("--steps", type=int, metavar="N", help=f"more are slower and better ({ours} {Defaults.steps})")
+    own = "the checkpoint's own, else"
+    group.add_argument("--steps", type=int, metavar="N", help=f"more are slower and better ({own} {Defaults.steps})")
     group.add_argument(
-        "--cfg", type=float, metavar="X", help=f"how closely to follow the text; 0: fastest ({ours} {Defaults.cfg:g})"
+        "--cfg", type=float, metavar="X", help=f"how closely to follow the text; 0: fastest ({own} {Defaults.cfg:g})"
     )
     group.add_argument(
         "--temperature",
         type=float,
         metavar="X",
-        help=f"variety; 0: the same picture for every seed ({ours} {Defaults.temperature:g})",
+        help=f"variety; 0: the same picture for every seed ({own} {Defaults.temperature:g})",
     )
     group.add_argument("--negative", default="", metavar="TEXT", help="what not to show")
     group.add_argument(
@@ -107,15 +115,15 @@ def sampling_arguments(parser: argparse.ArgumentParser) -> None:
         type=cache,
         metavar="CACHE",
         help=f"{', '.join(PRESETS)}, or RATIO,WARMUP,REFRESH[,CANDIDATES[,PREFIX]] such as 0.9,0.3,5 or "
-        f"0.9,0.3,5,holes,10: faster, a little worse. CANDIDATES: {' or '.join(CANDIDATES)} (all); PREFIX: in how many "
-        "steps prompt and input pictures are computed once (1) (off)",
+        f"0.9,0.3,5,holes,10: faster, a little worse. CANDIDATES: {' or '.join(CANDIDATES)} (all); PREFIX: compute "
+        "prompt and input pictures again only every PREFIX steps (1) (off)",
     )
     group.add_argument(
         "--guidance-start",
         type=float,
         metavar="SHARE",
         default=0.0,
-        help="share of the steps, at the beginning, that go without guidance: faster (0)",
+        help="skip guidance for this share of the steps, at the beginning: faster (0)",
     )
     common_arguments(parser)
 
@@ -123,30 +131,34 @@ def sampling_arguments(parser: argparse.ArgumentParser) -> None:
 def batch_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, metavar="N", default=1, help="how many pictures (1)")
     parser.add_argument(
-        "-o", "--output", type=Path, metavar="PATH", help="a picture file or a folder (here, as COMMAND-SEED.png)"
+        "-o",
+        "--output",
+        type=Output.parse,
+        metavar="PATH",
+        help="a picture file, or a folder, such as new/ (this folder, as COMMAND-SEED.png)",
     )
 
 
 def answer_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--question", default="Describe the image.", help="what to ask (Describe the image.)")
+    parser.add_argument("--question", default=DESCRIBE_QUESTION, help=f"what to ask ({DESCRIBE_QUESTION})")
     group = parser.add_argument_group("sampling")
-    ours = "the checkpoint's own, else"
-    group.add_argument("--max-tokens", type=int, metavar="N", help=f"longest answer ({ours} {Defaults.max_tokens})")
+    own = "the checkpoint's own, else"
+    group.add_argument("--max-tokens", type=int, metavar="N", help=f"longest answer ({own} {Defaults.max_tokens})")
     group.add_argument(
-        "--steps", type=int, metavar="N", help=f"a multiple of the number of blocks ({ours} {Defaults.text_steps})"
+        "--steps", type=int, metavar="N", help=f"a multiple of the number of blocks ({own} {Defaults.text_steps})"
     )
     group.add_argument(
-        "--block-length", type=int, metavar="N", help=f"it divides --max-tokens ({ours} {Defaults.block_length})"
+        "--block-length", type=int, metavar="N", help=f"it divides --max-tokens ({own} {Defaults.block_length})"
     )
     group.add_argument("--temperature", type=float, metavar="X", default=0.0, help="0: the likeliest answer (0)")
     group.add_argument(
-        "--cfg", type=float, metavar="X", default=0.0, help="above 0 weighs pictures and question more (0)"
+        "--cfg", type=float, metavar="X", default=0.0, help="above 0: weigh pictures and question more (0)"
     )
     group.add_argument(
         "--speed",
         choices=SPEEDS,
         default="exact",
-        help="balanced and fast read the picture once or a few times, not at every step, and write several words a "
-        "step where they are sure; now and then another word (exact)",
+        help="balanced and fast read the picture once or a few times instead of at every step, and write several words "
+        "per step where they are certain; a word may differ now and then (exact)",
     )
     common_arguments(parser)

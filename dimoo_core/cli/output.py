@@ -1,28 +1,32 @@
-"""Where results go: files, their names and metadata, progress."""
+"""Where results go: files and their names, made sure of before the work begins; metadata; progress."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, is_dataclass
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from PIL import Image
 from tqdm import tqdm
 
 from .. import provenance
-from ..checkpoint.find import NANO, Found
-from ..devices import device
+from ..checkpoint.find import Found
 from ..sampling.noise import SEEDS
+from .messages import say
+from .settings import PictureSettings
 
 
 @contextmanager
 def progress(title: str, unit: str = "step") -> Iterator[Callable[..., None]]:
-    """Gives the jobs' `on_step`: a bar on stderr that appears with the first step and goes with the `with`."""
+    """Gives what is called with (done, total) after each step: it shows a bar on stderr from the first step to the end of
+    the `with`."""
     with ExitStack() as stack:
         bars: list[tqdm] = []
 
@@ -38,27 +42,121 @@ def progress(title: str, unit: str = "step") -> Iterator[Callable[..., None]]:
         yield on_step
 
 
-def picture_files(args: argparse.Namespace) -> list[Path]:
-    """Where the pictures of a batch go, each named after its own seed; made sure of before the work begins.
+def say_above(text: str, stream: TextIO) -> None:
+    """Print a line while a bar is shown, which stays below it."""
+    with tqdm.external_write_mode(file=stream):
+        say(text, stream)
 
-    A file that the user names is overwritten, a file named by us never. Raises ValueError where no picture can be.
-    """
+
+# Where to write -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where the user wants results: a file or a folder. A slash at the end, as in `run.v2/`, means a folder."""
+
+    path: Path
+    is_folder: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> Output:
+        """As it is typed after -o."""
+        return cls(Path(text), text.endswith(("/", os.sep)))
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+@dataclass(frozen=True)
+class PictureFile:
+    """Where one picture goes. A file that the user named (`named`) is overwritten, a file that we named never."""
+
+    path: Path
+    named: bool
+
+    def claim(self) -> Path:
+        """The path to write to: of a name of ours, an empty file that was made for this picture just now, even if
+        another process made one of the same name since we looked."""
+        path = self.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while not self.named:
+            try:
+                path.touch(exist_ok=False)
+                break
+            except FileExistsError:
+                path = unused(self.path.parent, self.path.stem)
+        return path
+
+
+def picture_files(args: argparse.Namespace) -> list[PictureFile]:
+    """Where the pictures of a batch go, each named after its own seed. Raises ValueError where no picture can be
+    written: made sure of before the work begins."""
     if args.batch < 1:
-        raise ValueError(f"--batch is {args.batch}; a whole number from 1 is needed.")
-    output, seeds = args.output or Path(), [(args.seed + item) % SEEDS for item in range(args.batch)]
-    if output.is_dir() or not output.suffix:
-        output.mkdir(parents=True, exist_ok=True)
-        return [unused(output, f"{args.command}-{seed}") for seed in seeds]
-    if Image.registered_extensions().get(output.suffix.lower()) not in Image.SAVE:  # some can be read only
-        raise ValueError(f"--output is {output}; a folder or a picture file such as picture.png is needed.")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    return [output] if args.batch == 1 else [output.with_stem(f"{output.stem}-{seed}") for seed in seeds]
+        raise ValueError(f"--batch is {args.batch}; expected a whole number of at least 1.")
+    output, seeds = args.output or Output(Path()), [(args.seed + item) % SEEDS for item in range(args.batch)]
+    path = output.path
+    if output.is_folder or not path.suffix or os.path.isdir(path):  # False too for a name that is too long
+        check_writable(path)
+        return [PictureFile(unused(path, f"{args.command}-{seed}"), named=False) for seed in seeds]
+    if not _can_be_saved(path.suffix):
+        raise ValueError(f"--output is {path}; expected a folder or a picture file such as picture.png.")
+    paths = [path] if args.batch == 1 else [path.with_stem(f"{path.stem}-{seed}") for seed in seeds]
+    check_writable(path.parent, [one.name for one in paths])
+    return [PictureFile(one, named=True) for one in paths]
 
 
-def check_folder(path: Path) -> None:
-    """Raises ValueError where a folder is wanted and the user names a file."""
-    if not path.is_dir() and (path.exists() or path.suffix.lower() in Image.registered_extensions()):
-        raise ValueError(f"--output is {path}; the pictures of a list need a folder; name one, such as pictures.")
+def _can_be_saved(suffix: str) -> bool:
+    """Whether Pillow writes pictures of this kind here: some kinds it only reads, some take a library."""
+    name = Image.registered_extensions().get(suffix.lower())
+    if name not in Image.SAVE:
+        return False
+    try:
+        Image.new("RGB", (16, 16)).save(BytesIO(), name)
+    except (OSError, ValueError, KeyError):
+        return False
+    return True
+
+
+def check_not_read(output: Path, inputs: Iterable[Path]) -> None:
+    """Raises ValueError where an output would overwrite one of the files that are read."""
+    for path in inputs:
+        if os.path.exists(output) and os.path.exists(path) and output.samefile(path):
+            raise ValueError(f"--output {output} is the file that is read; name another file.")
+
+
+def check_writable(folder: Path, names: Iterable[str] = ()) -> None:
+    """Raises ValueError unless files of these `names` can be written into `folder`, which need not exist. Leaves
+    nothing behind."""
+    made: list[Path] = []
+    try:
+        for parent in reversed([folder, *folder.parents]):
+            if not parent.is_dir():
+                parent.mkdir()
+                made.append(parent)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        for name in names:
+            _check_name(folder / name)
+    except FileExistsError as error:
+        raise ValueError(f"{error.filename} is a file, expected a folder: name another place.") from None
+    except OSError as error:
+        raise ValueError(
+            f"{error.filename or folder} cannot be written ({error.strerror or error}): name another place, or make it "
+            "writable."
+        ) from None
+    finally:
+        for parent in reversed(made):
+            with suppress(OSError):  # somebody else has put something there
+                parent.rmdir()
+
+
+def _check_name(path: Path) -> None:
+    """Raises OSError where no file can have this path."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, expected the name of a file: name another file.")
+    with suppress(FileExistsError):
+        path.touch(exist_ok=False)
+        path.unlink()
 
 
 def unused(folder: Path, stem: str) -> Path:
@@ -69,29 +167,32 @@ def unused(folder: Path, stem: str) -> Path:
     return path
 
 
-def facts(args: argparse.Namespace, found: Found) -> dict[str, Any]:
-    """How a picture is made, to be written into its file: all that was said on the command line, defaults filled in.
-
-    Files are told by name and fingerprint, never by where they lie.
-    """
-    place = Path(os.path.abspath(found.path))  # not resolved: the links of the hub's cache lead to nameless files
-    name = "DiMOO-nano" if place == NANO.absolute() else place.name
-    said = {
-        key: value for key, value in vars(args).items() if key not in ("run", "checkpoint", "batch", "output", "list")
-    }
-    for key, value in said.items():
-        if value is None:
-            said[key] = getattr(found.defaults, key, None)
-        elif isinstance(value, Path):
-            said[key] = provenance.identified(value.name, [value])
-        elif is_dataclass(value):
-            said[key] = asdict(value)
-    checkpoint = provenance.identified(name, found.files)
-    return {**provenance.versions(), "checkpoint": checkpoint, **said, "device": device(args.device).type}
+# Writing ------------------------------------------------------------------------------------------------------------
 
 
-def save(pictures: Sequence[Image.Image], files: Sequence[Path], made: dict[str, Any]) -> None:
-    """Writes pictures with what `facts` says of the first of them, and says where they are."""
-    for item, (picture, path) in enumerate(zip(pictures, files, strict=True)):
-        provenance.save(picture, path, {**made, "seed": (made["seed"] + item) % SEEDS})
-        print(path)
+def picture_metadata(args: argparse.Namespace, found: Found) -> dict[str, Any]:
+    """How a command's first picture is made, to be written into its file."""
+    return PictureSettings.from_arguments(args, found).metadata(args)
+
+
+def save(pictures: Sequence[Image.Image], files: Sequence[PictureFile], metadata: dict[str, Any]) -> None:
+    """Write pictures, each with the `metadata` of the first and its own seed, and print where they are. Colour profile
+    and dpi are those that they hold."""
+    paths: list[Path] = []
+    try:
+        for item, (picture, file) in enumerate(zip(pictures, files, strict=True)):
+            path = file.claim()
+            try:
+                own = {**metadata, "seed": (metadata["seed"] + item) % SEEDS}
+                kept = {name: picture.info.get(name) for name in ("icc_profile", "dpi")}
+                provenance.save(picture, path, own, **kept)
+            except BaseException:
+                if not file.named:
+                    path.unlink(missing_ok=True)
+                raise
+            paths.append(path)
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(f"{len(paths)} of {len(files)} pictures are written") from stop
+    finally:
+        for path in paths:
+            say(str(path))

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..checkpoint.defaults import Defaults
 from ..pictures.masks import load_mask
-from ..pictures.pixels import load_picture
+from ..pictures.pixels import Picture
 from ..sequence.prompt import EDITS
+from .command import Command
 from .options import batch_arguments, image_options, load, sampling_arguments, size
-from .output import facts, picture_files, progress, save
+from .output import check_not_read, picture_files, picture_metadata, progress, save
+from .vocabulary import name_unknown_words
 
 
 def generate(args: argparse.Namespace) -> None:
     """Pictures that show a prompt."""
-    files = picture_files(args)
-    pipe = load(args)
+    files, pipe = picture_files(args), load(args)
+    metadata = picture_metadata(args, pipe.checkpoint)
     with progress("generate") as report:
         pictures = pipe.generate(
             args.prompt,
@@ -26,15 +29,15 @@ def generate(args: argparse.Namespace) -> None:
             progress=report,
             **image_options(args),
         )
-    save(pictures, files, facts(args, pipe.checkpoint))
+    save(pictures, files, metadata)
 
 
 def edit(args: argparse.Namespace) -> None:
     """A picture changed as a text says."""
-    files = picture_files(args)
-    picture = load_picture(args.image)
-    reference = None if args.reference is None else load_picture(args.reference)
+    files, picture = picture_files(args), Picture.load(args.image)
+    reference = None if args.reference is None else Picture.load(args.reference)
     pipe = load(args)
+    metadata = picture_metadata(args, pipe.checkpoint)
     with progress("edit") as report:
         pictures = pipe.edit(
             picture,
@@ -45,18 +48,17 @@ def edit(args: argparse.Namespace) -> None:
             side=args.side,
             batch=args.batch,
             progress=report,
-            image_cfg=args.image_cfg,
             **image_options(args),
         )
-    save(pictures, files, facts(args, pipe.checkpoint))
+    save(pictures, files, metadata)
 
 
 def inpaint(args: argparse.Namespace) -> None:
     """A part of a picture repainted; every pixel outside of it stays as it was."""
-    files = picture_files(args)
-    picture = load_picture(args.image)
+    files, picture = picture_files(args), Picture.load(args.image)
     mask = None if args.mask is None else load_mask(args.mask)
     pipe = load(args)
+    metadata = picture_metadata(args, pipe.checkpoint)
     with progress("inpaint") as report:
         pictures = pipe.inpaint(
             picture,
@@ -71,7 +73,44 @@ def inpaint(args: argparse.Namespace) -> None:
             progress=report,
             **image_options(args),
         )
-    save(pictures, files, facts(args, pipe.checkpoint))
+    save(pictures, files, metadata)
+
+
+# What can be checked before anything is loaded -----------------------------------------------------------------------
+
+
+def check_generate(args: argparse.Namespace) -> None:
+    picture_files(args)
+    name_unknown_words(args.checkpoint, [args.prompt, args.negative])
+
+
+def check_edit(args: argparse.Namespace) -> None:
+    """Raises ValueError where the edit type and what is given for it do not go together."""
+    task = EDITS[args.type]
+    if task.images == 2 and args.reference is None:
+        raise ValueError(f"{args.type} takes the style from a second picture: add --reference IMAGE.")
+    if task.images < 2 and args.reference is not None:
+        raise ValueError(f"--reference is only for image_ref_transfer, but the type is {args.type}: leave it out.")
+    if task.text is None and not args.prompt.strip():
+        raise ValueError(
+            f"{args.type} follows your words, but there are none: say what to change after the picture, such as "
+            '"make the circle yellow", or name a type that needs no words, such as --type canny_pred.'
+        )
+    _check_output(args, [args.image, args.reference])
+    name_unknown_words(args.checkpoint, [args.prompt if task.text is None else "", args.negative])
+
+
+def check_inpaint(args: argparse.Namespace) -> None:
+    _check_output(args, [args.image, args.mask])
+    name_unknown_words(args.checkpoint, [args.prompt, args.negative])
+
+
+def _check_output(args: argparse.Namespace, inputs: Sequence[Path | None]) -> None:
+    for file in picture_files(args):
+        check_not_read(file.path, [path for path in inputs if path is not None])
+
+
+# Arguments ----------------------------------------------------------------------------------------------------------
 
 
 def generate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,7 +128,9 @@ def edit_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--type", choices=EDITS, default="edit_replace", metavar="TYPE", help=f"{', '.join(EDITS)} (edit_replace)"
     )
-    parser.add_argument("--reference", type=Path, metavar="IMAGE", help="the style to take, for image_ref_transfer")
+    parser.add_argument(
+        "--reference", type=Path, metavar="IMAGE", help="the picture whose style to take, for image_ref_transfer"
+    )
     parser.add_argument(
         "--side", type=int, metavar="PX", help=f"fit to about SIDE x SIDE px (the checkpoint's, else {Defaults.side})"
     )
@@ -105,11 +146,56 @@ def edit_arguments(parser: argparse.ArgumentParser) -> None:
 
 def inpaint_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("image", type=Path, help="the picture to repaint")
-    parser.add_argument("prompt", help="what the whole picture is to show")
+    parser.add_argument("prompt", help="what the whole picture should show")
     parser.add_argument("--mask", type=Path, metavar="IMAGE", help="white where to repaint, of any size")
-    parser.add_argument("--mask-width", type=float, default=0.2, metavar="SHARE", help="of a centred rectangle (0.2)")
+    parser.add_argument(
+        "--mask-width",
+        type=float,
+        default=0.2,
+        metavar="SHARE",
+        help="without --mask: width of a centred rectangle, as a share of the picture's (0.2)",
+    )
     parser.add_argument("--mask-height", type=float, default=1.0, metavar="SHARE", help="the same, its height (1.0)")
     parser.add_argument("--outpaint", action="store_true", help="repaint what is NOT marked")
     parser.add_argument("--grow", type=int, default=0, metavar="CELLS", help="widen the mask by cells of 16 px (0)")
     batch_arguments(parser)
     sampling_arguments(parser)
+
+
+FIRST = 'generate "a large red circle on a cyan background"'
+
+COMMANDS = (
+    Command(
+        "generate",
+        "a picture from words",
+        (FIRST, 'generate "a green square" --batch 4 --seed 7 -o pictures/'),
+        generate_arguments,
+        generate,
+        check=check_generate,
+    ),
+    Command(
+        "edit",
+        "a picture changed by an instruction; or its edges, its depth, another style",
+        (
+            'edit generate-0.png "make the circle yellow"',
+            "edit generate-0.png --type canny_pred -o edges.png",
+            "edit photo.jpg --type image_ref_transfer --reference painting.jpg --checkpoint models/Lumina-DiMOO",
+        ),
+        edit_arguments,
+        edit,
+        setup=(FIRST,),
+        check=check_edit,
+    ),
+    Command(
+        "inpaint",
+        "a part of a picture repainted, the rest untouched",
+        (
+            'inpaint generate-0.png "a small green square on a cyan background" --mask-width 0.5',
+            'inpaint photo.png "a wide beach" --mask-width 0.6 --outpaint --checkpoint models/Lumina-DiMOO',
+        ),
+        inpaint_arguments,
+        inpaint,
+        setup=(FIRST,),
+        check=check_inpaint,
+    ),
+)

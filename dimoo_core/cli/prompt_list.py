@@ -1,192 +1,103 @@
-"""A list of prompts worked off: read from a file, shared among processes, taken up again where it was stopped.
+"""`list`: a picture for every prompt of a list, shared among processes, resumed where it was stopped.
 
-A picture is done when its file is there and says in its metadata that it was made with the very same settings; so a
-list can be stopped, continued, grown and changed, and only what is missing is made. What comes out does not depend on
-how many processes work on it.
+A picture is finished when its file is there and its metadata say that it was made with the same settings; so a list can
+be stopped, continued and grown, and only what is missing is made. What comes out does not depend on how many processes
+work on it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from .. import provenance
-from ..checkpoint.find import find
-from ..checks import number_in, whole_number
+from ..checkpoint.find import Found, find
+from ..checkpoint.load import load_tokenizer
 from ..devices import Ranks, device
 from ..files import atomic_write_text
-from ..pictures.sizes import CELL, check_size
-from ..provenance import KEY, versions
-from ..sampling.guidance import MAX_SCALE
-from ..sampling.image import ImageSettings
-from ..sampling.noise import SEEDS
-from ..sequence.prompt import MAX_CHARACTERS
-from .options import image_options, load, sampling_arguments, size
-from .output import check_folder, facts
+from ..jobs import text_prompt
+from ..pictures.sizes import CELL
+from ..provenance import KEY
+from ..sampling.guidance import Guidance
+from ..sequence.prompt import prompt_strings
+from .command import Command
+from .locks import folder_lock
+from .messages import say
+from .options import load, sampling_arguments, size
+from .output import Output, check_not_read, check_writable
+from .prompt_file import Job, read_jobs
+from .settings import PictureSettings
+from .vocabulary import name_unknown_words
 
-MAX_BYTES = 64 << 20
-
-
-@dataclass(frozen=True)
-class Job:
-    """One picture of a list: what it should show and how it is sampled. size: (width, height) px."""
-
-    prompt: str
-    negative: str = ""
-    size: tuple[int, int] = (1024, 1024)
-    seed: int = 0
-    steps: int = 64
-    cfg: float = 4.0
-    temperature: float = 1.0
-
-    def check(self, scale: int) -> None:
-        """Raises ValueError for what could not be sampled: before the work begins, not in the middle of it."""
-        for name in ("prompt", "negative"):
-            if not isinstance(text := getattr(self, name), str) or len(text) > MAX_CHARACTERS:
-                raise ValueError(f"{name} is {text!r:.60}; text of at most {MAX_CHARACTERS} characters is wanted.")
-        if not isinstance(self.size, (list, tuple)) or len(self.size) != 2:
-            raise ValueError(f"size is {self.size!r:.60}; [width, height] in px is wanted.")
-        for side in self.size:
-            whole_number("size", side, 1)
-        check_size(*self.size, scale)
-        number_in("cfg", self.cfg, 0, MAX_SCALE)
-        ImageSettings(self.steps, self.temperature, self.seed)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The job as JSON knows it."""
-        return {**asdict(self), "size": list(self.size)}
-
-
-_FIELDS = [field.name for field in fields(Job)]
-
-
-def read_jobs(path: str | Path, usual: Job, scale: int) -> list[Job]:
-    """The jobs of a list: a text file (a prompt per line), a JSON array or JSON lines; each entry is a prompt or an
-    object with "prompt" and other fields of `Job`. What an entry leaves out is as `usual`, but the seed: entry i, from
-    0, has the usual one + i. Raises ValueError, naming the entry, for what cannot be meant."""
-    jobs = []
-    for number, entry in enumerate(_entries(Path(path))):
-        try:
-            job = _job(entry, replace(usual, seed=(usual.seed + number) % SEEDS))
-            job.check(scale)
-        except ValueError as error:
-            raise ValueError(f"Entry {number + 1} of {path}: {error}") from None
-        jobs.append(job)
-    if not jobs:
-        raise ValueError(f"{path} holds no prompts; write one per line.")
-    return jobs
-
-
-def _entries(path: Path) -> Iterator[Any]:
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ValueError(f"{path} has more than {MAX_BYTES >> 20} MB; split the list.")
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ValueError(f"The list {path} cannot be read ({error.strerror}): check the path.") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"The list {path} is no UTF-8 text; save it as such.") from None
-    lines = [line.strip() for line in text.split("\n") if line.strip()]  # JSON may hold other ends of lines
-    try:
-        if path.suffix.lower() == ".json":
-            listed = json.loads(text)
-            if not isinstance(listed, list):
-                raise ValueError(f"{path} holds a JSON {type(listed).__name__}; an array of prompts is wanted.")
-            return iter(listed)
-        return iter([json.loads(line) for line in lines] if path.suffix.lower() == ".jsonl" else lines)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is not usable JSON ({error}); mend it.") from None
-
-
-def _job(entry: Any, usual: Job) -> Job:
-    if isinstance(entry, str):
-        return replace(usual, prompt=entry)
-    if not isinstance(entry, Mapping) or "prompt" not in entry:
-        raise ValueError(f'{entry!r:.60} came; a prompt is wanted, or an object with "prompt" in it.')
-    unknown = sorted(set(entry) - set(_FIELDS))
-    if unknown:
-        raise ValueError(f"there is no field {unknown[0]!r:.60}; there are {', '.join(_FIELDS)}.")
-    given = {name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()}
-    return replace(usual, **given)
-
-
-def work_off(
-    jobs: Sequence[Job],
-    folder: Path,
-    make: Callable[[Job, Path], None],
-    *,
-    facts: Callable[[Job], dict[str, Any]],
-    ranks: Ranks,
-    on_done: Callable[[int, int], None] | None = None,
-) -> Path:
-    """Make this process's share of the pictures that are missing in `folder`, then, all together, `results.json`.
-
-    `make(job, path)` makes one picture whose metadata hold `facts(job)`; `on_done(done, own)` is called after each of
-    this process's own pictures. Hands back the path of the results.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    own = range(ranks.rank, len(jobs), ranks.size)
-    for done, number in enumerate(own, 1):
-        path = picture_file(folder, number)
-        if not _same(facts_of(path), facts(jobs[number])):
-            make(jobs[number], path)
-        if on_done is not None:
-            on_done(done, len(own))
-    ranks.wait()
-    results = folder / "results.json"
-    if ranks.rank == 0:
-        rows = [{"file": picture_file(folder, number).name, **job.to_dict()} for number, job in enumerate(jobs)]
-        atomic_write_text(results, json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
-    ranks.wait()
-    return results
-
-
-def _same(made: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> bool:
-    """Whether a picture was made as it is wanted; other versions of this code or of torch make none anew, nor does
-    another name of the same checkpoint."""
-    return made is not None and _lasting(made) == _lasting(wanted)
-
-
-def _lasting(said: Mapping[str, Any]) -> dict[str, Any]:
-    """What tells one picture from another, of all that is said of how it was made."""
-    kept = {name: value for name, value in said.items() if name not in versions()}
-    if isinstance(checkpoint := kept.get("checkpoint"), Mapping):
-        kept["checkpoint"] = checkpoint.get("fingerprint")
-    return kept
-
-
-def picture_file(folder: Path, number: int) -> Path:
-    """Where entry `number`, from 0, of a list is kept."""
-    return folder / f"{number + 1:05d}.png"
-
-
-def facts_of(path: Path) -> dict[str, Any] | None:
-    """What a picture's metadata say of how it was made; None where there is no such picture, half of one, or one that
-    was not made here."""
-    try:
-        with Image.open(path) as image:
-            said = json.loads(image.info.get(KEY, "null"))
-            image.load()
-            return said if isinstance(said, dict) else None
-    except (OSError, ValueError, SyntaxError, RecursionError, UnidentifiedImageError, Image.DecompressionBombError):
-        return None
+RESULTS = "results.json"
 
 
 def prompt_list(args: argparse.Namespace) -> None:
     """A picture for every prompt of a list; several processes of torchrun share the work."""
-    defaults = find(args.checkpoint).defaults
-    check_folder(args.output)
+    found = find(args.checkpoint)
+    listed = _listed(args, found)
+    folder: Path = args.output.path
+    check_writable(folder, [RESULTS])
+    ranks = Ranks.from_environment()
+    if args.device == "auto":
+        args.device = ranks.device
+    shared = PictureSettings.from_arguments(args, found)
+    work = Work(folder, listed, [replace(shared, **asdict(job)) for job in listed])
+    with folder_lock(folder) if ranks.rank == 0 else nullcontext():
+        work.refuse_others(again=args.again)
+        ranks.wait()  # all have looked before anybody writes
+        todo = work.unfinished(ranks)
+        if todo:
+            pipe = load(args)
+
+            def make(job: Job, path: Path, wanted: PictureSettings) -> None:
+                (picture,) = pipe.generate(
+                    job.prompt,
+                    negative=job.negative,
+                    size=job.size,
+                    progress=False,
+                    seed=job.seed,
+                    steps=job.steps,
+                    cfg=job.cfg,
+                    temperature=job.temperature,
+                    guidance_start=args.guidance_start,
+                    ml_cache=args.ml_cache,
+                )
+                provenance.save(picture, path, wanted.metadata(args))
+
+            with reproducible(args.device):
+                work.make(todo, make, ranks)
+        ranks.wait()
+        if ranks.rank == 0:
+            say(str(work.write_results()))
+        ranks.wait()
+    ranks.leave()
+
+
+def check_list(args: argparse.Namespace) -> None:
+    """Raises ValueError where the pictures could not be written."""
+    path = args.output.path
+    picture_name = path.suffix.lower() in Image.registered_extensions() and not args.output.is_folder
+    if not os.path.isdir(path) and (os.path.exists(path) or picture_name):
+        raise ValueError(f"--output is {path}; expected a folder for the pictures, such as pictures.")
+    check_writable(path, [RESULTS])
+    check_not_read(path / RESULTS, [args.list])
+
+
+def _listed(args: argparse.Namespace, found: Found) -> list[Job]:
+    """The jobs of the list, all of them checked: what the model could not be asked is known before any work."""
+    defaults = found.defaults
     job = Job(
         "",
         args.negative,
@@ -196,28 +107,95 @@ def prompt_list(args: argparse.Namespace) -> None:
         defaults.cfg if args.cfg is None else args.cfg,
         defaults.temperature if args.temperature is None else args.temperature,
     )
+    Guidance(start=args.guidance_start)
     listed = read_jobs(args.list, job, CELL)
-    ranks = Ranks.from_environment()
-    if args.device == "auto":
-        args.device = ranks.device
-    pipe = load(args)
-    shared = facts(args, pipe.checkpoint)
+    tokenizer = load_tokenizer(found)
+    for number, one in enumerate(listed, 1):
+        try:
+            for string in prompt_strings(text_prompt(one.prompt, one.negative), tokenizer.defuse):
+                tokenizer.encode(string)
+        except ValueError as error:
+            raise ValueError(f"Entry {number} of {args.list}: {error}") from None
+    name_unknown_words(args.checkpoint, [text for one in listed for text in (one.prompt, one.negative)])
+    return listed
 
-    def said(one: Job) -> dict[str, Any]:
-        return {**shared, **one.to_dict()}
 
-    def make(one: Job, path: Path) -> None:
-        options = {**image_options(args), "seed": one.seed, "steps": one.steps, "cfg": one.cfg}
-        options["temperature"] = one.temperature
-        (picture,) = pipe.generate(one.prompt, negative=one.negative, size=one.size, progress=False, **options)
-        provenance.save(picture, path, said(one))
+@dataclass(frozen=True)
+class Work:
+    """The pictures of a list in a folder: `wanted[i]` are the settings of `listed[i]`."""
 
-    own = len(listed[ranks.rank :: ranks.size])
-    with reproducible(args.device), tqdm(total=own, desc="list", unit="picture", file=sys.stderr) as bar:
-        results = work_off(listed, args.output, make, facts=said, ranks=ranks, on_done=lambda *_: bar.update())
-    ranks.leave()
-    if ranks.rank == 0:
-        print(results)
+    folder: Path
+    listed: Sequence[Job]
+    wanted: Sequence[PictureSettings]
+
+    def refuse_others(self, *, again: bool) -> None:
+        """Raises ValueError where pictures are there that were made otherwise, unless they are to be made `again`."""
+        others = 0
+        for index, settings in enumerate(self.wanted):
+            path = picture_file(self.folder, index)
+            metadata = recorded(path)
+            others += metadata is not None and not settings.made(metadata)
+        if others and not again:
+            raise ValueError(
+                f"{others} of {len(self.wanted)} pictures in {self.folder} were made with other settings; pass --again "
+                "to replace them, or name another folder with -o."
+            )
+
+    def unfinished(self, ranks: Ranks) -> list[int]:
+        """The pictures of this process's share, by index, that are still to be made."""
+        return [index for index in self._share(ranks) if not self._finished(index)]
+
+    def make(self, todo: Sequence[int], make: Callable[[Job, Path, PictureSettings], None], ranks: Ranks) -> None:
+        """Make the pictures of `todo`, under a bar; `make(job, path, settings)` makes one of them."""
+        share = self._share(ranks)
+        done = len(share) - len(todo)
+        with tqdm(total=len(share), initial=done, desc="list", unit="picture", file=sys.stderr) as bar:
+            for index in todo:
+                try:
+                    make(self.listed[index], picture_file(self.folder, index), self.wanted[index])
+                except KeyboardInterrupt as stop:
+                    kept = f"{bar.n} of {len(share)} pictures are finished and kept; the same command makes the rest"
+                    raise KeyboardInterrupt(kept) from stop
+                bar.update()
+
+    def write_results(self) -> Path:
+        """Writes results.json, which says what each picture shows; returns its path."""
+        rows = [
+            {"file": picture_file(self.folder, index).name, **job.to_dict()} for index, job in enumerate(self.listed)
+        ]
+        path = self.folder / RESULTS
+        atomic_write_text(path, json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+        return path
+
+    def _share(self, ranks: Ranks) -> range:
+        return range(ranks.rank, len(self.listed), ranks.size)
+
+    def _finished(self, index: int) -> bool:
+        metadata = recorded(picture_file(self.folder, index), whole=True)
+        return metadata is not None and self.wanted[index].made(metadata)
+
+
+def picture_file(folder: Path, index: int) -> Path:
+    """Where the picture of entry `index`, from 0, is kept."""
+    return folder / f"{index + 1:05d}.png"
+
+
+def recorded(path: Path, *, whole: bool = False) -> dict[str, Any] | None:
+    """What a picture's metadata say of how it was made: nothing ({}) where it was not made here. None where there is no
+    picture that can be read; `whole`: to its last pixel."""
+    try:
+        with Image.open(path) as image:
+            try:
+                metadata = json.loads(image.info.get(KEY, "null"))
+            except (ValueError, TypeError, RecursionError):
+                metadata = None
+            if whole:
+                image.load()
+            return metadata if isinstance(metadata, dict) else {}
+    except Image.DecompressionBombError:
+        return {}
+    except (OSError, ValueError, SyntaxError, UnidentifiedImageError):
+        return None
 
 
 @contextmanager
@@ -233,16 +211,42 @@ def reproducible(name: str) -> Iterator[None]:
 
 
 def list_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("list", type=Path, help="a .txt (a prompt per line), .json or .jsonl file")
+    parser.add_argument(
+        "list",
+        type=Path,
+        help="a .txt file (a prompt per line; blank lines and lines that begin with # are skipped, \\# begins a prompt "
+        "with #), .json, .jsonl or .ndjson, or a .csv or .tsv table with a column prompt",
+    )
     parser.add_argument(
         "--size", type=size, metavar="WxH", help="px, in steps of 16 (the checkpoint's, else 1024x1024)"
     )
     parser.add_argument(
         "-o",
         "--output",
-        type=Path,
+        type=Output.parse,
         metavar="FOLDER",
-        default=Path("pictures"),
+        default=Output(Path("pictures"), is_folder=True),
         help="the folder of the pictures, 00001.png and so on, and of results.json (pictures)",
     )
+    parser.add_argument(
+        "--again",
+        action="store_true",
+        help="replace finished pictures that were made with other settings; those made with these settings are kept",
+    )
     sampling_arguments(parser)
+
+
+COMMANDS = (
+    Command(
+        "list",
+        "a picture for every prompt of a list; finished pictures are kept",
+        (
+            "list prompts.txt -o pictures/",
+            "list prompts.jsonl -o more/ --checkpoint models/Lumina-DiMOO --ml-cache balanced",
+        ),
+        list_arguments,
+        prompt_list,
+        setup=("echo a purple triangle on a white background > prompts.txt",),
+        check=check_list,
+    ),
+)

@@ -10,23 +10,28 @@ from ..checkpoint.convert import KINDS, convert
 from ..checkpoint.find import find
 from ..hub.download import REPO, download
 from ..pipeline import model_folder
-from .output import progress
+from .command import Command
+from .messages import say
+from .output import check_writable, progress
 
 
 def fetch(args: argparse.Namespace) -> None:
     """A checkpoint from the hub."""
     folder = args.folder or model_folder()
-    print(f"Downloading {args.repo} into {folder} ...", file=sys.stderr)
-    place = download(args.repo, folder, revision=args.revision, endpoint=args.endpoint)
-    find(place)
-    print(place)
+    check_writable(folder)
+    say(f"Downloading {args.repo} into {folder} ...", sys.stderr)
+    path = download(args.repo, folder, revision=args.revision, endpoint=args.endpoint)
+    find(path)
+    say(str(path))
 
 
 def convert_checkpoint(args: argparse.Namespace) -> None:
     """A checkpoint as one file."""
+    found = find(args.source)
+    check_writable(args.output.parent, [args.output.name])
     with progress("convert", unit="B") as on_step:
-        size = convert(find(args.source), args.output, args.dtype, on_step=on_step)
-    print(f"{args.output}: {size / 1e9:.2f} GB; ComfyUI finds it in its folder models/dimoo.")
+        size = convert(found, args.output, args.dtype, on_step=on_step)
+    say(f"{args.output}: {size / 1e9:.2f} GB; ComfyUI finds it in its folder models/dimoo.")
 
 
 def download_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +40,7 @@ def download_arguments(parser: argparse.ArgumentParser) -> None:
         "--folder",
         type=Path,
         metavar="DIR",
-        help="where the folder NAME is made (models/dimoo of the ComfyUI that has this pack, else models)",
+        help="make the folder NAME in this folder (models/dimoo of the ComfyUI that has this pack, else models here)",
     )
     parser.add_argument("--revision", default="main", metavar="REV", help="a branch, tag or commit (main)")
     parser.add_argument(
@@ -44,11 +49,34 @@ def download_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def convert_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", type=Path, metavar="checkpoint", help="a folder as published")
+    parser.add_argument("source", type=Path, metavar="checkpoint", help="a checkpoint folder, as published")
     parser.add_argument("output", type=Path, help="the file to write, NAME.safetensors")
     parser.add_argument(
         "--dtype",
         choices=KINDS,
         default="bf16",
-        help="of the blocks' matrices: of 16.2 GB fp8 leaves 10.8 and int8 9.2, both a little less exact (bf16)",
+        help="dtype of the blocks' matrices; the 8B takes 16.2 GB in bf16, 10.8 in fp8, 9.2 in int8; fp8 and int8 are "
+        "a little less exact (bf16)",
     )
+
+
+COMMANDS = (
+    Command(
+        "download",
+        "the 8B model from the Hugging Face Hub; resumes where it was stopped",
+        ("download", "download Alpha-VLLM/Lumina-DiMOO --revision main --endpoint https://mirror.example"),
+        download_arguments,
+        fetch,
+        stopped="what is downloaded is kept, the same command resumes",
+    ),
+    Command(
+        "convert",
+        "a checkpoint as one file, for ComfyUI's model folder and for smaller cards",
+        (
+            "convert models/Lumina-DiMOO Lumina-DiMOO-int8.safetensors --dtype int8",
+            "convert models/Lumina-DiMOO Lumina-DiMOO.safetensors",
+        ),
+        convert_arguments,
+        convert_checkpoint,
+    ),
+)

@@ -1,4 +1,4 @@
-"""Building DiMOO-nano from nothing: VQ, codes of every picture, transformer, checkpoint. Stopped, it goes on.
+"""Building DiMOO-nano from nothing: VQ, codes of every picture, transformer, checkpoint. A stopped build resumes.
 
 Each stage leaves its result in the run's folder; a stage whose result is there is not run again. TRAINING, and the
 lessons as they stand, are the recipe from nothing.
@@ -26,7 +26,7 @@ from ..model.transformer import Transformer
 from ..model.vq import VQ
 from ..sequence.token_table import TokenTable
 from ..sequence.tokenizer import TextTokenizer
-from ..training.engine import Trainer, TrainSettings, attention_for_training
+from ..training.engine import Trainer, TrainSettings, attention_for_training, keeping
 from ..training.pretokenise import encode_pictures, read_codes, write_codes
 from .lessons import Codes, Lessons
 from .recipe import centres, edge_scenes, vq_batches, vq_fields
@@ -37,7 +37,7 @@ from .words import build_table, build_tokenizer
 VQ_TRAINING = VQTrainSettings(steps=1400)
 POLISH = VQTrainSettings(steps=500, rate=2e-3)
 TRAINING = TrainSettings(steps=10_000)
-FURTHER = TrainSettings(steps=4200, rate=1e-3, matrix_rate=1e-2, decay=0.45, seed=1)  # of a nano that is there already
+FURTHER = TrainSettings(steps=4200, rate=1e-3, matrix_rate=1e-2, decay=0.45, seed=1)  # of a finished nano
 DEFAULTS = {
     "size": [128, 128],
     "side": 128,
@@ -93,21 +93,24 @@ def build(
     training: TrainSettings = TRAINING,
     start: Path | None = None,
 ) -> None:
-    """All stages: work in `run`, and the finished checkpoint into `output`.
+    """All stages: work in the folder `run`, and write the finished checkpoint to `output`. `report` gets lines of
+    progress.
 
-    With `start`, a nano that is there already, its VQ is kept and its transformer is trained further. Raises
-    ValueError where that is no nano of this vocabulary and size.
+    With `start`, a finished nano, its VQ is kept and its transformer is trained further. Raises ValueError where
+    `start` is not a nano of this vocabulary and size, and `Stopped` on Ctrl-C, saying what is kept.
     """
     torch.manual_seed(training.seed)
     given = None if start is None else _find_nano(start)
     vq_folder = run / "vqvae"
     if not (vq_folder / "config.json").exists():
-        if given is None:
-            _build_vq(vq_folder, *vq_trainings, report)
-        else:
-            _keep_vq(vq_folder, given)
+        with keeping("nothing is kept, the VQ's training was not finished"):
+            if given is None:
+                _build_vq(vq_folder, *vq_trainings, report)
+            else:
+                _keep_vq(vq_folder, given)
     vq = read_vq(vq_folder)
-    codes = _all_codes(run / "codes.safetensors", vq, report)
+    with keeping(f"the finished VQ is kept in {vq_folder}, the same command encodes the pictures from the first"):
+        codes = _all_codes(run / "codes.safetensors", vq, report)
     tokenizer = build_tokenizer()
     table = build_table(tokenizer, vq.config.codebook_size)
     lessons = Lessons(TextTokenizer(tokenizer), table, codes)
@@ -116,8 +119,10 @@ def build(
         transformer.load_state_dict(load_transformer(given, dtype=torch.float32, dequantised=True).state_dict())
     trainer = Trainer(transformer, lessons.draw, training, mask_id=table.mask, folder=run / "transformer")
     trainer.run(lambda done, steps, loss: report(f"transformer {done}/{steps} loss {loss:.4f}"))
-    export_transformer(output, transformer, fields=transformer_fields(table), tokenizer=tokenizer.to_str(pretty=True))
-    export_vq(output / "vqvae", vq, fields=vq_fields(vq.config.codebook_size))
+    with keeping(f"the training is finished and kept in {run}, the same command writes the checkpoint"):
+        text = tokenizer.to_str(pretty=True)
+        export_transformer(output, transformer, fields=transformer_fields(table), tokenizer=text)
+        export_vq(output / "vqvae", vq, fields=vq_fields(vq.config.codebook_size))
     report(f"wrote {output}")
 
 
@@ -135,7 +140,7 @@ def _find_nano(folder: Path) -> Found:
     found = find(folder)
     table = build_table(build_tokenizer(), found.table.codebook_size)
     if found.table != table or found.config != TransformerConfig.from_dict(transformer_fields(table)):
-        raise ValueError(f"{folder} is no nano of this recipe: its words, codes or size are others; name one that is.")
+        raise ValueError(f"{folder} is not a nano of this recipe: its words, codes or size differ; name one that is.")
     return found
 
 

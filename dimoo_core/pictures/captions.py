@@ -151,13 +151,18 @@ class Captioned:
     problem: str | None = None
 
 
-def write_captions(pictures: Iterable[Path], describe: Callable[[Tensor], str]) -> Iterator[Captioned]:
-    """Writes a text file beside each picture with what `describe` says of its pixels [1,3,h,w], one after the other.
+def write_captions(
+    pictures: Iterable[Path], describe: Callable[[Tensor], str], *, again: bool = True
+) -> Iterator[Captioned]:
+    """Writes a text file beside each picture with what `describe` says of its pixels [1,3,h,w], one after the other;
+    `again`: also beside those that have one.
 
     A picture that cannot be read, or whose text file cannot be written, costs none of the others. What `describe`
     raises passes, and so does a full or read-only disk, as OSError.
     """
     for path in pictures:
+        if not again and caption_file(path).is_file():
+            continue  # another process has written it meanwhile
         try:
             pixels = load_picture(path)
         except ValueError as error:

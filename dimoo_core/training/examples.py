@@ -1,7 +1,7 @@
 """From prompts and answers to training batches, in the very sequences that the sampler builds.
 
-The model has no attention mask, hence no padding: all sequences of a batch must be equally long, which the caller sees
-to by giving pictures of one size and prompts of one length. B batch, H W cells, h w cells of a prompt's image.
+The model has no attention mask, hence no padding: all sequences of a batch must be equally long, which the caller
+ensures by giving pictures of one size and prompts of one length. B batch, H W cells, h w cells of a prompt's image.
 """
 
 from __future__ import annotations
@@ -70,9 +70,10 @@ class Examples:
         `whole` bool [B] of which all of that is, `weights` [B,H,W] how much each cell counts (None: alike)."""
         prefix = torch.cat([self._prefix(prompt, condition) for prompt in prompts])
         ids = torch.cat((prefix, image_answer(Canvas.from_codes(codes), self.table)), dim=1)
-        places = cell_places(*codes.shape[1:], codes.device) + prefix.shape[1]
+        height, width = codes.shape[1:]
+        positions = cell_places(height, width, codes.device) + prefix.shape[1]
         maskable, weights = (None if part is None else part.flatten(1) for part in (maskable, weights))
-        return Batch(ids, places, vocab=self.table.codes, maskable=maskable, whole=whole, weights=weights)
+        return Batch(ids, positions, vocab=self.table.codes, maskable=maskable, whole=whole, weights=weights)
 
     def texts(self, prompts: Sequence[Prompt], answers: Sequence[str], *, length: int, share: float = 1.0) -> Batch:
         """Answers that are words, each followed by answer end and, up to `length` tokens, by end of text."""
@@ -86,8 +87,8 @@ class Examples:
             tokens[row, : len(answer)] = torch.tensor(answer)
             weights[row, len(answer) :] = min(0.3, FILLER_WEIGHT / max(length - len(answer), 1))
         ids = torch.cat((prefix, text_answer(tokens, self.table)), dim=1)
-        places = torch.arange(length) + prefix.shape[1] + 1
-        return Batch(ids, places, weights=weights, share=share)
+        positions = torch.arange(length) + prefix.shape[1] + 1
+        return Batch(ids, positions, weights=weights, share=share)
 
     def words(self, text: str) -> list[int]:
         """Ids of an answer's words, in which nothing is control."""

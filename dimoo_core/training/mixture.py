@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..sequence.prompt import DESCRIBE, GENERATE, Prompt
+from ..sequence.prompt import DESCRIBE, DESCRIBE_QUESTION, GENERATE, Prompt
 from .examples import Examples, draw_condition
 from .objective import Batch
 
@@ -49,7 +49,7 @@ class CaptionedPictures:
         codes: Mapping[str, Tensor],
         captions: Mapping[str, str],
         *,
-        question: str = "Describe this image.",
+        question: str = DESCRIBE_QUESTION,
         shares: Shares | None = None,
     ):
         self.examples, self.codes, self.captions, self.question = examples, codes, captions, question

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..files import atomic_write, printable
+from ..files import atomic_write
 from ..model.vq import VQ
 from ..pictures.captions import caption_file, pictures_below, read_caption
 from ..pictures.pixels import fit, load_picture
@@ -26,32 +26,21 @@ from ..pictures.sizes import fit_size
 _log = logging.getLogger(__name__)
 
 
-def pictures_in(
-    folder: str | Path, side: int, *, on_problem: Callable[[str], None] | None = None
-) -> Iterator[tuple[str, Tensor, str]]:
-    """(name, pixels [3,h,w] fitted to the bucket of `side`, caption) of every picture that has a .txt of its name.
-
-    The name is the path below the folder. A picture or a text that cannot be read is left out; `on_problem` (None: the
-    log) gets a sentence that names it, and one for a text that is not UTF-8. Raises ValueError where the folder holds
-    none, or not one can be read.
-    """
-    report = on_problem or _log.warning
+def captioned_pictures(folder: str | Path) -> list[Path]:
+    """The pictures below a folder that have a .txt of their name beside them. Raises ValueError where none has."""
     files = [path for path in pictures_below(folder) if caption_file(path).is_file()]
     if not files:
         raise ValueError(f"{folder} holds no picture with a .txt of the same name beside it; put captions there.")
-    problems: list[str] = []
-    for path in files:
-        try:
-            caption = read_caption(path, report=report)
-            pixels = load_picture(path)
-        except ValueError as error:
-            problems.append(str(error))
-            report(problems[-1])
-            continue
-        pixels = fit(pixels, *fit_size(pixels.shape[3], pixels.shape[2], side))
-        yield printable(path.relative_to(folder)), pixels[0], caption or ""
-    if len(problems) == len(files):
-        raise ValueError(f"None of the {len(files)} pictures in {folder} can be read, such as: {problems[0]}")
+    return files
+
+
+def read_captioned(path: Path, side: int, report: Callable[[str], None]) -> tuple[Tensor, str]:
+    """Pixels [3,h,w] of a picture, fitted to the bucket of `side`, and its caption; `report` gets a sentence where the
+    caption is not UTF-8. Raises ValueError where one of them cannot be read."""
+    caption = read_caption(path, report=report)
+    pixels = load_picture(path)
+    pixels = fit(pixels, *fit_size(pixels.shape[3], pixels.shape[2], side))
+    return pixels[0], caption or ""
 
 
 def encode_pictures(vq: VQ, pictures: Iterable[tuple[str, Tensor]], batch: int = 16) -> Iterator[tuple[str, Tensor]]:
@@ -62,13 +51,19 @@ def encode_pictures(vq: VQ, pictures: Iterable[tuple[str, Tensor]], batch: int =
             yield from zip(names, vq.encode(torch.stack(pixels)), strict=True)
 
 
-def write_codes(path: str | Path, codes: Mapping[str, Tensor], captions: Mapping[str, str]) -> None:
-    """Write grids [H,W] and captions by name; a kill never leaves half a file."""
+def write_codes(
+    path: str | Path,
+    codes: Mapping[str, Tensor],
+    captions: Mapping[str, str],
+    *,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write grids [H,W] and captions by name, whole or not at all; `metadata` is kept beside them."""
     highest = max(int(grid.max()) for grid in codes.values())
     dtype = torch.int16 if highest < 2**15 else torch.int32
     tensors = {name: grid.to(dtype).contiguous() for name, grid in codes.items()}
     with atomic_write(path) as part:
-        save_file(tensors, part, metadata={"captions": json.dumps(dict(captions))})
+        save_file(tensors, part, metadata={**(metadata or {}), "captions": json.dumps(dict(captions))})
 
 
 def read_codes(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from dimoo_core import jobs
-from dimoo_core.cli.main import COMMANDS, main
+from dimoo_core.cli.commands import COMMANDS
+from dimoo_core.cli.main import main
 from dimoo_core.model.vq import VQ
 from dimoo_core.pictures.pixels import load_picture, to_pil
 from dimoo_core.sampling.text_cache import SPEEDS
@@ -188,23 +189,35 @@ MISTAKES = {
     "no such mask": ("inpaint in.png x --mask gone.png", "gone.png cannot be read"),
     "an empty mask": ("inpaint in.png x --mask black.png", "marks nothing"),
     "a rectangle of nothing": ("inpaint in.png x --mask-width 0", "marks nothing"),
-    "a rectangle too wide": ("inpaint in.png x --mask-width 1.5", "mask_w_ratio is 1.5"),
+    "a rectangle too wide": ("inpaint in.png x --mask-width 1.5", "--mask-width is 1.5"),
     "a size not in steps of 16": ("generate x --size 100x64", "multiples of 16"),
     "a huge size": ("generate x --size 100000x100000", "cells"),
-    "no steps": ("generate x --steps 0", "steps is 0"),
+    "no steps": ("generate x --steps 0", "--steps is 0"),
     "a negative scale": ("generate x --cfg -1", "-1"),
     "a scale that is no number": ("generate x --cfg nan", "nan"),
-    "a temperature that is no number": ("generate x --temperature nan", "temperature is nan"),
-    "a seed below zero": ("generate x --seed -1", "seed is -1"),
+    "a temperature that is no number": ("generate x --temperature nan", "--temperature is nan"),
+    "a seed below zero": ("generate x --seed -1", "--seed is -1"),
     "a seed too large": ("generate x --seed 18446744073709551616", "seed is 18446744073709551616"),
     "no pictures": ("generate x --batch 0", "--batch is 0"),
     "steps that do not divide": ("describe in.png --steps 3", "use 2 or 4 steps"),
     "a device that is not": ("generate x --device toaster", "'toaster' cannot be used"),
-    "an output that is no picture": ("generate x -o picture.xyz", "picture.xyz; a folder or a picture file"),
-    "an output that can be read only": ("generate x -o picture.psd", "picture.psd; a folder or a picture file"),
-    "style without a reference": ("edit in.png --type image_ref_transfer", "needs a reference"),
-    "a reference for nothing": ("edit in.png x --reference in.png", "takes no reference"),
+    "an output that is no picture": ("generate x -o picture.xyz", "picture.xyz; expected a folder or a picture file"),
+    "an output that can be read only": (
+        "generate x -o picture.psd",
+        "picture.psd; expected a folder or a picture file",
+    ),
+    "style without a reference": (
+        "edit in.png --type image_ref_transfer",
+        "image_ref_transfer takes the style from a second picture: add --reference IMAGE.",
+    ),
+    "a reference for nothing": ("edit in.png x --reference in.png", "--reference is only for image_ref_transfer"),
     "a text too long": ("generate " + "x" * 50_000, "shorten it"),
+    "half an emoji": ("generate \ud83d", "half of a character"),
+    "an edit without words": ("edit in.png", "edit_replace follows your words, but there are none"),
+    "a control without words": ("edit in.png --type canny_control", "canny_control follows your words"),
+    "output over the picture": ("edit in.png x -o in.png", "--output in.png is the file that is read"),
+    "output over the mask": ("inpaint in.png x --mask black.png -o black.png", "--output black.png is the file that"),
+    "an answer over the picture": ("describe in.png -o in.png", "--output in.png is the file that is read"),
 }
 
 

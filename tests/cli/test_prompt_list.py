@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,17 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from dimoo_core import jobs
+from dimoo_core.cli.locks import folder_lock
 from dimoo_core.cli.main import main
-from dimoo_core.cli.prompt_list import Job, facts_of, picture_file, read_jobs, work_off
+from dimoo_core.cli.prompt_file import Job, read_jobs
+from dimoo_core.cli.prompt_list import Work, picture_file, recorded
+from dimoo_core.cli.settings import PictureSettings
 from dimoo_core.devices import Ranks
 from dimoo_core.files import atomic_write_text
 from dimoo_core.pictures.captions import folders_with_pictures, pictures_below
 from dimoo_core.provenance import KEY, save
+from dimoo_core.sampling.ml_cache import CachePolicy
+from dimoo_core.sequence.tokenizer import TextTokenizer
 
 from ..tiny import TRANSFORMER, write_checkpoint
 
@@ -47,13 +53,33 @@ def run(*arguments: object) -> int:
 # Reading ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_three_kinds_of_lists_say_the_same(tmp_path: Path) -> None:
-    text = listed(tmp_path, "a.txt", "\ufeffa red circle\n\n  ein gr\u00fcner Stern \n")
-    array = listed(tmp_path, "a.json", json.dumps(["a red circle", {"prompt": "ein gr\u00fcner Stern"}]))
-    rows = listed(tmp_path, "a.jsonl", '{"prompt": "a red circle"}\n"ein gr\u00fcner Stern"\n')
-    read = [read_jobs(path, USUAL, 16) for path in (text, array, rows)]
-    assert read[0] == read[1] == read[2]
-    assert [(job.prompt, job.seed) for job in read[0]] == [("a red circle", 5), ("ein gr\u00fcner Stern", 6)]
+def test_every_kind_of_list_says_the_same(tmp_path: Path) -> None:
+    star = "ein gr\u00fcner Stern"
+    texts = {
+        "a.txt": f"\ufeffa red circle\n\n# a comment\n  {star} \n\\#2, a hat\n",
+        "a": f"a red circle\n{star}\n\\#2, a hat",
+        "a.json": json.dumps(["a red circle", {"prompt": star}, "#2, a hat"]),
+        "a.jsonl": f'{{"prompt": "a red circle"}}\n"{star}"\n\n"#2, a hat"\n',
+        "a.ndjson": f'"a red circle"\r\n{{"prompt": "{star}"}}\r\n"#2, a hat"',
+        "a.csv": f'\ufeffPrompt\r\na red circle\r\n\r\n{star}\r\n"#2, a hat"\r\n',
+        "b.csv": f"seed;prompt\n;a red circle\n6;{star}\n;#2, a hat\n",
+        "a.tsv": f"prompt\tseed\na red circle\t\n{star}\t6\n#2, a hat\n",
+    }
+    for name, text in texts.items():
+        read = read_jobs(listed(tmp_path, name, text), USUAL, 16)
+        assert [(job.prompt, job.seed) for job in read] == [("a red circle", 5), (star, 6), ("#2, a hat", 7)], name
+
+
+def test_a_list_of_notepad_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("a red circle\r\n".encode("utf-16"))
+    assert [job.prompt for job in read_jobs(tmp_path / "a.txt", USUAL, 16)] == ["a red circle"]
+
+
+def test_a_table_has_every_field(tmp_path: Path) -> None:
+    text = 'prompt,negative,size,seed,steps,cfg,temperature\n"x, y",z,32x64,9,3,0.5,0\n"two\nlines",,,,,,\n'
+    first, second = read_jobs(listed(tmp_path, "a.csv", text), USUAL, 16)
+    assert first == Job("x, y", "z", (32, 64), 9, 3, 0.5, 0)
+    assert second == Job("two\nlines", "", (64, 48), 6, 2)
 
 
 @pytest.mark.parametrize("sign", ["\u2028", "\u2029", "\u0085"])
@@ -80,15 +106,35 @@ def test_an_entry_may_say_more_than_its_prompt(tmp_path: Path) -> None:
     ("name", "text", "sentence"),
     [
         ("a.txt", "\n \n", "holds no prompts"),
-        ("a.json", "{}", "JSON dict; an array"),
-        ("a.json", "[", "not usable JSON"),
-        ("a.jsonl", '"x"\n{', "not usable JSON"),
+        ("a.txt", "# x\n", "holds no prompts"),
+        ("a.md", "x", r"a.md is not a list of prompts by its name; expected one of .txt, .json, .jsonl"),
+        ("a.json", "{}", "JSON dict; expected an array"),
+        ("a.json", "[", "not valid JSON"),
+        ("a.jsonl", '"x"\n\n"y"\n{"prompt": "z",', "Line 4 of .*a.jsonl is not valid JSON .* at column 16"),
+        ("a.ndjson", '"x"\n{', "Line 2 of .*a.ndjson is not valid JSON"),
+        ("a.json", "[" + "1" * 5000 + "]", "a.json is not usable JSON"),
+        ("a.jsonl", '"x"\n{"prompt": "half \\ud83d"}', r"Line 2 .* prompt has '\\ud83d', which is half"),
+        ("a.json", '["x", {"prompt": "x", "negative": "\\udc00"}]', "Entry 2 .* negative has"),
+        (
+            "a.csv",
+            "a red circle\na blue star",
+            r"names no column prompt \(got 'a red circle'\); begin it with a header",
+        ),
+        ("a.csv", "prompt,sede\nx,1", "unknown column 'sede'; the columns can be prompt, negative"),
+        ("a.csv", "prompt,prompt\nx,y", "has a column twice"),
+        ("a.csv", "prompt\nx\na circle, red", "Line 3 of .* has 2 cells, but there are 1 columns"),
+        ("a.csv", "prompt,steps\nx,\ny,many", "Line 3 of .*steps is 'many'"),
+        ("a.csv", "prompt,size\nx,64", "Line 2 of .*size is"),
+        ("a.csv", "prompt,seed\n,7", "Line 2 of .*expected a prompt"),
+        ("a.csv", 'prompt\n"x', "Line 2 of .* not a row of a table"),
+        ("a.tsv", "prompt,seed\nx,1", "names no column prompt"),
+        ("a.txt", "x" * 10_001, "Line 1 of .* 10001 characters; at most 10000"),
         ("a.json", "[" * 100_000, "not usable JSON"),
         ("a.jsonl", "[" * 100_000, "not usable JSON"),
-        ("a.json", '["x", 3]', "Entry 2 .* 3 came; a prompt is wanted"),
+        ("a.json", '["x", 3]', "Entry 2 .* got 3; expected a prompt"),
         ("a.json", '[{"text": "x"}]', 'Entry 1 .* object with "prompt"'),
-        ("a.json", '[{"prompt": "x", "sede": 1}]', "no field 'sede'; there are prompt, negative"),
-        ("a.json", '[{"prompt": null}]', "prompt is None"),
+        ("a.json", '[{"prompt": "x", "sede": 1}]', "unknown field 'sede'; the fields are prompt, negative"),
+        ("a.json", '[{"prompt": null}]', "prompt has 'NoneType'"),
         ("a.json", '[{"prompt": "x", "steps": 0}]', "steps is 0"),
         ("a.json", '[{"prompt": "x", "seed": -1}]', "seed is -1"),
         ("a.json", '[{"prompt": "x", "cfg": NaN}]', "cfg is nan"),
@@ -112,29 +158,127 @@ def test_what_cannot_be_meant_is_one_sentence_before_any_work(
 # Working off --------------------------------------------------------------------------------------------------------
 
 
-def test_only_what_is_missing_or_another_is_made(tmp_path: Path) -> None:
-    jobs, made = [Job(word) for word in ("a", "b", "c")], []
+def test_only_what_is_missing_is_made_and_nothing_replaced_unasked(tmp_path: Path) -> None:
+    made: list[str] = []
 
-    def facts(job: Job) -> dict:
-        return {"prompt": job.prompt}
-
-    def make(job: Job, path: Path) -> None:
+    def make(job: Job, path: Path, wanted: PictureSettings) -> None:
         made.append(job.prompt)
-        save(Image.new("RGB", (64, 64)), path, {"version": "of the day", **facts(job)})
+        save(Image.new("RGB", (64, 64)), path, {"version": "of the day", "prompt": job.prompt} | ONE)
 
-    def work() -> list[str]:
+    def work(*prompts: str, again: bool = False) -> list[str]:
         made.clear()
-        work_off(jobs, tmp_path, make, facts=facts, ranks=Ranks())
+        wanted = [PictureSettings(ONE["checkpoint"], prompt) for prompt in prompts]
+        work = Work(tmp_path, [Job(prompt) for prompt in prompts], wanted)
+        work.refuse_others(again=again)
+        work.make(work.unfinished(Ranks()), make, Ranks())
         return list(made)
 
-    assert work() == ["a", "b", "c"]
-    assert work() == []
-    whole = picture_file(tmp_path, 1).read_bytes()
-    picture_file(tmp_path, 1).write_bytes(whole[: len(whole) - 30])  # as a kill in the middle of writing leaves it
+    assert work("a", "b", "c") == ["a", "b", "c"]
+    assert work("a", "b", "c") == []
+    content = picture_file(tmp_path, 1).read_bytes()
+    picture_file(tmp_path, 1).write_bytes(content[: len(content) - 30])  # as a full disk leaves it
     picture_file(tmp_path, 2).unlink()
-    assert work() == ["b", "c"]
-    jobs[0] = Job("another")
-    assert work() == ["another"]
+    assert work("a", "b", "c") == ["b", "c"]
+    with pytest.raises(ValueError, match=r"^1 of 4 pictures in .* were made with other settings; pass --again to"):
+        work("another", "b", "c", "d")
+    assert made == [] and not picture_file(tmp_path, 3).exists()
+    assert work("another", "b", "c", "d", again=True) == ["another", "d"]
+    Image.new("RGB", (64, 64)).save(picture_file(tmp_path, 1))
+    with pytest.raises(ValueError, match=r"^1 of 3 pictures"):
+        work("another", "b", "c")
+
+
+ONE = {"checkpoint": {"name": "x", "fingerprint": "0"}}
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        ({}, True),
+        ({"dtype": "fp32", "device": "cuda", "vq_strips": True, "version": "9", "torch": "9", "command": "x"}, True),
+        ({"checkpoint": {"name": "y", "fingerprint": "0"}}, True),
+        ({"checkpoint": {"name": "x", "fingerprint": "1"}}, False),
+        ({"prompt": "q"}, False),
+        ({"negative": "q"}, False),
+        ({"size": [64, 64]}, False),
+        ({"seed": 1}, False),
+        ({"steps": 63}, False),
+        ({"cfg": 4}, True),
+        ({"cfg": 4.5}, False),
+        ({"temperature": 0}, False),
+        ({"guidance_start": 0.5}, False),
+        ({"ml_cache": None}, False),
+        ({"ml_cache": {"ratio": 0.9, "warmup": 0.3, "refresh_interval": 5}}, True),
+        ({"ml_cache": {"ratio": 0.9, "warmup": 0.3, "refresh_interval": 4}}, False),
+        ({"ml_cache": {"of": "a later version"}}, False),
+        ({"mask": {"name": "m", "fingerprint": "2"}}, False),
+    ],
+)
+def test_only_settings_that_decide_a_picture_count(change: dict, same: bool) -> None:
+    policy = CachePolicy(0.9, 0.3, 5)
+    wanted = PictureSettings(ONE["checkpoint"], "x", size=(64, 48), ml_cache=policy)
+    said = {"prompt": "x", "size": [64, 48], "ml_cache": asdict(policy), "vq_strips": False, **ONE}
+    assert wanted.made(said | change) == same
+
+
+def test_a_list_that_was_made_otherwise_is_left_alone(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = ("list", listed(tmp_path, "a.txt", "red circle\nblue star"), "-o", tmp_path / "out", "--checkpoint", model)
+    assert run(*line) == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    with monkeypatch.context() as patch:
+        patch.setattr("dimoo_core.cli.prompt_list.load", lambda *_: pytest.fail("there is nothing to do"))
+        assert run(*line, "--vq-tiles", "--dtype", "fp32") == 0
+        assert run(*line, "--steps", 3) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "2 of 2 pictures in" in said and "pass --again to replace them, or name another folder with -o." in said
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    assert run(*line, "--steps", 3, "--again") == 0
+    assert recorded(tmp_path / "out" / "00001.png")["steps"] == 3
+
+
+def test_all_entries_are_checked_before_the_first_picture(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = TextTokenizer.encode
+
+    def broken(self: TextTokenizer, text: str) -> list[int]:
+        if "snark" in text:
+            raise ValueError("a broken pattern")
+        return encode(self, text)
+
+    monkeypatch.setattr(TextTokenizer, "encode", broken)
+    monkeypatch.setattr("dimoo_core.cli.prompt_list.load", lambda *_: pytest.fail("loaded before the check"))
+    path = listed(tmp_path, "a.txt", "red circle\na snark")
+    assert run("list", path, "-o", tmp_path / "out", "--checkpoint", model) == 2
+    assert "Entry 2 of" in (said := capsys.readouterr().err) and "a broken pattern" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_runs_on_one_folder_do_not_fight(tmp_path: Path, model: Path) -> None:
+    path = listed(tmp_path, "a.txt", "red circle\n" * 40)
+    line = [sys.executable, "-m", "dimoo_core", "list", path, "-o", tmp_path / "out", "--checkpoint", model]
+    line += ["--steps", "8", "--size", "128x128", "--device", "cpu"]
+    both = [
+        subprocess.Popen([str(word) for word in line], cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    said = [process.communicate(timeout=120)[1] for process in both]
+    codes = [process.returncode for process in both]
+    assert 0 in codes and set(codes) <= {0, 2}, said
+    for code, words in zip(codes, said, strict=True):
+        assert code == 0 or f"Another process is working in {tmp_path / 'out'}: wait" in words
+    assert sorted(file.name for file in (tmp_path / "out").iterdir())[-2:] == ["00040.png", "results.json"]
+    assert len(list((tmp_path / "out").iterdir())) == 41
+
+
+def test_a_folder_that_is_worked_in_is_refused(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture) -> None:
+    path = listed(tmp_path, "a.txt", "red circle")
+    with folder_lock(tmp_path / "out"):
+        assert run("list", path, "-o", tmp_path / "out", "--checkpoint", model) == 2
+    assert "Another process is working in" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists(), "what was made for the lock alone is gone"
+    assert run("list", path, "-o", tmp_path / "out", "--checkpoint", model) == 0
 
 
 def test_a_list_without_a_folder_goes_into_pictures(
@@ -151,7 +295,7 @@ def test_a_list_into_a_file_is_refused_before_any_work(
 ) -> None:
     path = listed(tmp_path, "a.txt", "red circle")
     assert run("list", path, "-o", tmp_path / name, "--checkpoint", model) == 2
-    assert "need a folder" in (said := capsys.readouterr().err) and said.count("\n") == 1
+    assert "expected a folder for the pictures" in (said := capsys.readouterr().err) and said.count("\n") == 1
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -161,7 +305,7 @@ def test_a_list_takes_no_batch(tmp_path: Path, capsys: pytest.CaptureFixture) ->
     assert ended.value.code == 2 and "--batch" in capsys.readouterr().err
 
 
-def test_the_same_checkpoint_by_another_path_makes_nothing_anew(
+def test_the_same_checkpoint_by_another_path_makes_nothing_again(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, link = listed(tmp_path, "a.txt", "red circle"), tmp_path / "another name"
@@ -179,13 +323,13 @@ def test_a_picture_with_words_of_others_is_not_one_of_ours(tmp_path: Path, said:
     text = PngInfo()
     text.add_text(KEY, said)
     Image.new("RGB", (16, 16)).save(tmp_path / "a.png", pnginfo=text)
-    assert facts_of(tmp_path / "a.png") is None
+    assert recorded(tmp_path / "a.png") == {}
 
 
 def test_a_picture_too_large_to_read_is_not_one_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(Image.new("RGB", (64, 64)), tmp_path / "a.png", {"prompt": "x"})
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    assert facts_of(tmp_path / "a.png") is None
+    assert recorded(tmp_path / "a.png") == {}
 
 
 def test_each_process_has_an_accelerator_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

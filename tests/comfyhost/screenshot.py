@@ -1,4 +1,4 @@
-"""README's picture of a real graph: `python -m tests.comfyhost.screenshot [FILE] [--workflow NAME]`, in nox's environment.
+"""README's picture of a real graph: `python -m tests.comfyhost.screenshot [FILE] [--workflow NAME]`.
 
 Starts a real ComfyUI and its page in Chromium, opens a template, runs it with DiMOO-nano, and takes a picture of the
 whole graph with what came out, by default of text-to-image into docs/graph.png. The colours are reduced to 256, so that

@@ -788,7 +788,7 @@ def test_the_stopped_command_says_how_to_go_on(
 
     monkeypatch.setattr(module, "_grow", stop)
     assert main(["download", "--folder", str(tmp_path)]) == 130
-    assert "what is done is kept, the same command goes on from there" in capsys.readouterr().err
+    assert "what is downloaded is kept, the same command resumes" in capsys.readouterr().err
 
 
 def test_the_command_knows_the_comfyui_around_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -177,7 +177,7 @@ def asked(ids: Tensor) -> tuple[Task, str]:
 
 def answered(batch: Batch, ids: Tensor) -> Scene | None:
     """The scene that a text answer tells of."""
-    answer = ids[batch.places].tolist()
+    answer = ids[batch.positions].tolist()
     end = answer.index(TABLE.answer_end)
     assert set(answer[end + 1 :]) <= {TABLE.end_of_text}
     return parse_caption(TOKENIZER.decode(answer[:end]))

@@ -51,9 +51,9 @@ def dice(seed: int = 0) -> torch.Generator:
 
 @given(st.integers(1, 40), st.integers(1, 5), st.integers(0, 2**32))
 @settings(max_examples=100, deadline=None)
-def test_some_of_each_answer_is_hidden_and_only_what_may_be(places: int, batch: int, seed: int) -> None:
-    maskable = torch.rand(batch, places, generator=dice(seed)) < 0.5
-    maskable[:, seed % places] = True
+def test_some_of_each_answer_is_hidden_and_only_what_may_be(positions: int, batch: int, seed: int) -> None:
+    maskable = torch.rand(batch, positions, generator=dice(seed)) < 0.5
+    maskable[:, seed % positions] = True
     hidden = draw_hidden(maskable, dice(seed))
     assert (hidden.sum(dim=1) >= 1).all() and not (hidden & ~maskable).any()
 
@@ -107,18 +107,18 @@ def test_the_loss_is_that_of_hidden_places_each_answer_counting_alike(vocab: sli
     before = batch.ids.clone()
     model = Fixed(torch.randn(3, 24, VOCABULARY, generator=dice(2)))
     loss = masked_loss(model, batch, TABLE.mask, dice(3))
-    hidden = model.shown[:, batch.places] == TABLE.mask
+    hidden = model.shown[:, batch.positions] == TABLE.mask
     assert hidden.any(dim=1).all() and len(set(hidden.sum(dim=1).tolist())) > 1
     by_answer = []
     for item in range(3):
         logits = model.logits[item, hidden[item]][:, vocab or slice(None)]
-        targets = batch.ids[item, batch.places][hidden[item]] - (vocab.start if vocab else 0)
+        targets = batch.ids[item, batch.positions][hidden[item]] - (vocab.start if vocab else 0)
         by_answer.append(F.cross_entropy(logits, targets))
     torch.testing.assert_close(loss, torch.stack(by_answer).mean())
     assert torch.equal(batch.ids, before)
     shown = model.shown.clone()
-    shown[:, batch.places] = torch.where(hidden, before[:, batch.places], shown[:, batch.places])
-    assert torch.equal(shown, before), "nothing but hidden places is changed"
+    shown[:, batch.positions] = torch.where(hidden, before[:, batch.positions], shown[:, batch.positions])
+    assert torch.equal(shown, before), "nothing but hidden positions is changed"
     if partly:
         assert not hidden[:, 1::2].any()
 
@@ -138,9 +138,9 @@ def test_weights_and_share_count_as_they_say() -> None:
 def test_a_batch_goes_where_the_model_is() -> None:
     """On meta, where any tensor left behind on the CPU is an error, as it would be on a GPU."""
     model = Transformer(TransformerConfig.from_dict(TRANSFORMER), code_offset=TABLE.code_offset, device="meta")
-    ids, places = torch.zeros(2, 9, dtype=torch.int64), torch.arange(4, 8)
+    ids, positions = torch.zeros(2, 9, dtype=torch.int64), torch.arange(4, 8)
     may, all_of_it = torch.ones(2, 4, dtype=torch.bool), torch.tensor([True, False])
-    for batch in (Batch(ids, places), Batch(ids, places, None, may, all_of_it, torch.ones(2, 4), 2.0)):
+    for batch in (Batch(ids, positions), Batch(ids, positions, None, may, all_of_it, torch.ones(2, 4), 2.0)):
         loss = masked_loss(model, batch.to("meta"), TABLE.mask, dice())
         assert loss.device.type == "meta" and loss.shape == ()
 
@@ -168,7 +168,7 @@ def test_image_answers_stand_where_their_places_say() -> None:
         Prompt(edit_task("edit_add"), "a fox", images=(codes[1:],)),
     ]
     batch = EXAMPLES.images(prompts, codes, condition=Condition(), maskable=codes > 3, weights=rarity(codes))
-    assert torch.equal(batch.ids[:, batch.places] - TABLE.code_offset, codes.flatten(1))
+    assert torch.equal(batch.ids[:, batch.positions] - TABLE.code_offset, codes.flatten(1))
     assert batch.vocab == TABLE.codes and torch.equal(batch.maskable, (codes > 3).flatten(1))
     pictures = image_ids(codes, TABLE)
     for ids, picture, word in zip(batch.ids, pictures, ("hat", "fox"), strict=True):
@@ -200,7 +200,7 @@ def test_a_tenth_learns_without_the_prompt() -> None:
 def test_text_answers_end_and_are_filled_up() -> None:
     codes = grids(1, 2, 2)
     batch = EXAMPLES.texts([Prompt(DESCRIBE, "what?", images=(codes,))] * 2, ["a fox", "foxes"], length=12, share=2.0)
-    for row, words in zip(batch.ids[:, batch.places].tolist(), ("a fox", "foxes"), strict=True):
+    for row, words in zip(batch.ids[:, batch.positions].tolist(), ("a fox", "foxes"), strict=True):
         ids = EXAMPLES.words(words)
         assert row == [*ids, TABLE.answer_end, *[TABLE.end_of_text] * (11 - len(ids))]
     assert batch.share == 2.0 and batch.vocab is None
@@ -419,7 +419,7 @@ def test_what_is_no_run_of_this_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="run of another network; name another folder"):
         Trainer(wider, DATA.draw, SHORT, mask_id=TABLE.mask, folder=tmp_path)
     (tmp_path / "training.safetensors").write_bytes(b"half a fi")
-    with pytest.raises(ValueError, match=r"is no stopped run .* remove it"):
+    with pytest.raises(ValueError, match=r"is not a stopped run .* remove it"):
         Trainer(new_model(), DATA.draw, SHORT, mask_id=TABLE.mask, folder=tmp_path)
 
 

@@ -1,0 +1,112 @@
+"""The settings that decide a picture, and the metadata that name them in its file.
+
+A picture in a prompt list is made again where one of these settings has changed, and for no other reason. What only
+decides how a picture is computed (device, dtype, tiles, versions) is written into its metadata too, and compares
+nothing: it changes the last bits at most.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from .. import provenance
+from ..checkpoint.find import NANO, Found
+from ..devices import device
+from ..sampling.ml_cache import CachePolicy
+
+File = Mapping[str, str]  # name and fingerprint of a checkpoint or picture
+_SHARED = ("prompt", "negative", "seed", "steps", "cfg", "temperature", "ml_cache", "guidance_start")
+_OWN: dict[str, tuple[str, ...]] = {
+    "generate": ("size",),
+    "list": ("size",),
+    "edit": ("image", "type", "reference", "side", "image_cfg"),
+    "inpaint": ("image", "mask", "mask_width", "mask_height", "outpaint", "grow"),
+}
+_COMPUTING = ("dtype", "vq_strips")
+
+
+@dataclass(frozen=True)
+class PictureSettings:
+    """All that decides a picture; what a command does not have is None. A setting that is added later needs the default
+    that makes the pictures of today, since older files do not name it.
+
+    size: (width, height) px. image, reference, mask: the files of an edit or inpaint. side: px. mask_width,
+    mask_height: shares of the picture. grow: cells.
+    """
+
+    checkpoint: File
+    prompt: str
+    negative: str = ""
+    seed: int = 0
+    steps: int = 64
+    cfg: float = 4.0
+    temperature: float = 1.0
+    ml_cache: CachePolicy | None = None
+    guidance_start: float = 0.0
+    size: tuple[int, int] | None = None
+    image: File | None = None
+    type: str | None = None
+    reference: File | None = None
+    side: int | None = None
+    image_cfg: float | None = None
+    mask: File | None = None
+    mask_width: float | None = None
+    mask_height: float | None = None
+    outpaint: bool | None = None
+    grow: int | None = None
+
+    @classmethod
+    def from_arguments(cls, args: argparse.Namespace, found: Found) -> PictureSettings:
+        """The settings of a command line; what it leaves open has the checkpoint's default. Raises OSError where a file
+        cannot be read."""
+        given: dict[str, Any] = {"prompt": ""}  # a list has its prompts elsewhere
+        for name in (*_SHARED, *_OWN[args.command]):
+            value = getattr(args, name, None)
+            if value is None:
+                value = getattr(found.defaults, name, given.get(name))
+            given[name] = provenance.identified(value.name, [value]) if isinstance(value, Path) else value
+        return cls(checkpoint=identified(found), **given)
+
+    def metadata(self, args: argparse.Namespace) -> dict[str, Any]:
+        """What a picture's file says: these settings, the command, and what computed."""
+        own = {name: getattr(self, name) for name in (*_SHARED, *_OWN[args.command])}
+        computing = {name: getattr(args, name) for name in _COMPUTING} | {"device": device(args.device).type}
+        named = {"checkpoint": self.checkpoint, "command": args.command}
+        return _as_json({**provenance.versions(), **named, **own, **computing})
+
+    def made(self, metadata: Mapping[str, Any]) -> bool:
+        """Whether a picture with such metadata was made with these settings. Checkpoints and files are told by their
+        fingerprints; another name is the same file."""
+        return all(
+            _deciding(field.name, getattr(self, field.name))
+            == _deciding(field.name, metadata.get(field.name, getattr(type(self), field.name, None)))
+            for field in fields(self)
+        )
+
+
+def identified(found: Found) -> dict[str, str]:
+    """Name and fingerprint of a checkpoint."""
+    path = Path(os.path.abspath(found.path))  # not resolved: the links of the hub's cache lead to nameless files
+    return provenance.identified("DiMOO-nano" if path == NANO.absolute() else path.name, found.files)
+
+
+def _deciding(name: str, value: Any) -> Any:
+    """A value as it can be compared with one that was read from a file."""
+    if name == "ml_cache" and isinstance(value, Mapping):
+        try:
+            return _as_json(CachePolicy(**value))  # with today's defaults for what it did not have then
+        except (TypeError, ValueError):
+            return value
+    if isinstance(value, Mapping):
+        return value.get("fingerprint")
+    return _as_json(value)
+
+
+def _as_json(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=asdict))

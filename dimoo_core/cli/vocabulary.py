@@ -1,0 +1,46 @@
+"""Words that DiMOO-nano was never taught: it answers them with something, so they are named."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..checkpoint.find import NANO
+from ..nano.scenes import BACKGROUNDS, COLOURS, SHAPES
+from ..nano.words import words
+from .messages import say
+
+_MOST = 8  # named at once
+_WORD = re.compile(r"[^\s.,;:!?]+")  # as nano's tokenizer splits
+# Both words of these are known, but never stood together: shapes and backgrounds have colours of their own.
+_PAIRS = re.compile(
+    rf"\b(?:{'|'.join(COLOURS)}) background\b|\bbackground (?:{'|'.join(COLOURS)})\b|"
+    rf"\b(?:{'|'.join(BACKGROUNDS)}) (?:{'|'.join(SHAPES)})\b|\b(?:{'|'.join(SHAPES)}) (?:{'|'.join(BACKGROUNDS)})\b"
+)
+
+
+def name_unknown_words(checkpoint: Path, texts: Iterable[str]) -> None:
+    """Say on stderr which words of `texts` the built-in nano does not know, and what it knows; of another checkpoint
+    say nothing."""
+    if checkpoint.absolute() != NANO.absolute():
+        return
+    unknown = [word for text in texts for word in untaught(text)]
+    unknown = list(dict.fromkeys(unknown))
+    if not unknown:
+        return
+    named = ", ".join(f"'{word:.40}'" for word in unknown[:_MOST])
+    more = f" and {len(unknown) - _MOST} more" if len(unknown) > _MOST else ""
+    say(
+        f"DiMOO-nano was not taught {named}{more}; the result may show something else. It knows the shapes "
+        f"{', '.join(SHAPES)} in {', '.join(COLOURS)} on backgrounds in {', '.join(BACKGROUNDS)}.",
+        sys.stderr,
+    )
+
+
+def untaught(text: str) -> list[str]:
+    """The words of a text that nano does not know, and pairs of words that it knows only apart."""
+    found = _WORD.findall(text.lower())
+    known = set(words())
+    return [word for word in found if word not in known] + _PAIRS.findall(" ".join(found))

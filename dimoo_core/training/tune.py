@@ -1,0 +1,152 @@
+"""Fine-tuning: pictures with captions to a file of codes, and from there to a tuned checkpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from .. import provenance
+from ..checkpoint.export import export_transformer, export_vq
+from ..checkpoint.find import Found
+from ..checkpoint.load import load_tokenizer, load_transformer, load_vq
+from .engine import Stopped, Trainer, TrainSettings, attention_for_training, keeping
+from .examples import Examples
+from .mixture import CaptionedPictures
+from .pretokenise import captioned_pictures, encode_pictures, read_captioned, read_codes, write_codes
+
+Report = Callable[[str], None]
+_SAVE_EVERY = 300.0  # seconds
+
+
+def tune(
+    found: Found,
+    codes_file: Path,
+    *,
+    run: Path,
+    output: Path,
+    settings: TrainSettings,
+    device: torch.device,
+    report: Report,
+) -> None:
+    """Fine-tune a checkpoint on a file of codes: work in the folder `run`, and write the tuned checkpoint to `output`.
+
+    A run that was stopped continues. `report` gets a line after each step. Raises ValueError where the codes or the run
+    do not fit the checkpoint, and `Stopped` on Ctrl-C, saying what is kept.
+    """
+    codes, captions = read_codes(codes_file)
+    data = CaptionedPictures(Examples(load_tokenizer(found), found.table), codes, captions)
+    transformer = load_transformer(
+        found, device=device, dtype=torch.float32, dequantised=True, attention=attention_for_training
+    )
+    trainer = Trainer(transformer.requires_grad_(True), data.draw, settings, mask_id=found.table.mask, folder=run)
+    trainer.run(lambda done, steps, loss: report(f"step {done}/{steps} loss {loss:.4f}"))
+    with keeping(f"the training is finished and kept in {run}, the same command writes the checkpoint"):
+        export_transformer(output, transformer, fields=found.config_json, tokenizer=found.tokenizer_text())
+        vq = load_vq(found, dtype="auto")  # as it is stored: other rounding would make other codes
+        export_vq(output / "vqvae", vq, fields=found.vq_config_json, dtype=vq.quantize.embedding.weight.dtype)
+
+
+def encode(found: Found, pictures: Path, output: Path, *, side: int, report: Report) -> int:
+    """Encode the captioned pictures of a folder, fitted to about `side` x `side` px, into one file of codes; returns
+    how many pictures it holds.
+
+    A picture that cannot be read is reported and left out. Stopped, the codes made so far are kept beside the output
+    and used by the next run. Raises ValueError, at the end, where pictures were left out, and `Stopped` on Ctrl-C.
+    """
+    files = captioned_pictures(pictures)
+    names = {path.relative_to(pictures).as_posix(): path for path in files}
+    partial = PartialCodes(output.with_name(f"{output.name}.partial"), f"{provenance.fingerprint(found.files)} {side}")
+    partial.resume(names)
+    left_out: list[str] = []
+
+    def fitted() -> Iterator[tuple[str, Tensor]]:
+        for number, (name, path) in enumerate(names.items(), 1):
+            if name in partial.codes:
+                continue
+            try:
+                pixels, words = read_captioned(path, side, report)
+            except (ValueError, OSError) as error:
+                left_out.append(str(error))
+                report(f"left out: {error}")
+                continue
+            report(f"encoding picture {number} of {len(names)}: {name}")
+            partial.captions[name] = words
+            yield name, pixels
+
+    vq, saved = load_vq(found), time.monotonic()
+    try:
+        for name, codes in encode_pictures(vq, fitted()):
+            partial.add(name, codes, names[name])
+            if time.monotonic() - saved > _SAVE_EVERY:
+                partial.save()
+                saved = time.monotonic()
+    except KeyboardInterrupt as stop:
+        partial.save()
+        kept = (
+            f"{len(partial.codes)} of {len(names)} pictures are kept in {partial.file}, the same command makes the rest"
+        )
+        raise Stopped(kept if partial.codes else "nothing was written, no picture was encoded") from stop
+    if not partial.codes:
+        raise ValueError(left_out[0])
+    output.parent.mkdir(parents=True, exist_ok=True)
+    done = [name for name in names if name in partial.codes]
+    write_codes(output, {name: partial.codes[name] for name in done}, {name: partial.captions[name] for name in done})
+    partial.file.unlink(missing_ok=True)
+    if left_out:
+        raise ValueError(
+            f"{len(left_out)} of {len(names)} pictures are not in {output}, the first of them: {left_out[0]}"
+        )
+    return len(done)
+
+
+@dataclass
+class PartialCodes:
+    """Codes [H,W] and captions by name on their way to a file of codes. `encoder` says what made them: codes of another
+    encoder are not used again, nor those of pictures that have changed."""
+
+    file: Path
+    encoder: str
+    codes: dict[str, Tensor] = field(default_factory=dict)
+    captions: dict[str, str] = field(default_factory=dict)
+    states: dict[str, list[int]] = field(default_factory=dict)
+
+    def add(self, name: str, codes: Tensor, path: Path) -> None:
+        """The codes of the picture at `path`."""
+        self.codes[name], self.states[name] = codes, _state(path)
+
+    def save(self) -> None:
+        """Write what there is, if there is anything."""
+        if self.codes:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            captions = {name: self.captions[name] for name in self.codes}
+            made = {"encoder": self.encoder, "states": json.dumps(self.states)}
+            write_codes(self.file, self.codes, captions, metadata=made)
+
+    def resume(self, names: dict[str, Path]) -> None:
+        """Take over what an earlier run left of the pictures `names`."""
+        try:
+            codes, captions = read_codes(self.file)
+            with safe_open(self.file, "pt") as file:
+                metadata = file.metadata()
+            states = json.loads(metadata["states"])
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+            return
+        if metadata.get("encoder") != self.encoder:
+            return
+        for name, path in names.items():
+            if name in codes and states.get(name) == _state(path):
+                self.codes[name], self.captions[name], self.states[name] = codes[name], captions[name], states[name]
+
+
+def _state(path: Path) -> list[int]:
+    """What tells whether a picture or its caption has changed."""
+    stats = [os.stat(file) for file in (path, path.with_suffix(".txt"))]
+    return [number for stat in stats for number in (stat.st_size, stat.st_mtime_ns)]
