@@ -25,8 +25,7 @@ from .settings import PictureSettings
 
 @contextmanager
 def progress(title: str, unit: str = "step") -> Iterator[Callable[..., None]]:
-    """Gives what is called with (done, total) after each step: it shows a bar on stderr from the first step to the end of
-    the `with`."""
+    """Gives what is called with (done, total) after each step: it shows a bar on stderr, until the `with` ends."""
     with ExitStack() as stack:
         bars: list[tqdm] = []
 

@@ -175,7 +175,7 @@ def test_describe_prints_the_answer(model: Path, here: Path, capsys: pytest.Capt
 @pytest.mark.parametrize("speed", SPEEDS)
 def test_describe_at_every_speed(model: Path, here: Path, monkeypatch: pytest.MonkeyPatch, speed: str) -> None:
     asked = []
-    monkeypatch.setattr(jobs, "describe_pictures", lambda *_, settings, **__: [asked.append(settings.policy) or "x"])
+    monkeypatch.setattr(jobs, "describe", lambda *_, settings, **__: [asked.append(settings.policy) or "x"])
     run(model, "describe", noise_picture(here / "a.png", 64, 64), "--speed", speed)
     run(model, "describe", here / "a.png")
     assert asked == [SPEEDS[speed], SPEEDS["exact"]]

@@ -272,7 +272,7 @@ def test_a_stopped_caption_keeps_what_it_says(
             raise KeyboardInterrupt
         return ["words"]
 
-    monkeypatch.setattr("dimoo_core.jobs.describe_pictures", answers)
+    monkeypatch.setattr("dimoo_core.jobs.describe", answers)
     assert main(["caption", str(tmp_path), "--checkpoint", str(model), *["--again"] * again]) == 130
     said = capsys.readouterr().err
     assert "stopped; 1 captions are written and kept" in said and ("the same command makes the rest" in said) != again

@@ -397,7 +397,7 @@ def test_of_pictures_with_one_text_file_the_first_has_it(
 ) -> None:
     for name, colour in (("a.jpg", "red"), ("a.png", "blue")):
         Image.new("RGB", (64, 64), colour).save(tmp_path / name)
-    monkeypatch.setattr(jobs, "describe_pictures", lambda _model, _vq, shown, *_, **__: [str(shown[0].argmax().item())])
+    monkeypatch.setattr(jobs, "describe", lambda _model, _vq, shown, *_, **__: [str(shown[0].argmax().item())])
     assert run("caption", tmp_path, "--checkpoint", model, "--again") == 0
     assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "0\n", "what the red one shows"
     said = capsys.readouterr().err
