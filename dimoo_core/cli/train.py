@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -38,7 +39,11 @@ def train_encode(args: argparse.Namespace) -> None:
     found = find(args.checkpoint)
     check_writable(args.output.parent, [args.output.name])
     side = found.defaults.side if args.side is None else args.side
-    count = encode(found, args.pictures, args.output, side=side, report=reporter())
+
+    def problem(sentence: str) -> None:
+        say(sentence, sys.stderr)
+
+    count = encode(found, args.pictures, args.output, side=side, report=reporter(), on_problem=problem)
     say(f"wrote {count} pictures to {args.output}")
 
 

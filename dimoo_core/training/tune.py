@@ -54,28 +54,32 @@ def tune(
         export_vq(output / "vqvae", vq, fields=found.vq_config_json, dtype=vq.quantize.embedding.weight.dtype)
 
 
-def encode(found: Found, pictures: Path, output: Path, *, side: int, report: Report) -> int:
+def encode(
+    found: Found, pictures: Path, output: Path, *, side: int, report: Report, on_problem: Report | None = None
+) -> int:
     """Encode the captioned pictures of a folder, fitted to about `side` x `side` px, into one file of codes; returns
     how many pictures it holds.
 
-    A picture that cannot be read is reported and left out. Stopped, the codes made so far are kept beside the output
-    and used by the next run. Raises ValueError, at the end, where pictures were left out, and `Stopped` on Ctrl-C.
+    `report` gets a line for each picture. A picture that cannot be read is left out; `on_problem` (None: `report`) gets
+    a sentence that names it, and one for a caption that is not UTF-8. Stopped, the codes made so far are kept beside the
+    output and used by the next run. Raises ValueError, at the end, where pictures were left out, and `Stopped` on Ctrl-C.
     """
     files = captioned_pictures(pictures)
     names = {path.relative_to(pictures).as_posix(): path for path in files}
     partial = PartialCodes(output.with_name(f"{output.name}.partial"), f"{provenance.fingerprint(found.files)} {side}")
     partial.resume(names)
     left_out: list[str] = []
+    problem = on_problem or report
 
     def fitted() -> Iterator[tuple[str, Tensor]]:
         for number, (name, path) in enumerate(names.items(), 1):
             if name in partial.codes:
                 continue
             try:
-                pixels, words = read_captioned(path, side, report)
+                pixels, words = read_captioned(path, side, problem)
             except (ValueError, OSError) as error:
                 left_out.append(str(error))
-                report(f"left out: {error}")
+                problem(f"{error} It is left out.")
                 continue
             report(f"encoding picture {number} of {len(names)}: {name}")
             partial.captions[name] = words

@@ -187,7 +187,7 @@ MISTAKES = {
     "no such picture": ("describe gone.png", "gone.png cannot be read"),
     "a text as picture": ("edit note.txt x", "not a readable picture"),
     "no such mask": ("inpaint in.png x --mask gone.png", "gone.png cannot be read"),
-    "an empty mask": ("inpaint in.png x --mask black.png", "marks nothing"),
+    "an empty mask": ("inpaint in.png x --mask black.png", "The mask is empty"),
     "a rectangle of nothing": ("inpaint in.png x --mask-width 0", "marks nothing"),
     "a rectangle too wide": ("inpaint in.png x --mask-width 1.5", "--mask-width is 1.5"),
     "a size not in steps of 16": ("generate x --size 100x64", "multiples of 16"),

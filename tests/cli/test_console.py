@@ -287,10 +287,10 @@ def test_a_stopped_list_and_batch_say_how_many_are_kept(
 
     save = provenance.save
 
-    def stop_at_the_third(image: object, path: Path, facts: object) -> None:
+    def stop_at_the_third(image: object, path: Path, metadata: object, **kept: object) -> None:
         if len(list(Path().rglob("*.png"))) + path.exists() * -1 == 2:
             raise KeyboardInterrupt
-        save(image, path, facts)
+        save(image, path, metadata, **kept)
 
     monkeypatch.setattr(provenance, "save", stop_at_the_third)
     assert main(["list", "a.txt", "--checkpoint", str(model)]) == 130

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from dimoo_core.cli import output
 from dimoo_core.cli.main import main
@@ -184,11 +185,11 @@ def test_looking_leaves_nothing_and_takes_nothing(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_is_full_leaves_no_empty_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(28, os.strerror(28))
 
     monkeypatch.setattr(output.provenance, "save", full)
     files = [PictureFile(tmp_path / "generate-0.png", named=False)]
     with pytest.raises(OSError, match="No space"):
-        output.save(torch.zeros(1, 3, 16, 16), files, {"seed": 0})
+        output.save([Image.new("RGB", (16, 16))], files, {"seed": 0})
     assert not list(tmp_path.iterdir())

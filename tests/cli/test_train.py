@@ -113,7 +113,7 @@ def test_a_kill_while_writing_codes_leaves_the_old_file(here: Path, monkeypatch:
 def test_batches_of_one_size_keep_names_and_order(here: Path) -> None:
     vq = load_vq(find("model"))
     files = captioned_pictures("pictures")
-    pictures = [(path.relative_to("pictures").as_posix(), read_captioned(path, 64)[0]) for path in files]
+    pictures = [(path.relative_to("pictures").as_posix(), read_captioned(path, 64, print)[0]) for path in files]
     assert [name for name, _ in pictures] == ["a.png", "b.jpg", "deep/a.png", "deep/c.webp"]
     for size in (1, 3):
         assert [name for name, _ in encode_pictures(vq, pictures, batch=size)] == [name for name, _ in pictures]

@@ -792,10 +792,10 @@ def test_the_stopped_command_says_how_to_go_on(
 
 
 def test_the_command_knows_the_comfyui_around_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import dimoo_core.cli.weights as command
+    import dimoo_core.pipeline as command
 
     assert command.model_folder() == Path("models")
-    place = tmp_path / "ComfyUI" / "custom_nodes" / "dimoo-nodes" / "dimoo_core" / "cli" / "weights.py"
+    place = tmp_path / "ComfyUI" / "custom_nodes" / "dimoo-nodes" / "dimoo_core" / "pipeline.py"
     monkeypatch.setattr(command, "__file__", str(place))
     assert command.model_folder() == tmp_path / "ComfyUI" / "models" / "dimoo"
 
