@@ -61,8 +61,9 @@ def encode(
     how many pictures it holds.
 
     `report` gets a line for each picture. A picture that cannot be read is left out; `on_problem` (None: `report`) gets
-    a sentence that names it, and one for a caption that is not UTF-8. Stopped, the codes made so far are kept beside the
-    output and used by the next run. Raises ValueError, at the end, where pictures were left out, and `Stopped` on Ctrl-C.
+    a sentence that names it, and one for a caption that is not UTF-8. Stopped, the codes made so far are kept beside
+    the output and used by the next run. Raises ValueError, at the end, where pictures were left out, and `Stopped` on
+    Ctrl-C.
     """
     files = captioned_pictures(pictures)
     names = {path.relative_to(pictures).as_posix(): path for path in files}
