@@ -65,7 +65,7 @@ def check_marked(mask: Tensor) -> Tensor:
     if highest > 0.5:
         return mask
     if highest == 0:
-        seen = "The mask is empty (0 everywhere)"
+        seen = "The mask is empty and marks nothing (0 everywhere)"
     else:
         low, high = (f"{value:.2f}" if value == 0 or value > 0.01 else f"{value:.5f}" for value in (lowest, highest))
         seen = (

@@ -333,7 +333,7 @@ def test_transparency_that_is_the_same_everywhere_marks_nothing(tmp_path: Path) 
     ("image", "sentence"),
     [
         (Image.new("L", (4, 4), 77), r"Every value of the mask is 0\.30; white \(above 0\.5\) marks"),
-        (Image.new("L", (4, 4), 0), r"The mask is empty \(0 everywhere\)"),
+        (Image.new("L", (4, 4), 0), r"The mask is empty and marks nothing \(0 everywhere\)"),
         (half(0, 77, "L"), r"go from 0\.00 to 0\.30"),
         (half(0, 255, "I;16"), r"go from 0\.00 to 0\.00389"),
     ],
