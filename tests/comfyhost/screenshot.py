@@ -21,9 +21,6 @@ WIDTH, HEIGHT = 1600, 900  # px
 QUIET = {"Comfy.Graph.CanvasInfo": False}  # frame rates in a corner
 # What lies over the canvas and is not the graph: the banner for Nodes 2.0, and messages.
 TIDY = ".p-toast, [class*=banner], .bg-blue-600 { visibility: hidden }"
-DONE = """() => document.querySelectorAll('div').forEach(box => {
-    if (/^1\\s*job completed$/.test(box.innerText.trim())) box.style.visibility = 'hidden';
-})"""
 NEARER = WHOLE.replace("0.92", "0.86")  # more room around it than a test needs
 SHOWN = """() => app.graph.nodes.filter(node => node.type === 'SaveImage' || node.type === 'PreviewImage')
     .every(node => node.imgs?.[0]?.naturalWidth)"""
@@ -44,7 +41,6 @@ def take(name: str) -> Image.Image:
         show_whole(page)
         page.evaluate(NEARER)
         page.add_style_tag(content=TIDY)
-        page.evaluate(DONE)
         drawn(page)
         return Image.open(io.BytesIO(page.screenshot()))
 
