@@ -313,7 +313,7 @@ def show_text(text: str, node: str | None) -> None:
     """Shows text on a node of the page that queued the prompt; without a page nothing happens.
 
     It is read as written, whatever is in it, and only web addresses become links. (With Nodes 2.0 the page takes it for
-    Markdown: there a strangers' text may be bold, but makes no link under another name and loads no picture.)
+    Markdown: there a stranger's text may be bold, but makes no link under another name and loads no picture.)
     """
     server = _server()
     page = getattr(server, "client_id", None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -61,6 +62,7 @@ def test_answers_captions_and_names_are_read_as_written(page_with_gifts: Any) ->
     assert page.evaluate(ALIVE) == []
 
 
+@pytest.mark.skipif("COMFYUI_FRONT_END" not in os.environ, reason="with Nodes 2.0 page 1.32.9 shows no text on nodes")
 def test_they_stay_words_with_nodes_2_as_well(page_with_gifts: Any, server: Server) -> None:
     page = page_with_gifts
     begin(page, server.url, **{"Comfy.VueNodes.Enabled": True})

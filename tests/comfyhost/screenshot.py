@@ -1,8 +1,8 @@
 """README's picture of a real graph: `python -m tests.comfyhost.screenshot [FILE] [--workflow NAME]`.
 
-Starts a real ComfyUI and its page in Chromium, opens a template, runs it with DiMOO-nano, and takes a picture of the
-whole graph with what came out, by default of text-to-image into docs/graph.png. The colours are reduced to 256, so that
-the file stays small.
+Starts a real ComfyUI and its page in Chromium (from nox's environment, .nox/comfyui), opens a template, runs it with
+DiMOO-nano, and takes a picture of the whole graph with what came out: by default of text-to-image, into docs/graph.png.
+The colours are reduced to 256, so that the file stays small.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from pathlib import Path
 
 from PIL import Image
 
-from .page import begin, drawn, open_browser, open_page, open_template, press_run, show_whole, wait_for_end
+from .page import WHOLE, begin, drawn, open_browser, open_page, open_template, press_run, show_whole, wait_for_end
 from .server import PACK, Server
 
 WIDTH, HEIGHT = 1600, 900  # px
 QUIET = {"Comfy.Graph.CanvasInfo": False}  # frame rates in a corner
 # What lies over the canvas and is not the graph: the banner for Nodes 2.0, and messages.
 TIDY = ".p-toast, [class*=banner], .bg-blue-600 { visibility: hidden }"
+NEARER = WHOLE.replace("0.92", "0.86")  # more room around it than a test needs
 SHOWN = """() => app.graph.nodes.filter(node => node.type === 'SaveImage' || node.type === 'PreviewImage')
     .every(node => node.imgs?.[0]?.naturalWidth)"""
 
@@ -38,6 +39,7 @@ def take(name: str) -> Image.Image:
         page.wait_for_function(SHOWN)
         page.mouse.move(WIDTH // 2, HEIGHT - 5)
         show_whole(page)
+        page.evaluate(NEARER)
         page.add_style_tag(content=TIDY)
         drawn(page)
         return Image.open(io.BytesIO(page.screenshot()))
