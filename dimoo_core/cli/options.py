@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -60,7 +61,10 @@ class OnDevice:
         return torch.cat([self.vq.decode(one.to(self.device), tile=self.tile).cpu() for one in codes.split(1)])
 
 
-def chosen(value: float | None, default: float) -> float:
+Value = TypeVar("Value")
+
+
+def chosen(value: Value | None, default: Value) -> Value:
     """The user's value, or the checkpoint's default."""
     return default if value is None else value
 
