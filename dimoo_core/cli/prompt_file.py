@@ -210,5 +210,5 @@ def _job(entry: Any, usual: Job) -> Job:
     unknown = sorted(set(entry) - set(_FIELDS))
     if unknown:
         raise ValueError(f"unknown field {unknown[0]!r:.60}; the fields are {', '.join(_FIELDS)}.")
-    given = {name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()}
+    given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()}
     return replace(usual, **given)

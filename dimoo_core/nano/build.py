@@ -152,8 +152,11 @@ def _keep_vq(folder: Path, found: Found) -> None:
 
 def _build_vq(folder: Path, training: VQTrainSettings, polish: VQTrainSettings, report: Report) -> None:
     fields = vq_fields(len(centres()))
-    vq = VQ(VQConfig.from_dict(fields)).to(memory_format=torch.channels_last)
+    vq = VQ(VQConfig.from_dict(fields))
     with torch.no_grad():
+        for weight in vq.parameters():
+            if weight.ndim == 4:  # convolutions are faster so
+                weight.data = weight.data.to(memory_format=torch.channels_last)
         vq.quantize.embedding.weight.copy_(codebook_from(centres(), vq.config.embed_dim))
 
     def on_step(step: int, naming: float, painting: float) -> None:
