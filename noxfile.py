@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import nox
@@ -32,13 +33,13 @@ NEEDED = [
     *("pydantic-settings~=2.0", "pyyaml", "requests", "safetensors>=0.4.2", "scipy", "sentencepiece", "SQLAlchemy"),
     *("tokenizers>=0.13.3", "torchsde", "tqdm", "transformers>=4.50.3", "websocket-client", "yarl>=1.18"),
 ]
-CHECKS = ["diffusers==0.34.0", "hypothesis", "pytest>=8.4", "ruff"]
+CHECKS = ["diffusers==0.34.0", "hypothesis", "mypy", "pytest>=8.4", "ruff"]
 BROWSER = ["playwright"]
 
 
-def python(session: nox.Session, *arguments: str) -> None:
-    """Run the shared environment's Python in the repository."""
-    session.run(str(PYTHON), *arguments, external=True)
+def python(session: nox.Session, *arguments: str, **variables: str) -> None:
+    """Run the shared environment's Python in the repository, with these environment variables."""
+    session.run(str(PYTHON), *arguments, external=True, env=variables)
 
 
 def install(session: nox.Session, packages: list[str], *options: str) -> None:
@@ -70,12 +71,31 @@ def demo(session: nox.Session) -> None:
     python(session, "-m", "tests.comfyhost.demo", *session.posargs)
 
 
+def check(session: nox.Session) -> None:
+    """Style, format and types."""
+    python(session, "-m", "ruff", "check", ".")
+    python(session, "-m", "ruff", "format", "--check", ".")
+    with tempfile.TemporaryDirectory() as folder:
+        # mypy wants the pack as a package of a proper name; the folder's own may be any, such as dimoo-nodes.
+        os.symlink(HOME, Path(folder) / "pack", target_is_directory=True)
+        options = ["--config-file", str(HOME / "pyproject.toml"), "--cache-dir", str(HOME / ".nox" / "mypy")]
+        python(session, "-m", "mypy", *options, "-p", "pack.dimoo_core", "-p", "pack.nodes", MYPYPATH=folder)
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Style, format and types, without the tests."""
+    environment(session)
+    install(session, CHECKS)
+    check(session)
+
+
 @nox.session
 def tests(session: nox.Session) -> None:
     """The whole suite but the browser's part, the real server included; arguments after `--` go to pytest."""
     environment(session)
     install(session, CHECKS)
-    python(session, "-m", "ruff", "check", ".")
+    check(session)
     python(session, "-m", "pytest", "--ignore=tests/browser", *session.posargs)
 
 

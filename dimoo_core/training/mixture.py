@@ -62,7 +62,8 @@ class CaptionedPictures:
                     f"The picture {name} has codes up to {int(grid.max())}, but the checkpoint knows {known}; encode "
                     "the pictures with the VQ of this checkpoint."
                 )
-            self._alike[(*grid.shape, len(examples.words(captions[name])))].append(name)
+            alike = (*grid.shape, len(examples.words(captions[name])))
+            self._alike[alike].append(name)
         self._groups = list(self._alike.values())
         self._sizes = [len(group) for group in self._groups]
 
