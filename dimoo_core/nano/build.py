@@ -1,4 +1,4 @@
-"""Building DiMOO-nano from nothing: VQ, codes of every picture, transformer, checkpoint. Stopped, it goes on.
+"""Building DiMOO-nano from nothing: VQ, codes of every picture, transformer, checkpoint. Run again, it resumes.
 
 Each stage leaves its result in the run's folder; a stage whose result is there is not run again. TRAINING, and the
 lessons as they stand, are the recipe from nothing.
@@ -96,7 +96,7 @@ def build(
     """All stages: work in `run`, and the finished checkpoint into `output`.
 
     With `start`, a nano that is there already, its VQ is kept and its transformer is trained further. Raises
-    ValueError where that is no nano of this vocabulary and size.
+    ValueError where that is not a nano of this vocabulary and size.
     """
     torch.manual_seed(training.seed)
     given = None if start is None else _find_nano(start)
@@ -125,8 +125,8 @@ def new_transformer(table: TokenTable) -> Transformer:
     """An untrained transformer of nano's size; embeddings begin small, as in LLaMA."""
     config = TransformerConfig.from_dict(transformer_fields(table))
     transformer = Transformer(config, code_offset=table.code_offset, attention=attention_for_training)
-    for part in transformer.layers["wte"].children():
-        torch.nn.init.normal_(part.weight, std=0.02)
+    for weight in transformer.layers["wte"].parameters():
+        torch.nn.init.normal_(weight, std=0.02)
     return transformer
 
 
@@ -135,7 +135,7 @@ def _find_nano(folder: Path) -> Found:
     found = find(folder)
     table = build_table(build_tokenizer(), found.table.codebook_size)
     if found.table != table or found.config != TransformerConfig.from_dict(transformer_fields(table)):
-        raise ValueError(f"{folder} is no nano of this recipe: its words, codes or size are others; name one that is.")
+        raise ValueError(f"{folder} is not a nano of this recipe (other words, codes or size); name one that is.")
     return found
 
 
@@ -147,7 +147,10 @@ def _keep_vq(folder: Path, found: Found) -> None:
 
 def _build_vq(folder: Path, training: VQTrainSettings, polish: VQTrainSettings, report: Report) -> None:
     fields = vq_fields(len(centres()))
-    vq = VQ(VQConfig.from_dict(fields)).to(memory_format=torch.channels_last)
+    vq = VQ(VQConfig.from_dict(fields))
+    for weight in vq.parameters():
+        if weight.ndim == 4:
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         vq.quantize.embedding.weight.copy_(codebook_from(centres(), vq.config.embed_dim))
 

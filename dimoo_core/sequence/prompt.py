@@ -24,7 +24,7 @@ class Task:
 
 def _dense(name: str, what: str) -> Task:
     # The released script looks for "dense" in the name, finds it in none of these and so falls through to another
-    # prompt; the authors' diffusers port mends canny. This is the prompt the tasks were trained with.
+    # prompt; the authors' diffusers port corrects canny. This is the prompt the tasks were trained with.
     return Task(name, "Perform dense prediction on the given images.", f"Generate a {what} according to the image.")
 
 
@@ -77,7 +77,7 @@ EDITS: dict[str, Task] = {
 
 
 def edit_task(name: str) -> Task:
-    """The task of an edit type; raises ValueError, naming all of them, where there is none of that name."""
+    """The task of an edit type; raises ValueError, naming all of them, for an unknown name."""
     if name not in EDITS:
         raise ValueError(f"Unknown edit type {name!r:.80}; expected one of {', '.join(EDITS)}.")
     return EDITS[name]
@@ -98,9 +98,12 @@ class Prompt:
 
     def __post_init__(self) -> None:
         for name, text in (("text", self.text), ("negative text", self.negative)):
-            if not isinstance(text, str) or len(text) > MAX_CHARACTERS:
-                got = f"{len(text)} characters" if isinstance(text, str) else repr(type(text).__name__)
-                raise ValueError(f"The {name} has {got}; expected at most {MAX_CHARACTERS} characters: shorten it.")
+            if not isinstance(text, str):
+                raise ValueError(f"The {name} is of type {type(text).__name__}; expected words.")
+            if len(text) > MAX_CHARACTERS:
+                raise ValueError(
+                    f"The {name} has {len(text)} characters; expected at most {MAX_CHARACTERS}: shorten it."
+                )
         expected, given = self.task.images, len(self.images)
         if (given == 0) if self.task is DESCRIBE else (given != expected):
             takes = "at least one image" if self.task is DESCRIBE else f"{expected} image{'s' * (expected != 1)}"
