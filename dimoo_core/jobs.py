@@ -7,7 +7,7 @@ The Python face, the command line and the nodes all come through here. A job wit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from . import memory
+from .checks import whole_number
+from .model.quantised import Format
 from .model.transformer import Transformer
 from .pictures.masks import PAINTED, RECTANGLE, cells_to_mask, centred_rectangle, mask_to_cells
 from .pictures.pixels import GREY, composite, fit, pad_to_cells
@@ -31,12 +33,14 @@ from .sequence.tokenizer import TextTokenizer
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """One checkpoint, loaded. sides: the smallest and the largest bucket side (px) of pictures that it describes."""
+    """One checkpoint, loaded. sides: the smallest and the largest bucket side (px) of pictures that it describes.
+    formats: those of quantised weights."""
 
     transformer: Transformer
     tokenizer: TextTokenizer
     table: TokenTable
     sides: tuple[int, int]
+    formats: Collection[Format] = ()
 
     @property
     def device(self) -> torch.device:
@@ -93,8 +97,9 @@ class ImagePlan:
     def scratch_bytes(self, itemsize: int, chunk_rows: int | None = None) -> int:
         """Memory that it needs beside the weights; itemsize: bytes of a number that is computed with."""
         batch, height, width = self.canvas.codes.shape
-        return memory.image_bytes(
-            self.model.transformer.config,
+        config = self.model.transformer.config
+        return memory.quantised_bytes(config, itemsize, self.model.formats) + memory.image_bytes(
+            config,
             batch=batch,
             length=max(self.lengths) + answer_length(height, width),
             cells=height * width,
@@ -133,8 +138,9 @@ class TextPlan:
     def scratch_bytes(self, itemsize: int, chunk_rows: int | None = None) -> int:
         """Memory that it needs beside the weights; itemsize: bytes of a number that is computed with."""
         answer = self.settings.max_tokens + 2
-        return memory.text_bytes(
-            self.model.transformer.config,
+        config = self.model.transformer.config
+        return memory.quantised_bytes(config, itemsize, self.model.formats) + memory.text_bytes(
+            config,
             batch=len(self.prefix),
             length=self.prefix.shape[1] + answer,
             answer=answer,
@@ -255,6 +261,7 @@ class Edit:
 
         Style transfer keeps the size of the picture; the released script takes that of the style.
         """
+        whole_number("batch", batch, 1)
         task = edit_task(self.edit_type)
         if task.images == 2 and self.reference is None:
             raise ValueError(f"The edit type {self.edit_type} takes the style of a reference picture: give one.")
@@ -325,6 +332,7 @@ class Inpaint:
         than half of a cell counts, as in the released code. Raises ValueError where nothing is marked, and where
         nothing would stay.
         """
+        whole_number("batch", batch, 1)
         height, width = picture.shape[2:]
         drawn, coverage = self.mask, PAINTED
         if drawn is None:
@@ -338,6 +346,12 @@ class Inpaint:
         picture = pad_to_cells(picture, vq.scale)
         grid = check_size(picture.shape[3], picture.shape[2], vq.scale)
         holes = mask_to_cells(pad_to_cells(drawn, vq.scale), grid, coverage=coverage, grow=self.grow)
+        if not bool(holes.any()) and self.mask is None:
+            raise ValueError(
+                f"The {'border around the ' * self.outpaint}rectangle of {self.width_ratio:g} x {self.height_ratio:g} "
+                f"of a picture of {width}x{height} px marks nothing: a cell of {vq.scale} px counts where more than "
+                "half of it is marked; change the ratios, or give a mask."
+            )
         if not bool(holes.any()):
             raise ValueError("The mask marks nothing, so there is nothing to repaint: paint over what should change.")
         if bool(holes.flatten(1).all(dim=1).any()):
@@ -347,6 +361,11 @@ class Inpaint:
             )
         codes = encode(vq, picture)
         items = max(batch, len(codes), len(holes))
+        if {len(codes), len(holes)} - {1, items}:
+            raise ValueError(
+                f"Got {len(codes)} pictures and {len(holes)} masks for a batch of {items}; expected a single one of "
+                "either, or as many of both."
+            )
         canvas = Canvas.from_codes(codes.expand(items, -1, -1), holes.expand(items, -1, -1))
         return PreparedInpaint(canvas, picture, drawn)
 

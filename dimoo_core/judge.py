@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .jobs import Model, Placement, TextPlan, plan_text
+from .sampling.selection import check_finite
 from .sampling.text import TextSettings, TextStep
 from .sequence.layout import text_answer
 
@@ -41,7 +42,8 @@ def plan_yes_or_no(model: Model, images: Sequence[Tensor], text: str) -> TextPla
 @torch.no_grad()
 def yes_or_no(plan: TextPlan, placement: Placement | None = None) -> list[Judgement]:
     """P(yes) / (P(yes) + P(no)) as the first word of the answer to a plan of `plan_yes_or_no`; one judgement per batch
-    item, from one pass. Raises ValueError where the model does not know the two words."""
+    item, from one pass. Raises ValueError where the model does not know the two words, or computes numbers that are not
+    finite."""
     placement, model = placement or Placement(), plan.model
     yes, no = _answer_ids(model)
     if not yes or not no:
@@ -51,6 +53,7 @@ def yes_or_no(plan: TextPlan, placement: Placement | None = None) -> list[Judgem
     sequence = torch.cat((prefix, text_answer(masked, model.table)), dim=1)
     first = torch.full_like(prefix[:, :1], prefix.shape[1] + 1)
     logits = model.transformer(sequence, rows=first, chunk_rows=placement.chunk_rows)[:, 0].float()
+    check_finite(bool(logits.logsumexp(dim=1).isfinite().all()), step=0)
     # of logits, since both shares of the vocabulary may be too small for fp32
     shares = (logits[:, yes].logsumexp(dim=1) - logits[:, no].logsumexp(dim=1)).sigmoid()
     return [Judgement(share) for share in shares.tolist()]
@@ -66,8 +69,8 @@ def by_description(
 
 def words_kept(text: str, answer: str) -> float:
     """The share, 0..1, of the words of `text` that `answer` has, each as often as it stands there; 1 without words."""
-    asked, said = (Counter(_WORD.findall(part.lower())) for part in (text, answer))
-    return (asked & said).total() / asked.total() if asked else 1.0
+    wanted, kept = (Counter(_WORD.findall(part.lower())) for part in (text, answer))
+    return (wanted & kept).total() / wanted.total() if wanted else 1.0
 
 
 def _answer_ids(model: Model) -> tuple[list[int], list[int]]:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -23,11 +22,12 @@ from tqdm.auto import tqdm
 from . import jobs, memory
 from .checkpoint.find import NANO, Found, find
 from .checkpoint.load import load_tokenizer, load_transformer, load_vq
+from .checks import whole_number
 from .devices import device as device_called
 from .devices import free_bytes
 from .model.vq import VQ
 from .model.vq_tiles import TILE
-from .pictures.masks import load_mask, mask_from_pil
+from .pictures.masks import check_marked, load_mask, mask_from_pil, scale_mask
 from .pictures.pixels import Picture, to_pil, to_rgb
 from .sampling.guidance import Guidance
 from .sampling.image import ImageSettings
@@ -43,8 +43,8 @@ DTYPES: dict[str, torch.dtype | None] = {"auto": None, "fp32": torch.float32, "b
 
 # a PIL picture, a file, pixels [3,h,w] or [1,3,h,w] in 0..1, or what `Picture.load` gives
 PictureLike = Image.Image | str | Path | Tensor | Picture
-MaskLike = Image.Image | str | Path | Tensor  # as a tensor [h,w] or [1,h,w] in 0..1
-Progress = bool | Callable[[int, int], None]  # a bar in a terminal or notebook, or what is told (done, total)
+MaskLike = Image.Image | str | Path | Tensor  # as a picture, or a tensor [h,w] or [1,h,w] where 1 is to be repainted
+Progress = bool | Callable[[int, int], None]  # a bar in a terminal or notebook, or a callable of (done, total)
 
 
 class ImageOptions(TypedDict, total=False):
@@ -135,9 +135,9 @@ class Pipeline:
         negative: what not to show. size: (width, height) in px, multiples of 16. batch: how many; picture i has the
         seed + i. progress: a bar in a terminal or notebook, or a callable that gets (steps done, steps in all) and may
         raise to stop. settings: seed, steps, cfg, temperature, guidance_start, ml_cache (a name of `PRESETS` or a
-        `CachePolicy`). Raises ValueError, one sentence, for what cannot be meant.
+        `CachePolicy`). Raises ValueError, one sentence, for a value that is out of range or of the wrong kind.
         """
-        width, height = size or self.checkpoint.defaults.size
+        width, height = self.checkpoint.defaults.size if size is None else _width_and_height(size)
         with _reporting(progress, "generate") as on_step:
             pictures = jobs.generate(
                 self.model,
@@ -210,16 +210,15 @@ class Pipeline:
 
         Transparency, colour profile and dpi are kept; a hole that nothing could be seen in becomes opaque.
 
-        mask: white is repainted, or what is transparent in it; it is brought to the picture's size. Without one a
+        mask: white is repainted, or what is transparent in it; it is scaled to the picture's size. Without one a
         centred rectangle, with shares `mask_width` and `mask_height` of the sides. outpaint: repaint what is NOT
         marked. grow: cells of 16 px by which the marked area is widened. The rest as for `generate`.
         """
         source = source_of(picture)
         drawn = None
         if mask is not None:
-            size = source.pixels.shape[2:]
-            drawn = (F.interpolate(mask_of(mask)[None], size, mode="nearest-exact")[0] > 0.5).float()
-            drawn = 1 - drawn if outpaint else drawn
+            marked = (mask_of(mask) > 0.5).float()
+            drawn = scale_mask(1 - marked if outpaint else marked, *source.pixels.shape[2:])
         request = jobs.Inpaint(drawn, outpaint, mask_width, mask_height, grow)
         prepared = request.prepare(self.vq, source.on_white(), batch)
         with _reporting(progress, "inpaint") as on_step:
@@ -255,8 +254,7 @@ class Pipeline:
         settings: max_tokens, steps, block_length, temperature, cfg, seed, speed (a name of `SPEEDS` or a
         `TextPolicy`). progress as for `generate`.
         """
-        group: list[PictureLike]
-        group = [pictures] if isinstance(pictures, (Image.Image, str, Path, Tensor, Picture)) else list(pictures)
+        group: Sequence[Any] = list(pictures) if isinstance(pictures, (list, tuple)) else [pictures]
         with _reporting(progress, "describe") as on_step:
             (answer,) = jobs.describe(
                 self.model,
@@ -291,7 +289,7 @@ class Pipeline:
             steps=defaults.steps if steps is None else steps,
             temperature=defaults.temperature if temperature is None else temperature,
             seed=seed,
-            cache=_named("ml_cache", ml_cache, PRESETS) if isinstance(ml_cache, str) else ml_cache,
+            cache=None if ml_cache is None else _policy("ml_cache", ml_cache, PRESETS, CachePolicy),
             guidance=guidance,
         )
 
@@ -315,11 +313,11 @@ class Pipeline:
             temperature=temperature,
             cfg=cfg,
             seed=seed,
-            policy=_named("speed", speed, SPEEDS) if isinstance(speed, str) else speed,
+            policy=_policy("speed", speed, SPEEDS, TextPolicy),
         )
 
     def place(self, plan: jobs.Plan) -> jobs.Placement:
-        """Where a plan runs: where the weights are, in chunks where the memory for all at once is not free."""
+        """Where a plan runs: on the device of the weights, in chunks where the memory for all at once is not free."""
         free = free_bytes(self.model.device)
         itemsize = next(self.model.transformer.parameters()).element_size()
         fits = free is None or plan.scratch_bytes(max(itemsize, 2)) <= free
@@ -329,7 +327,7 @@ class Pipeline:
 def load(
     checkpoint: str | Path = NANO,
     *,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     dtype: str | torch.dtype | None = "auto",
     tiles: bool | None = None,
 ) -> Pipeline:
@@ -341,10 +339,11 @@ def load(
     ValueError, one sentence, where it cannot be loaded.
     """
     found = find(checkpoint_path(checkpoint))
-    where = device_called(device)
+    where = device_called(str(device))
     wanted = _named("dtype", dtype, DTYPES) if isinstance(dtype, str) else dtype
     transformer = load_transformer(found, device=where, dtype=wanted, dequantised=wanted is not None)
-    model = jobs.Model(transformer, load_tokenizer(found), found.table, found.defaults.sides)
+    formats = found.formats if wanted is None else frozenset()
+    model = jobs.Model(transformer, load_tokenizer(found), found.table, found.defaults.sides, formats)
     return Pipeline(found, model, PlacedVQ(load_vq(found, device=where), where, tiles))
 
 
@@ -370,20 +369,23 @@ def checkpoint_path(checkpoint: str | Path) -> Path:
 
 def model_folder() -> Path:
     """`models/dimoo` of the ComfyUI that this pack is installed in, else `models` in the current folder."""
-    home = Path(__file__).absolute().parents[2]
-    return home.parent / "models" / "dimoo" if home.name == "custom_nodes" else Path("models")
+    packs = Path(__file__).absolute().parents[2]
+    return packs.parent / "models" / "dimoo" if packs.name == "custom_nodes" else Path("models")
 
 
 def source_of(picture: PictureLike) -> Picture:
-    """A picture in any of its forms, with what belongs to it beside its colours."""
+    """A picture in any of its forms, with what belongs to it beside its colours. Raises ValueError for anything else,
+    for a batch of several, and for a file that cannot be read."""
     if isinstance(picture, Picture):
         return picture
     if isinstance(picture, Image.Image):
         return Picture.from_pil(picture)
     if isinstance(picture, Tensor):
         pixels = picture if picture.ndim == 4 else picture[None]
-        return Picture(to_rgb(pixels))
-    return Picture.load(picture)
+        if pixels.ndim == 4 and len(pixels) > 1:
+            raise ValueError(f"Got a batch of {len(pixels)} pictures; expected a single one: give them one by one.")
+        return Picture(to_rgb(_shares(pixels)))
+    return Picture.load(_path(picture, "picture"))
 
 
 def pixels_of(picture: PictureLike) -> Tensor:
@@ -392,12 +394,36 @@ def pixels_of(picture: PictureLike) -> Tensor:
 
 
 def mask_of(mask: MaskLike) -> Tensor:
-    """A mask [1,h,w] in any of its forms: 1 is to be repainted."""
+    """A mask [1,h,w] in any of its forms: 1 is to be repainted. Raises ValueError for anything else, and where nothing
+    is above 0.5."""
     if isinstance(mask, Image.Image):
         return mask_from_pil(mask)
     if isinstance(mask, Tensor):
-        return mask if mask.ndim == 3 else mask[None]
-    return load_mask(mask)
+        if mask.ndim < 2 or not mask.numel() or mask.shape[:-2].numel() != 1:
+            raise ValueError(f"Got a mask of shape {list(mask.shape)}; expected [height, width] or [1, height, width].")
+        labels = not mask.is_floating_point() and int(mask.max()) == 1  # 0 and 1, not 0 and 1 of 255
+        return check_marked(_shares(mask.bool() if labels else mask).view(1, *mask.shape[-2:]))
+    return load_mask(_path(mask, "mask"))
+
+
+def _shares(values: Tensor) -> Tensor:
+    """Numbers of any dtype as fp32 on the CPU: whole ones are 0..255, or 0..65535 in uint16; others stay."""
+    if values.is_floating_point() or values.dtype == torch.bool:
+        return values.detach().cpu().float()
+    return values.cpu().float() / (65535 if values.dtype == torch.uint16 else 255)
+
+
+def _path(value: Any, name: str) -> str | Path:
+    if not isinstance(value, (str, os.PathLike)):
+        raise ValueError(f"Got a {name} of type {type(value).__name__}; expected a PIL picture, a path or a tensor.")
+    return Path(value)
+
+
+def _width_and_height(size: Any) -> tuple[int, int]:
+    if not isinstance(size, Sequence) or len(size) != 2:
+        raise ValueError(f"size is {size!r:.80}; expected (width, height) in px.")
+    width, height = size
+    return whole_number("width", width, 1), whole_number("height", height, 1)
 
 
 def _belonging_to(source: Picture, picture: Image.Image) -> Image.Image:
@@ -423,7 +449,12 @@ def _reporting(progress: Progress, title: str) -> Iterator[Callable[[int, int, A
         yield on_step
 
 
-def _named(name: str, value: str, meanings: dict[str, Any]) -> Any:
-    if value not in meanings:
+def _policy(name: str, value: Any, meanings: dict[str, Any], kind: type) -> Any:
+    """A policy, or the one that a name stands for."""
+    return value if isinstance(value, kind) else _named(name, value, meanings)
+
+
+def _named(name: str, value: Any, meanings: dict[str, Any]) -> Any:
+    if not isinstance(value, str) or value not in meanings:
         raise ValueError(f"{name} is {value!r:.80}; expected one of {', '.join(meanings)}.")
     return meanings[value]

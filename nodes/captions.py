@@ -79,8 +79,12 @@ def report(pictures: Sequence[Path], failed: dict[Path, str]) -> tuple[list[str]
     for path in pictures:
         if path in shared:
             continue
+
+        def noted(why: str, path: Path = path) -> None:
+            problems.append((path, why))
+
         try:
-            words = read_caption(path, report=lambda why, path=path: problems.append((path, why)))
+            words = read_caption(path, report=noted)
         except ValueError as error:
             failed = {path: str(error)} | failed
             continue

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import comfy.cli_args
 import comfy.ldm.modules.attention
@@ -120,16 +121,17 @@ def layers(
     has; a ComfyUI that does not know one of the formats gets ours.
     """
     base = comfy.ops.pick_operations(weight, compute, load_device=device, disable_fast_fp8=True)
-    made = {name: _plain_loading(getattr(base, name)) for name in _LAYERS}
+    classes = {name: _plain_loading(getattr(base, name)) for name in _LAYERS}
+    plain_embedding: Any = classes["Embedding"]
 
-    class Embedding(made["Embedding"]):
+    class Embedding(plain_embedding):
         def forward(self, ids: Tensor) -> Tensor:
             return super().forward(ids).to(compute)
 
     if formats:
         known = all(_knows(one) for one in formats)
-        made["Linear"] = _mixed_linear(compute, device) if known else _own_linear(made["Linear"])
-    return SimpleNamespace(**(made | {"Embedding": Embedding}))
+        classes["Linear"] = _mixed_linear(compute, device) if known else _own_linear(classes["Linear"])
+    return SimpleNamespace(**(classes | {"Embedding": Embedding}))
 
 
 def _plain_loading(layer: type[nn.Module]) -> type[nn.Module]:
@@ -157,12 +159,15 @@ def _mixed_linear(compute: torch.dtype, device: torch.device) -> type[nn.Module]
     dict, where the core puts it: so here the table gets its one row while the layer is loaded. What is not quantised
     keeps its dtype and is cast for each call, as ComfyUI does it elsewhere; it would be cast for good.
     """
-    table, slow = {}, not memory.supports_fp8_compute(device)
+    table: dict[str, dict[str, Any]] = {}
+    slow = not memory.supports_fp8_compute(device)
     older = "disabled" not in inspect.signature(comfy.ops.mixed_precision_ops).parameters
     how = {"full_precision_mm": slow} if older else {"disabled": {FP8.name} if slow else set()}
-    base = comfy.ops.mixed_precision_ops(table, compute, **how).Linear
+    base: Any = comfy.ops.mixed_precision_ops(table, compute, **how).Linear
 
     class Linear(base):
+        factory_kwargs: dict[str, Any]
+
         def _load_from_state_dict(self, state, prefix, *rest):
             weight, fields = state[f"{prefix}weight"], state.get(f"{prefix}comfy_quant")
             if fields is None:
@@ -183,8 +188,9 @@ def _mixed_linear(compute: torch.dtype, device: torch.device) -> type[nn.Module]
 def _own_linear(base: type[nn.Module]) -> type[nn.Module]:
     """The core's quantised Linear on top of ComfyUI's: the weight is streamed as ComfyUI streams it, in its own dtype,
     and the scale, which is small, follows by itself."""
+    dynamic_base: Any = base
 
-    class Linear(base):
+    class Linear(dynamic_base):
         quantisation: Quantised | None = None
         weight_scale: nn.Parameter
 

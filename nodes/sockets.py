@@ -6,7 +6,7 @@ travel with their patcher: ComfyUI holds patchers weakly, so whoever hands a mod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from ..dimoo_core import jobs, memory
-from ..dimoo_core.model.quantised import Format
 from ..dimoo_core.model.vq import VQ
 from ..dimoo_core.model.vq_tiles import TILE
 from ..dimoo_core.pictures.crop import Region
@@ -34,8 +33,8 @@ CropSocket = host.io.Custom("DIMOO_CROP")
 
 @dataclass(frozen=True, eq=False)
 class LoadedVQ:
-    """What travels on DIMOO_VQ: a `jobs.Autoencoder`. Pictures and codes come and go where results lie between nodes.
-    Each call first brings the weights into memory; batches are worked off one by one."""
+    """What travels on DIMOO_VQ: a `jobs.Autoencoder`. Results are on the device where results lie between nodes. Each
+    call first brings the weights into memory, and works on one item of a batch at a time."""
 
     vq: VQ
     patcher: Any
@@ -82,8 +81,8 @@ class LoadedVQ:
             host.ready(self.patcher, in_tiles)  # leaves more room to the weights
         done = []
         for item in batch.split(1):
-            little = partial(work, item.to(device), tile=TILE)
-            result = host.within_memory(partial(work, item.to(device)), little) if fits else little()
+            tiled = partial(work, item.to(device), tile=TILE)
+            result = host.within_memory(partial(work, item.to(device)), tiled) if fits else tiled()
             done.append(result.to(host.output_device()))
         return torch.cat(done)
 
@@ -106,25 +105,24 @@ class Palette:
 class LoadedModel:
     """What travels on DIMOO_MODEL: transformer, tokenizer and ids, and the colours that previews are made of.
 
-    itemsize: bytes of a number that is computed with. formats: those of quantised weights.
+    itemsize: bytes of a number that is computed with.
     """
 
     core: jobs.Model
     patcher: Any
     itemsize: int
     palette: Palette
-    formats: Collection[Format] = ()
 
     def place(self, plan: jobs.Plan) -> jobs.Placement:
         """Brings the weights into memory beside what a plan needs; it runs all at once where the memory for that is
         free, else in chunks."""
-        layer = memory.quantised_bytes(self.core.transformer.config, self.itemsize, self.formats)
-        whole = plan.scratch_bytes(self.itemsize) + layer
+        whole = plan.scratch_bytes(self.itemsize)
         device = host.ready(self.patcher, whole)
         if host.free_bytes(device) >= whole:
             return jobs.Placement(device)
-        in_chunks = plan.scratch_bytes(self.itemsize, memory.CHUNK_ROWS) + layer
-        host.ready(self.patcher, in_chunks)  # leaves more room to the weights
+        host.ready(
+            self.patcher, plan.scratch_bytes(self.itemsize, memory.CHUNK_ROWS)
+        )  # leaves more room to the weights
         return jobs.Placement(device, memory.CHUNK_ROWS)
 
     def get_ram_usage(self) -> int:
@@ -154,9 +152,9 @@ _KINDS = {
 
 
 def check_sockets(**values: Any) -> None:
-    """Raises ValueError unless what came on our sockets is ours: ComfyUI tells sockets apart by their name alone, so
-    that a node of another pack may have the same."""
+    """Raises ValueError unless the values on our sockets are ours: ComfyUI tells sockets apart by their name alone, so
+    a node of another pack may have the same."""
     for name, value in values.items():
         kind, giver = _KINDS[name]
         if not isinstance(value, kind):
-            raise ValueError(f"The {name} is of another pack ({type(value).__name__} came): connect {giver}.")
+            raise ValueError(f"The {name} input got {type(value).__name__} from another node pack; connect {giver}.")

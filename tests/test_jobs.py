@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from dimoo_core import jobs
+from dimoo_core import jobs, memory
 from dimoo_core.model.config import TransformerConfig, VQConfig
+from dimoo_core.model.quantised import FP8
 from dimoo_core.model.transformer import Transformer
 from dimoo_core.model.vq import VQ
 from dimoo_core.sampling.guidance import Guidance
@@ -194,6 +197,50 @@ def test_a_vq_that_is_not_finite_is_told() -> None:
     for work in (lambda: jobs.encode(broken, picture(32, 32)), lambda: jobs.decode(broken, Canvas.from_codes(CODES))):
         with pytest.raises(ValueError, match="The VQ's numbers are not finite"):
             work()
+
+
+def test_a_codebook_that_is_not_finite_is_not_the_nearest_to_everything() -> None:
+    broken = made(VQ(VQConfig.from_dict(AUTOENCODER)))
+    with torch.no_grad():
+        broken.quantize.embedding.weight[3, 0] = float("nan")
+    with pytest.raises(ValueError, match="The VQ's numbers are not finite"):
+        jobs.encode(broken, picture(32, 32))
+
+
+@pytest.mark.parametrize("batch", [0, -1, 1.5, "2", True])
+def test_a_batch_that_is_not_a_number_of_pictures_is_refused(batch) -> None:
+    for prepare in (
+        lambda: jobs.Edit("edit_add").prepare(VAE, picture(32, 32), batch),
+        lambda: jobs.Inpaint().prepare(VAE, picture(96, 32), batch),
+        lambda: jobs.generate(MODEL, VAE, jobs.text_prompt("x"), 32, 32, settings=QUICK, batch=batch),
+    ):
+        with pytest.raises(ValueError, match=r"batch is .*; expected a whole number of at least 1"):
+            prepare()
+
+
+@pytest.mark.parametrize(("pictures", "masks", "batch"), [(2, 3, 1), (3, 2, 1), (2, 1, 4)])
+def test_pictures_and_masks_of_other_batches_are_one_sentence(pictures: int, masks: int, batch: int) -> None:
+    mask = torch.zeros(masks, 32, 32)
+    mask[:, :16] = 1
+    with pytest.raises(ValueError, match=rf"Got {pictures} pictures and {masks} masks for a batch of"):
+        jobs.Inpaint(mask).prepare(VAE, picture(32, 32, pictures), batch)
+
+
+@pytest.mark.parametrize("outpaint", [False, True])
+def test_a_rectangle_that_marks_nothing_is_called_a_rectangle(outpaint: bool) -> None:
+    share = 1.0 if outpaint else 0.1
+    with pytest.raises(ValueError, match=f"rectangle of {share:g} x {share:g} of a picture of 64x64 px marks nothing"):
+        jobs.Inpaint(outpaint=outpaint, width_ratio=share, height_ratio=share).prepare(VAE, picture(64, 64))
+
+
+def test_a_plan_with_quantised_weights_needs_more_memory_wherever_it_runs() -> None:
+    prompt = jobs.text_prompt("x")
+    for formats, more in (((), 0), ((FP8,), memory.quantised_bytes(MODEL.transformer.config, 2, (FP8,)))):
+        model = replace(MODEL, formats=formats)
+        image = [jobs.plan_image(one, prompt, Canvas.empty(1, 2, 2), QUICK) for one in (MODEL, model)]
+        text = [jobs.plan_text(one, [CODES], "x", TextSettings()) for one in (MODEL, model)]
+        for plain, widened in (image, text):
+            assert widened.scratch_bytes(2) == plain.scratch_bytes(2) + more
 
 
 def test_answers_are_words_alone() -> None:

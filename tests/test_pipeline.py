@@ -14,6 +14,7 @@ import dimoo_core as dimoo
 from dimoo_core import jobs
 from dimoo_core.nano.judge import judge, matches
 from dimoo_core.pictures.pixels import from_pil, to_pil
+from dimoo_core.pipeline import mask_of, pixels_of
 from dimoo_core.sampling.ml_cache import PRESETS
 from dimoo_core.sampling.text_cache import SPEEDS
 
@@ -101,6 +102,35 @@ def test_pictures_come_as_pil_files_or_tensors(tiny, tmp_path: Path) -> None:
     assert style.size == (64, 64)
 
 
+def test_tensors_of_whole_numbers_are_read_as_they_are_meant(tiny) -> None:
+    grey = torch.full((3, 32, 32), 51, dtype=torch.uint8)
+    assert pixels_of(grey).unique().tolist() == pytest.approx([0.2])
+    assert pixels_of(grey.to(torch.uint16) * 257).unique().tolist() == pytest.approx([0.2])
+    drawn = torch.zeros(32, 32)
+    drawn[:16, :16] = 1
+    forms = (drawn, drawn[None], drawn[None, None], drawn > 0, drawn.byte(), drawn.byte() * 255, drawn.double())
+    assert all(torch.equal(mask_of(form), drawn[None]) for form in forms)
+    assert len({tiny.inpaint(grey, "x", form, **QUICK)[0].tobytes() for form in forms}) == 1
+
+
+def test_a_thin_line_of_a_mask_larger_than_the_picture_is_repainted(tiny) -> None:
+    line = torch.zeros(1024, 1024)
+    line[133] = 1
+    picture = Image.new("RGB", (64, 64), "green")
+    changed = (from_pil(tiny.inpaint(picture, "x", line, **QUICK)[0]) != from_pil(picture)).any(dim=1)[0]
+    assert changed[:16].any() and not changed[16:].any()
+    around = from_pil(tiny.outpaint(picture, "x", 1 - line, **QUICK)[0]) != from_pil(picture)
+    assert torch.equal(around.any(dim=1)[0], changed), "what is not marked is a line too"
+
+
+def test_a_profile_of_other_colours_is_not_given_to_rgb(tiny) -> None:
+    for mode, space in (("CMYK", b"CMYK"), ("L", b"GRAY"), ("RGB", b"RGB ")):
+        picture = Image.new(mode, (64, 64))
+        picture.info["icc_profile"] = bytes(16) + space + bytes(108)
+        painted = tiny.inpaint(picture, "x", mask_width=0.6, **QUICK)[0]
+        assert ("icc_profile" in painted.info) == (mode == "RGB")
+
+
 def test_progress_is_a_bar_or_a_callable_and_what_it_raises_comes_out(tiny, capsys) -> None:
     seen: list[tuple[int, int]] = []
     tiny.generate("x", size=(32, 32), steps=2, progress=lambda done, total: seen.append((done, total)))
@@ -133,7 +163,20 @@ def test_the_bar_is_shown_in_a_terminal(tiny, capsys, monkeypatch) -> None:
         (lambda pipe: pipe.edit("gone.png", "x"), "gone.png"),
         (lambda pipe: pipe.edit(Image.new("RGB", (32, 32)), "x", type="dance"), "Unknown edit type 'dance'"),
         (lambda pipe: pipe.inpaint(Image.new("RGB", (32, 32)), "x", Image.new("L", (32, 32))), "[Mm]ask"),
+        (lambda pipe: pipe.inpaint(Image.new("RGB", (32, 32)), "x", torch.zeros(32, 32)), "mask is empty"),
+        (lambda pipe: pipe.inpaint(Image.new("RGB", (32, 32)), "x", torch.zeros(3, 32, 32)), "Got a mask of shape"),
+        (lambda pipe: pipe.inpaint(Image.new("RGB", (32, 32)), "x", 7), "Got a mask of type int"),
         (lambda pipe: pipe.describe([]), "Got 0 images"),
+        (lambda pipe: pipe.describe(None), "Got a picture of type NoneType; expected"),
+        (lambda pipe: pipe.describe(torch.rand(2, 3, 32, 32)), "Got a batch of 2 pictures; expected a single one"),
+        (lambda pipe: pipe.edit([Image.new("RGB", (32, 32))], "x"), "Got a picture of type list"),
+        (lambda pipe: pipe.describe(Image.new("RGB", (32, 32)), 5), "is of type int; expected words"),
+        (lambda pipe: pipe.generate(["x"]), "is of type list; expected words"),
+        (lambda pipe: pipe.generate("x", batch=0), "batch is 0; expected"),
+        (lambda pipe: pipe.generate("x", size=64), r"size is 64; expected \(width, height\)"),
+        (lambda pipe: pipe.generate("x", size=(64.0, 64)), "width is 64.0; expected a whole number"),
+        (lambda pipe: pipe.generate("x", ml_cache=3), "ml_cache is 3; expected one of off"),
+        (lambda pipe: pipe.describe(Image.new("RGB", (32, 32)), speed=None), "speed is None; expected one of exact"),
         (lambda pipe: pipe.describe(Image.new("RGB", (32, 32)), speed="warp"), "speed is 'warp'"),
         (lambda _: dimoo.load("nowhere"), "nowhere does not exist"),
         (lambda _: dimoo.load("Alpha-VLLM/No-Such"), "no such model was downloaded"),

@@ -96,6 +96,14 @@ def test_two_words_that_are_next_to_impossible_are_weighed_all_the_same() -> Non
     assert shares == pytest.approx([float(torch.sigmoid(torch.tensor(1.0)))])
 
 
+def test_a_judge_whose_numbers_are_not_finite_judges_nothing() -> None:
+    network = Fixed(0.6, 0.2)
+    network.forward = lambda ids, *, rows, chunk_rows: torch.full((*rows.shape, TABLE.codes.stop), float("nan"))
+    model = jobs.Model(network, Words(knows=True), TABLE, SIDES)
+    with pytest.raises(ValueError, match=r"not finite \(step 1\)"):
+        yes_shares(model, torch.zeros(1, 4, 4, dtype=torch.int64), "a cat")
+
+
 def test_a_model_without_the_words_says_so() -> None:
     model = jobs.Model(Fixed(0.5, 0.5), Words(knows=False), TABLE, SIDES)
     with pytest.raises(ValueError, match="no words for yes and no"):

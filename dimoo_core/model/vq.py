@@ -44,7 +44,7 @@ class Residual(nn.Module):
         return _added(y, self._shortcut(x))
 
     def in_tiles(self, source: Tiles) -> Tiles:
-        """The same, of a map in tiles; what is between the convolutions is computed twice and held never."""
+        """The same, of a map in tiles; what is between the convolutions is computed twice, and never held."""
         first = norm_silu(self.norm1, source.read())
 
         def inner(flow: Flow) -> Flow:
@@ -53,12 +53,12 @@ class Residual(nn.Module):
         second = norm_silu(self.norm2, inner(source.read()))
         waiting: deque[Tensor] = deque()
 
-        def noted(flow: Flow) -> Flow:
+        def remembered(flow: Flow) -> Flow:
             for tile in flow:
                 waiting.append(tile)
                 yield tile
 
-        outer = conv3(self.conv2, second(inner(noted(source.drain()))))
+        outer = conv3(self.conv2, second(inner(remembered(source.drain()))))
         return Tiles(tile + self._shortcut(waiting.popleft()) for tile in outer)
 
     def _shortcut(self, x: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ class Residual(nn.Module):
 
 
 class Attention(nn.Module):
-    """Single-head attention over all places; x [B,C,h,w] -> same."""
+    """Single-head attention over all positions; x [B,C,h,w] -> same."""
 
     def __init__(self, width: int, groups: int, ops, **where):
         super().__init__()
@@ -77,8 +77,8 @@ class Attention(nn.Module):
         self.to_out = nn.ModuleList([ops.Linear(width, width, **where)])
 
     def forward(self, x: Tensor) -> Tensor:
-        places = rearrange(self.group_norm(x), "b c h w -> b 1 (h w) c")
-        y = F.scaled_dot_product_attention(self.to_q(places), self.to_k(places), self.to_v(places))
+        normed = rearrange(self.group_norm(x), "b c h w -> b 1 (h w) c")
+        y = F.scaled_dot_product_attention(self.to_q(normed), self.to_k(normed), self.to_v(normed))
         return x + rearrange(self.to_out[0](y), "b 1 (h w) c -> b c h w", h=x.shape[2])
 
 
@@ -264,12 +264,14 @@ class Quantizer(nn.Module):
 
     def distances(self, latents: Tensor) -> Tensor:
         """Euclidean distances [B,H,W,K] in fp32 of latents [B,E,H,W] to every codebook row."""
-        places = rearrange(latents, "b e h w -> b (h w) e").float()
-        distances = torch.cdist(places, self.rows(latents.device).float())
+        cells = rearrange(latents, "b e h w -> b (h w) e").float()
+        distances = torch.cdist(cells, self.rows(latents.device).float())
         return rearrange(distances, "b (h w) k -> b h w k", w=latents.shape[3])
 
     def nearest(self, latents: Tensor) -> Tensor:
-        """The nearest codebook row [B,H,W] to each of the latents [B,E,H,W], a few rows of cells at a time."""
+        """The nearest codebook row [B,H,W] to each of the latents [B,E,H,W], a few rows of cells at a time. Raises
+        ValueError where the codebook is not finite: the row with NaN would be the nearest to everything."""
+        _finite(self.rows(latents.device))
         rows = max(1, _DISTANCES_CHUNK // (self.size * len(latents) * latents.shape[3]))
         return torch.cat([self.distances(part).argmin(dim=-1) for part in latents.split(rows, dim=2)], dim=1)
 

@@ -2,8 +2,8 @@
 
 A map flows through convolutions tile by tile, from the top: each holds back one tile until it has seen the row
 below it. Only a group norm must know the whole map first. So before each norm the tiles flow once for its mean and
-variance, and flow anew, computed anew, for what follows. What comes out is what the whole map would have given, up to
-the rounding of sums taken in another order; nothing is blended, there are no seams.
+variance, and flow again, computed again, for what follows. The result is that of the whole map, up to the rounding of
+sums taken in another order; nothing is blended, there are no seams.
 
 Shapes: B batch, C channels, h w the whole map's sides, r a tile's rows.
 """
@@ -19,7 +19,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 TILE = 2**23  # values in a tile: 32 MB in fp32
-_LEAST_ROWS = 16  # a convolution computes two rows per tile in vain
+_LEAST_ROWS = 16  # a convolution computes two rows per tile that are thrown away
 
 Flow = Iterator[Tensor]  # the tiles [B,C,r,w] of a map, from the top
 
@@ -70,7 +70,7 @@ def recut(flow: Flow, rows: int) -> Flow:
 
 
 def conv3(conv: nn.Module, flow: Flow) -> Flow:
-    """A 3x3 convolution with padding 1. Tiles keep their heights, and come one later than they go in."""
+    """A 3x3 convolution with padding 1. Tiles keep their heights; each follows once the next one is read."""
     above: Tensor | None = None
     tile: Tensor | None = next(flow)
     while tile is not None:
@@ -105,7 +105,7 @@ def doubled(flow: Flow) -> Flow:
 
 
 def norm_silu(norm: nn.GroupNorm, flow: Flow) -> Callable[[Flow], Flow]:
-    """silu(group norm) as a view, with the mean and variance of the whole map that `flow` brings."""
+    """silu(group norm) as a view, with the mean and variance of the whole map in `flow`."""
     mean, variance = _moments(norm.num_groups, flow)
     scale, shift = (part.float() for part in _affine(norm, mean.device))
     width = norm.num_channels // norm.num_groups

@@ -130,8 +130,8 @@ def new_transformer(table: TokenTable) -> Transformer:
     """An untrained transformer of nano's size; embeddings begin small, as in LLaMA."""
     config = TransformerConfig.from_dict(transformer_fields(table))
     transformer = Transformer(config, code_offset=table.code_offset, attention=attention_for_training)
-    for part in transformer.layers["wte"].children():
-        torch.nn.init.normal_(part.weight, std=0.02)
+    for weight in transformer.layers["wte"].parameters():
+        torch.nn.init.normal_(weight, std=0.02)
     return transformer
 
 

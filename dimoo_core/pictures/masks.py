@@ -90,6 +90,12 @@ def centred_rectangle(width: int, height: int, *, width_ratio: float, height_rat
     return mask
 
 
+def scale_mask(mask: Tensor, height: int, width: int) -> Tensor:
+    """A mask [B,h,w] at another size, [B,height,width]: whatever it marks stays marked, thin lines too."""
+    smaller = (min(mask.shape[1], height), min(mask.shape[2], width))
+    return F.interpolate(F.adaptive_max_pool2d(mask[:, None], smaller), (height, width), mode="nearest-exact")[:, 0]
+
+
 def mask_to_cells(mask: Tensor, grid: tuple[int, int], *, coverage: float = PAINTED, grow: int = 0) -> Tensor:
     """Cells (bool [B,H,W]) that a mask [B,h,w] of any size marks: those of which more than `coverage` (a share) is
     above 0.5, then grown by `grow` cells on all sides. The mask is stretched over the `grid` (H, W) of cells."""

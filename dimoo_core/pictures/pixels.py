@@ -81,7 +81,8 @@ class Picture:
     """A picture file: its colours, and what belongs to it but is not a colour.
 
     pixels: RGB [1,3,h,w] in 0..1 as the file has them, under transparency too. alpha: [1,1,h,w] in 0..1, None where the
-    file has none. icc_profile: what its colours mean. dpi: (across, down).
+    file has none. icc_profile: what its RGB colours mean, None where the file has one of other colours or none. dpi:
+    (across, down).
     """
 
     pixels: Tensor
@@ -106,6 +107,8 @@ class Picture:
         if not bool(torch.isfinite(pixels).all()):
             raise ValueError(f"The {name} contains NaN or infinity; save it as PNG or JPEG.")
         pixels = pixels.clamp(0, 1)
+        if profile is not None and profile[16:20] != b"RGB ":
+            profile = None  # one of grey or CMYK, from before the colours became RGB
         return cls(pixels[:, :3], pixels[:, 3:] if pixels.shape[1] == 4 else None, profile or None, dpi)
 
     def on_white(self) -> Tensor:

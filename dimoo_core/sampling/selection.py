@@ -46,11 +46,16 @@ class Holes:
         self._check(int(torch.where(self._finite, 1, -1)) >= 0)
 
     def _check(self, finite: bool) -> None:
-        if not finite:
-            raise ValueError(
-                f"The model's numbers are not finite (step {self._step + 1}): the weights hold NaN or infinity, or "
-                "outgrow the dtype; download the checkpoint again, or load it in bf16 or fp32."
-            )
+        check_finite(finite, self._step)
+
+
+def check_finite(finite: bool, step: int) -> None:
+    """Raises ValueError unless what the model computed at `step`, from 0, was finite."""
+    if not finite:
+        raise ValueError(
+            f"The model's numbers are not finite (step {step + 1}): the weights hold NaN or infinity, or outgrow the "
+            "dtype; download the checkpoint again, or load it in bf16 or fp32."
+        )
 
 
 def first_holes(unknown: Tensor, most: int) -> Tensor:

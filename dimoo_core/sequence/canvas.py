@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..checks import whole_number
+
 
 @dataclass(frozen=True, eq=False)
 class Canvas:
@@ -32,7 +34,9 @@ class Canvas:
 
     @classmethod
     def empty(cls, batch: int, height: int, width: int) -> Canvas:
-        """A blank canvas of height x width cells, `batch` times."""
+        """A blank canvas of height x width cells, `batch` times. Raises ValueError where one of them is below 1."""
+        for name, number in (("batch", batch), ("height", height), ("width", width)):
+            whole_number(name, number, 1)
         codes = torch.zeros(batch, height, width, dtype=torch.int64)
         return cls(codes, torch.ones_like(codes, dtype=torch.bool))
 

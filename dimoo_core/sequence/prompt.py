@@ -24,7 +24,7 @@ class Task:
 
 def _dense(name: str, what: str) -> Task:
     # The released script looks for "dense" in the name, finds it in none of these and so falls through to another
-    # prompt; the authors' diffusers port mends canny. This is the prompt the tasks were trained with.
+    # prompt; the authors' diffusers port corrects canny. This is the prompt the tasks were trained with.
     return Task(name, "Perform dense prediction on the given images.", f"Generate a {what} according to the image.")
 
 
@@ -80,8 +80,8 @@ def check_text(name: str, text: object) -> None:
     """Raises ValueError unless `text`, called `name` in the message, is text that can be tokenised and is not too
     long."""
     if not isinstance(text, str) or len(text) > MAX_CHARACTERS:
-        got = f"{len(text)} characters" if isinstance(text, str) else repr(type(text).__name__)
-        raise ValueError(f"The {name} has {got}; at most {MAX_CHARACTERS} characters are read: shorten it.")
+        got = f"has {len(text)} characters" if isinstance(text, str) else f"is of type {type(text).__name__}"
+        raise ValueError(f"The {name} {got}; expected at most {MAX_CHARACTERS} characters: shorten it.")
     broken = [character for character in text if "\ud800" <= character <= "\udfff"]
     if broken:
         raise ValueError(
@@ -91,7 +91,7 @@ def check_text(name: str, text: object) -> None:
 
 
 def edit_task(name: str) -> Task:
-    """The task of an edit type; raises ValueError, naming all of them, where there is none of that name."""
+    """The task of an edit type; raises ValueError, naming all of them, for an unknown name."""
     if name not in EDITS:
         raise ValueError(f"Unknown edit type {name!r:.80}; expected one of {', '.join(EDITS)}.")
     return EDITS[name]

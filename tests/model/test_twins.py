@@ -293,6 +293,23 @@ def test_every_parameter_learns(pair: tuple[Transformer, LlamaForCausalLM]) -> N
         assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.any(), name
 
 
+def test_a_parameter_that_learns_alone_learns_what_it_would_beside_all_others(
+    pair: tuple[Transformer, LlamaForCausalLM],
+) -> None:
+    """What is overwritten in a pass is nothing that autograd has kept, whichever weights are frozen."""
+    model, ids = pair[0].train().requires_grad_(True), torch.arange(VOCABULARY).repeat(1, 2)
+    rows = torch.tensor([[3, 9, 20]])
+    for options in ({}, {"rows": rows, "chunk_rows": 7}):
+        model.requires_grad_(True).zero_grad()
+        model(ids, **options).logsumexp(dim=-1).mean().backward()
+        expected = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+        for name, parameter in model.named_parameters():
+            model.requires_grad_(False).zero_grad()
+            parameter.requires_grad_(True)
+            model(ids, **options).logsumexp(dim=-1).mean().backward()
+            assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
 def held(module: nn.Module) -> dict[str, dict[str, Any]]:
     """Everything that hangs on a module and its parts, by identity; of tensors their version too."""
 
@@ -414,6 +431,24 @@ def test_every_parameter_of_the_vq_learns(autoencoders: tuple[VQ, VQModel]) -> N
     (naming_loss(ours, pixels, labels) + painting_loss(ours.reconstruct(labels), pixels)).backward()
     for name, parameter in ours.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.any(), name
+
+
+def test_a_parameter_of_the_vq_that_learns_alone_learns_what_it_would_beside_all_others(
+    autoencoders: tuple[VQ, VQModel],
+) -> None:
+    ours = autoencoders[0].train().requires_grad_(True)
+    pixels, labels = picture(ours.scale), torch.arange(24).view(2, 4, 3) % ours.config.codebook_size
+
+    def gradients() -> dict[str, Tensor]:
+        ours.zero_grad()
+        (naming_loss(ours, pixels, labels) + painting_loss(ours.reconstruct(labels), pixels)).backward()
+        return {name: one.grad.clone() for name, one in ours.named_parameters() if one.grad is not None}
+
+    expected = gradients()
+    for name, parameter in ours.named_parameters():
+        ours.requires_grad_(False)
+        parameter.requires_grad_(True)
+        assert_close(gradients()[name], expected[name], rtol=1e-3, atol=1e-6, msg=name)
 
 
 def test_the_twins_weights_are_all_taken(autoencoders: tuple[VQ, VQModel]) -> None:

@@ -180,12 +180,14 @@ def test_a_pass_with_quantised_weights_takes_what_was_estimated(
 
 
 def test_a_model_with_quantised_weights_asks_for_their_room_too(loaded, monkeypatch) -> None:
-    host, core, rooms = nodepack.part("nodes.host"), nodepack.part("dimoo_core.model.quantised"), []
+    host, quantised, rooms = nodepack.part("nodes.host"), nodepack.part("dimoo_core.model.quantised"), []
+    jobs, text = nodepack.part("dimoo_core.jobs"), nodepack.part("dimoo_core.sampling.text")
     monkeypatch.setattr(host, "ready", lambda _, scratch: rooms.append(scratch) or torch.device("cpu"))
-    for formats in ((), (core.FP8,)):
-        replace(loaded[0], formats=formats).place(SimpleNamespace(scratch_bytes=lambda *_: 1000))
+    for formats in ((), (quantised.FP8,)):
+        model = replace(loaded[0], core=replace(loaded[0].core, formats=formats))
+        model.place(jobs.plan_text(model.core, [torch.zeros(1, 2, 2, dtype=torch.int64)], "x", text.TextSettings()))
     shape = loaded[0].core.transformer.config
-    assert rooms[0] == 1000 and rooms[1] >= 1000 + 4 * shape.d_model * shape.mlp_hidden_size
+    assert rooms[1] >= rooms[0] + 4 * shape.d_model * shape.mlp_hidden_size
 
 
 def vq_peaks(module, size: tuple[int, int], tile: int | None) -> tuple[int, int]:

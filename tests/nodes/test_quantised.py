@@ -123,8 +123,8 @@ def test_a_replaced_file_is_noticed(models: Path, tmp_path: Path, monkeypatch) -
 def test_auto_keeps_what_is_stored_and_a_dtype_undoes_it(models: Path, kind: str) -> None:
     kept, undone = load(kind), load(kind, weight_dtype="fp32")
     plain = load("bf16", weight_dtype="fp32").model.patcher.model_size()
-    assert [one.stored for one in kept.model.formats] == ["F8_E4M3" if kind == "fp8" else "I8"]
-    assert not undone.model.formats, "room for widened matrices is asked for where there are any"
+    assert [one.stored for one in kept.model.core.formats] == ["F8_E4M3" if kind == "fp8" else "I8"]
+    assert not undone.model.core.formats, "room for widened matrices is asked for where there are any"
     assert kept.model.patcher.model_size() < undone.model.patcher.model_size() == plain
     assert torch.equal(logits(undone.net), core_logits(models, kind, dtype=torch.float32, dequantised=True))
     assert load(kind, weight_dtype="bf16").model.patcher.model_size() == plain // 2
