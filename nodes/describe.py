@@ -41,7 +41,7 @@ def follow(model: LoadedModel, node: str | None, answers: Sequence[str], questio
 
 
 def grouped(image: Tensor, further: Sequence[Tensor | None], *, together: bool) -> list[list[Tensor]]:
-    """The pictures [1,3,h,w] of each question: one each, or all `together`, as they are where `further` ones came."""
+    """The pictures [1,3,h,w] of each question: one each, or all `together`, also where there are `further` ones."""
     pictures = list(pixels.to_core(image).split(1))
     for place, one in enumerate(further, 2):
         if one is not None:

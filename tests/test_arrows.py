@@ -86,6 +86,31 @@ def test_arrows_point_up(path: Path) -> None:
         assert target == name or rows[target] < rows[name], f"{path.name} imports {target}, which is not above it"
 
 
+def neighbours(path: Path) -> Iterator[Path]:
+    """Core files that a core file imports as it is itself imported."""
+    for level, module, names in imports(path, anywhere=False):
+        if level:
+            base = path.parents[level - 1].joinpath(*module.split(".")) if module else path.parents[level - 1]
+            for name in (base.with_suffix(".py"), *(base / f"{one}.py" for one in names)):
+                if name.is_file():
+                    yield name
+
+
+def test_no_file_imports_itself_by_a_detour() -> None:
+    done: set[Path] = set()
+
+    def follow(path: Path, way: tuple[Path, ...]) -> None:
+        assert path not in way, " -> ".join(str(one.relative_to(CORE)) for one in (*way[way.index(path) :], path))
+        if path not in done:
+            for further in neighbours(path):
+                follow(further, (*way, path))
+            done.add(path)
+
+    for path in sources(CORE):
+        follow(path, ())
+    assert len(done) == len(sources(CORE)) and sum(1 for path in done for _ in neighbours(path)) > 200
+
+
 @pytest.mark.parametrize("path", sources(CORE), ids=lambda path: str(path.relative_to(CORE)))
 def test_the_core_knows_neither_comfyui_nor_the_nodes(path: Path) -> None:
     depth = len(path.relative_to(CORE).parts)

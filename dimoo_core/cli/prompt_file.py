@@ -182,7 +182,7 @@ def _row(columns: list[str], row: list[str]) -> dict[str, Any]:
 
 
 def _value(column: str, cell: str) -> Any:
-    """A cell as the value of its field; what is no such value stays text, which `Job.check` refuses."""
+    """A cell as the value of its field; any other stays text, which `Job.check` refuses."""
     try:
         if column == "size":
             return [int(part) for part in cell.lower().split("x")]

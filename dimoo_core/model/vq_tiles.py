@@ -52,7 +52,7 @@ class Tiles:
 
 
 def tile_rows(channels: int, width: int, values: int) -> int:
-    """Rows of a tile of about so many `values`: an even number, at least 16."""
+    """Rows of a tile of about `values` numbers: an even number, at least 16."""
     return max(_LEAST_ROWS, values // (channels * width) // 2 * 2)
 
 
