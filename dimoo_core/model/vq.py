@@ -321,7 +321,7 @@ class VQ(nn.Module):
         """pixels [B,3,H*s,W*s] in 0..1 -> codes [B,H,W] int64. Raises ValueError where a side is not a multiple
         of s, and where the numbers are not finite.
 
-        `tile`: work in tiles of about so many values each (`vq_tiles.TILE`), which takes a fraction of the memory and up
+        `tile`: work in tiles of about `tile` values (see `vq_tiles.TILE`), which takes a fraction of the memory and up
         to twice the time, and gives the same up to rounding; None: the whole picture at once.
         """
         if pixels.ndim != 4 or pixels.shape[1] != self.config.in_channels:
