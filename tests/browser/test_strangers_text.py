@@ -94,7 +94,7 @@ def wait_for_complaint(page: Any, words: str) -> None:
     dialog.or_(more).first.wait_for()
     if more.count():
         more.first.click()
-        page.get_by_text("Errors detected").wait_for()
+        more.first.wait_for(state="hidden")
     else:
         page.wait_for_function("words => document.body.innerText.includes(words)", arg=words)
 
