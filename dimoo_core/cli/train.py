@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -38,8 +39,12 @@ def train_encode(args: argparse.Namespace) -> None:
     found = find(args.checkpoint)
     check_writable(args.output.parent, [args.output.name])
     side = found.defaults.side if args.side is None else args.side
-    count = encode(found, args.pictures, args.output, side=side, report=reporter())
-    say(f"wrote {count} pictures to {args.output}")
+    made = encode(found, args.pictures, args.output, side=side, report=reporter())
+    for problem in made.problems:
+        say(problem, sys.stderr)
+    say(f"wrote {made.count} pictures to {args.output}")
+    if made.count < made.total:
+        raise ValueError(f"{made.total - made.count} of {made.total} pictures are not in {args.output}, see above.")
 
 
 def train_tune(args: argparse.Namespace) -> None:

@@ -60,7 +60,7 @@ def caption(args: argparse.Namespace) -> None:
     failed = written = 0
     try:
         for path in tqdm(todo, desc="caption", unit="picture", file=sys.stderr):
-            if not args.again and caption_file(path).exists():
+            if not args.again and caption_file(path).is_file():
                 continue  # another process has written it meanwhile
             try:
                 picture = load_picture(path)
