@@ -39,12 +39,12 @@ def train_encode(args: argparse.Namespace) -> None:
     found = find(args.checkpoint)
     check_writable(args.output.parent, [args.output.name])
     side = found.defaults.side if args.side is None else args.side
-
-    def problem(sentence: str) -> None:
-        say(sentence, sys.stderr)
-
-    count = encode(found, args.pictures, args.output, side=side, report=reporter(), on_problem=problem)
-    say(f"wrote {count} pictures to {args.output}")
+    made = encode(found, args.pictures, args.output, side=side, report=reporter())
+    for problem in made.problems:
+        say(problem, sys.stderr)
+    say(f"wrote {made.count} pictures to {args.output}")
+    if made.count < made.total:
+        raise ValueError(f"{made.total - made.count} of {made.total} pictures are not in {args.output}, see above.")
 
 
 def train_tune(args: argparse.Namespace) -> None:

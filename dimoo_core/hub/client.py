@@ -11,7 +11,6 @@ stead; neither ever stands in a message.
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import ipaddress
 import json
@@ -115,7 +114,7 @@ def listing(repo: Repo) -> tuple[Repo, list[RemoteFile]]:
     """
     url = f"{repo.endpoint}/api/models/{repo.name}/revision/{quote(repo.revision, safe='')}?blobs=true"
     content = bytearray()
-    with _errors(repo), _get(url, _headers(repo), decoded=True) as (response, pieces):
+    with _errors(repo), _get(repo, url, _headers(repo), decoded=True) as (response, pieces):
         _check_status(repo, None, response)
         for piece in pieces():
             content += piece
@@ -150,7 +149,7 @@ def stream(repo: Repo, file: RemoteFile, start: int) -> Generator[tuple[int, byt
     headers = _headers(repo) | {"Accept-Encoding": "identity"}
     if start:
         headers["Range"] = f"bytes={start}-"
-    with _errors(repo), _get(url, headers) as (response, pieces):
+    with _errors(repo), _get(repo, url, headers) as (response, pieces):
         _check_status(repo, file, response)
         offset = start if response.status_code == 206 else 0
         for piece in pieces():
@@ -185,7 +184,7 @@ def _headers(repo: Repo) -> dict[str, str]:
     build = _library().utils.build_hf_headers
     plain = build(token=False, library_name="dimoo-nodes")
     if repo.credentials is not None:
-        return plain | {"authorization": f"Basic {base64.b64encode(repo.credentials.encode()).decode()}"}
+        return plain  # `_get` sends them
     headers = build(library_name="dimoo-nodes")
     if headers.keys() == plain.keys() or _is_private(repo.endpoint):
         return headers
@@ -208,15 +207,17 @@ def _is_private(endpoint: str) -> bool:
 
 @contextmanager
 def _get(
-    url: str, headers: dict[str, str], *, decoded: bool = False
+    repo: Repo, url: str, headers: dict[str, str], *, decoded: bool = False
 ) -> Iterator[tuple[Any, Callable[[], Iterator[bytes]]]]:
     """The answer to a GET, and a function that gives its body as it arrives; `decoded`: unpacked, should it be gzip."""
     session = _library().utils.get_session()
+    user, _, password = (repo.credentials or "").partition(":")
+    sign = {} if repo.credentials is None else {"auth": (user, password)}
     if callable(getattr(session, "stream", None)):  # httpx, since version 1.0
-        with session.stream("GET", url, headers=headers, timeout=_timeout(), follow_redirects=True) as response:
+        with session.stream("GET", url, headers=headers, timeout=_timeout(), follow_redirects=True, **sign) as response:
             yield response, response.iter_bytes if decoded else response.iter_raw
     else:  # requests
-        with session.get(url, headers=headers, timeout=_timeout(), stream=True) as response:
+        with session.get(url, headers=headers, timeout=_timeout(), stream=True, **sign) as response:
             yield response, partial(response.iter_content, _PIECE)
 
 

@@ -80,8 +80,11 @@ def check_text(name: str, text: object) -> None:
     """Raises ValueError unless `text`, called `name` in the message, is text that can be tokenised and is not too
     long."""
     if not isinstance(text, str) or len(text) > MAX_CHARACTERS:
-        got = f"has {len(text)} characters" if isinstance(text, str) else f"is of type {type(text).__name__}"
-        raise ValueError(f"The {name} {got}; expected at most {MAX_CHARACTERS} characters: shorten it.")
+        if not isinstance(text, str):
+            raise ValueError(f"The {name} is of type {type(text).__name__}; expected words.")
+        raise ValueError(
+            f"The {name} has {len(text)} characters; expected at most {MAX_CHARACTERS} characters: shorten it."
+        )
     broken = [character for character in text if "\ud800" <= character <= "\udfff"]
     if broken:
         raise ValueError(

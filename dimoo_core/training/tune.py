@@ -54,33 +54,35 @@ def tune(
         export_vq(output / "vqvae", vq, fields=found.vq_config_json, dtype=vq.quantize.embedding.weight.dtype)
 
 
-def encode(
-    found: Found, pictures: Path, output: Path, *, side: int, report: Report, on_problem: Report | None = None
-) -> int:
-    """Encode the captioned pictures of a folder, fitted to about `side` x `side` px, into one file of codes; returns
-    how many pictures it holds.
+@dataclass(frozen=True)
+class Encoded:
+    """How many of the `total` pictures are in the file of codes, and a sentence about each file with a problem."""
 
-    `report` gets a line for each picture. A picture that cannot be read is left out; `on_problem` (None: `report`) gets
-    a sentence that names it, and one for a caption that is not UTF-8. Stopped, the codes made so far are kept beside
-    the output and used by the next run. Raises ValueError, at the end, where pictures were left out, and `Stopped` on
-    Ctrl-C.
+    count: int
+    total: int
+    problems: list[str]
+
+
+def encode(found: Found, pictures: Path, output: Path, *, side: int, report: Report) -> Encoded:
+    """Encode the captioned pictures of a folder, fitted to about `side` x `side` px, into one file of codes.
+
+    A picture that cannot be read is left out. Stopped, the codes made so far are kept beside the output and used by the
+    next run. Raises ValueError where no picture can be read, and `Stopped` on Ctrl-C.
     """
     files = captioned_pictures(pictures)
     names = {path.relative_to(pictures).as_posix(): path for path in files}
     partial = PartialCodes(output.with_name(f"{output.name}.partial"), f"{provenance.fingerprint(found.files)} {side}")
     partial.resume(names)
-    left_out: list[str] = []
-    problem = on_problem or report
+    problems: list[str] = []
 
     def fitted() -> Iterator[tuple[str, Tensor]]:
         for number, (name, path) in enumerate(names.items(), 1):
             if name in partial.codes:
                 continue
             try:
-                pixels, words = read_captioned(path, side, problem)
+                pixels, words = read_captioned(path, side, problems.append)
             except (ValueError, OSError) as error:
-                left_out.append(str(error))
-                problem(f"{error} It is left out.")
+                problems.append(str(error))
                 continue
             report(f"encoding picture {number} of {len(names)}: {name}")
             partial.captions[name] = words
@@ -100,16 +102,12 @@ def encode(
         )
         raise Stopped(kept if partial.codes else "nothing was written, no picture was encoded") from stop
     if not partial.codes:
-        raise ValueError(left_out[0])
+        raise ValueError(problems[0])
     output.parent.mkdir(parents=True, exist_ok=True)
     done = [name for name in names if name in partial.codes]
     write_codes(output, {name: partial.codes[name] for name in done}, {name: partial.captions[name] for name in done})
     partial.file.unlink(missing_ok=True)
-    if left_out:
-        raise ValueError(
-            f"{len(left_out)} of {len(names)} pictures are not in {output}, the first of them: {left_out[0]}"
-        )
-    return len(done)
+    return Encoded(len(done), len(names), problems)
 
 
 @dataclass

@@ -256,8 +256,8 @@ def test_one_picture_that_cannot_be_read_does_not_cost_the_others(
     assert main(["train", "encode", "in", "--checkpoint", str(model), "--output", "codes.safetensors"]) == 2
     codes, captions = read_codes("codes.safetensors")
     assert codes.keys() == {"a.png", "c.png"} and captions["a.png"] == "Gr\u00fc\u00dfe a"
-    said = capsys.readouterr()
-    assert "left out:" in said.out and "1 of 3 pictures are not in codes.safetensors" in said.err
+    said = capsys.readouterr().err
+    assert "b.png is no" in said and said.endswith("train: 1 of 3 pictures are not in codes.safetensors, see above.\n")
 
 
 @pytest.mark.parametrize("again", [False, True])

@@ -165,7 +165,7 @@ def test_a_drive_that_is_away_hides_only_what_lies_on_it(
     for name, really in (("stat", stat), ("scandir", scandir), ("listdir", listdir)):
         monkeypatch.setattr(os, name, but_for_the_lost(really))
     assert listed() == ["mine"] and loads("mine")
-    with pytest.raises(ValueError, match="Got weight_dtype checkpoint 'share' any more"):
+    with pytest.raises(ValueError, match="There is no checkpoint 'share' any more"):
         loads("share")
 
 
