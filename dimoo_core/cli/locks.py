@@ -21,36 +21,57 @@ def folder_lock(folder: Path) -> Iterator[None]:
     on Windows, where folders cannot be locked, a file `.lock` stands in it meanwhile.
     """
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with _held(folder):
+    with _held_by_file(folder) if fcntl is None else _held(folder):
+        try:
             yield
-    finally:
-        for path in missing:
-            with suppress(OSError):  # there is something in it
-                path.rmdir()
+        finally:
+            for path in missing:  # while it is ours: nobody else relies on it
+                with suppress(OSError):  # there is something in it
+                    path.rmdir()
 
 
 @contextmanager
 def _held(folder: Path) -> Iterator[None]:
-    busy = f"Another process is working in {folder}: wait until it has finished, or name another folder."
-    if fcntl is None:
-        from filelock import FileLock, Timeout  # comes with torch
-
-        try:
-            with FileLock(folder / ".lock", timeout=0):
-                yield
-        except Timeout:
-            raise ValueError(busy) from None
-        return
-    held = os.open(folder, os.O_RDONLY)
+    held = _opened(folder)
     try:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(busy) from None
-        except OSError:  # some network drives lock nothing; there the files themselves are written whole or not at all
-            pass
+        while True:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(_busy(folder)) from None
+            except OSError:  # some network drives lock nothing; there the files are still written whole or not at all
+                break
+            if folder.exists() and os.path.samestat(os.fstat(held), folder.stat()):
+                break
+            os.close(held)  # who held it before us has removed it again
+            held = _opened(folder)
         yield
     finally:
         os.close(held)
+
+
+def _opened(folder: Path) -> int:
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # removed between the two lines
+            return os.open(folder, os.O_RDONLY)
+
+
+@contextmanager
+def _held_by_file(folder: Path) -> Iterator[None]:
+    from filelock import FileLock, Timeout  # comes with torch
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(_busy(folder)) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _busy(folder: Path) -> str:
+    return f"Another process is working in {folder}: wait until it has finished, or name another folder."

@@ -7,7 +7,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -124,38 +124,27 @@ def check_not_read(output: Path, inputs: Iterable[Path]) -> None:
 
 
 def check_writable(folder: Path, names: Iterable[str] = ()) -> None:
-    """Raises ValueError unless files of these `names` can be written into `folder`, which need not exist. Leaves
-    nothing behind."""
-    made: list[Path] = []
+    """Raises ValueError unless files of these `names` can be written into `folder`, which need not exist.
+
+    Tried in a folder of our own, which is removed: another process may be at work under the real names just now.
+    """
+    existing = next((path for path in (folder, *folder.parents) if os.path.exists(path)), Path())
+    if not os.path.isdir(existing):
+        raise ValueError(f"{existing} is a file, expected a folder: name another place.")
+    target = folder
     try:
-        for parent in reversed([folder, *folder.parents]):
-            if not parent.is_dir():
-                parent.mkdir()
-                made.append(parent)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-        for name in names:
-            _check_name(folder / name)
-    except FileExistsError as error:
-        raise ValueError(f"{error.filename} is a file, expected a folder: name another place.") from None
+        with tempfile.TemporaryDirectory(prefix=".dimoo-", dir=existing) as probe:
+            inside = Path(probe, folder.relative_to(existing))
+            inside.mkdir(parents=True, exist_ok=True)
+            for name in names:
+                target = folder / name
+                if os.path.isdir(target):
+                    raise ValueError(f"{target} is a folder, expected the name of a file: name another file.")
+                (inside / name).touch()
     except OSError as error:
         raise ValueError(
-            f"{error.filename or folder} cannot be written ({error.strerror or error}): name another place, or make it "
-            "writable."
+            f"{target} cannot be written ({error.strerror or error}): name another place, or make it writable."
         ) from None
-    finally:
-        for parent in reversed(made):
-            with suppress(OSError):  # somebody else has put something there
-                parent.rmdir()
-
-
-def _check_name(path: Path) -> None:
-    """Raises OSError where no file can have this path."""
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder, expected the name of a file: name another file.")
-    with suppress(FileExistsError):
-        path.touch(exist_ok=False)
-        path.unlink()
 
 
 def unused(folder: Path, stem: str) -> Path:
