@@ -1,4 +1,4 @@
-"""Inpainting and outpainting: which cells of a picture are made anew."""
+"""Inpainting and outpainting: which cells of a picture are repainted."""
 
 from __future__ import annotations
 

@@ -212,7 +212,10 @@ MISTAKES = {
     "a run of another network": (f"{TUNE} --run wide", "wide/training.safetensors is a run of another network"),
     "a run cut short": (f"{TUNE} --run cut", "cut/training.safetensors is no stopped run"),
     "nano without steps": ("train nano --run run --output tuned --steps 0", "steps is 0"),
-    "nano from what is none": ("train nano --run run --output tuned --from model", "model is no nano of this recipe"),
+    "nano from what is none": (
+        "train nano --run run --output tuned --from model",
+        "model is not a nano of this recipe",
+    ),
     "nano from nowhere": ("train nano --run run --output tuned --from nowhere", "nowhere does not exist"),
     "nano over itself": ("train nano --run run --output model --from model", "--output model is the checkpoint that"),
     "nano into one folder": ("train nano --run run --output run", "--run and --output are both run"),
