@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from ..dimoo_core import jobs, judge
@@ -92,9 +91,10 @@ class BestOf(host.io.ComfyNode):
                 "The prompt does not describe a picture; connect DiMOO Text Encode and write what the picture should "
                 "show."
             )
+        pictures = pixels.channels_to_core(image)
         found = judged(model, vq, pixels.to_core(image), prompt.text, judge_by)
         order = sorted(range(len(found)), key=lambda item: -found[item].score)  # of equals the first stays first
         lines = [f"picture {item + 1}: {found[item].score:.1%}  {found[item].description}".rstrip() for item in order]
-        ranked = image[torch.tensor(order)]
+        ranked = pixels.to_comfy(pictures[order])
         host.show_text("\n".join(lines), getattr(cls.hidden, "unique_id", None))
         return host.io.NodeOutput(ranked[:1], ranked, "\n".join(lines), ui={"text": ["\n".join(lines)]})
