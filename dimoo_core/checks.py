@@ -11,9 +11,9 @@ LONGEST = 80  # characters that a message repeats of a value that a user or a fi
 
 def whole_number(name: str, value: int, least: int, most: int | None = None) -> int:
     """`value` unchanged, if it is a whole number in least..most; otherwise a ValueError."""
-    wanted = f"from {least} to {most}" if most is not None else f"of at least {least}"
+    bounds = f"from {least} to {most}" if most is not None else f"of at least {least}"
     if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
-        raise ValueError(f"{name} is {shown(value)}; expected a whole number {wanted}.")
+        raise ValueError(f"{name} is {shown(value)}; expected a whole number {bounds}.")
     return value
 
 

@@ -1,8 +1,8 @@
 """The jobs: generate, edit, inpaint, outpaint, describe, on tensors. Each is prepared and run in one place.
 
-The Python face, the command line and the nodes all come through here. A job with words becomes a plan (`plan_image`,
-`plan_text`): all that is known before the first pass. A plan says what memory it needs, whoever runs it says where
-(`Placement`), and it runs. Pictures are fp32 [B,3,h,w] in 0..1, masks [1 or B,h,w] where 1 is to be repainted.
+The Python face, the command line and the nodes all call these. A job with words becomes a plan (`plan_image`,
+`plan_text`): all that is known before the first pass. A plan says how much memory it needs, its caller says where to
+run it (`Placement`). Pictures are fp32 [B,3,h,w] in 0..1, masks [1 or B,h,w] where 1 is to be repainted.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Placement:
 
 @dataclass(frozen=True, eq=False)
 class ImagePlan:
-    """A canvas to be filled, text-to-image, edit and inpaint alike: `prefix` ids [1 or B,P] of the prompt and the
+    """A canvas to be filled, in text-to-image, edit and inpaint alike: `prefix` ids [1 or B,P] of the prompt, and the
     branches that guide it."""
 
     model: Model
@@ -95,7 +95,8 @@ class ImagePlan:
         return (self.prefix.shape[1], *(branch.prefix.shape[1] for branch in self.branches))
 
     def scratch_bytes(self, itemsize: int, chunk_rows: int | None = None) -> int:
-        """Memory that it needs beside the weights; itemsize: bytes of a number that is computed with."""
+        """Bytes of memory that it needs beside the weights. itemsize: bytes of a number that is computed with;
+        chunk_rows: as in `Placement`."""
         batch, height, width = self.canvas.codes.shape
         config = self.model.transformer.config
         return memory.quantised_bytes(config, itemsize, self.model.formats) + memory.image_bytes(
@@ -136,7 +137,7 @@ class TextPlan:
     settings: TextSettings
 
     def scratch_bytes(self, itemsize: int, chunk_rows: int | None = None) -> int:
-        """Memory that it needs beside the weights; itemsize: bytes of a number that is computed with."""
+        """Bytes of memory that it needs beside the weights; the arguments as for `ImagePlan`."""
         answer = self.settings.max_tokens + 2
         config = self.model.transformer.config
         return memory.quantised_bytes(config, itemsize, self.model.formats) + memory.text_bytes(
@@ -166,11 +167,11 @@ class TextPlan:
 
 
 Plan = ImagePlan | TextPlan
-Place = Callable[[Plan], Placement]
+Placer = Callable[[Plan], Placement]
 
 
 def where_the_weights_are(_: Plan) -> Placement:
-    """The simplest `Place`: on the device of the weights, everything at once."""
+    """The simplest `Placer`: on the device of the weights, without chunks."""
     return Placement()
 
 
@@ -284,7 +285,7 @@ class Edit:
 class PreparedInpaint:
     """A picture with a hole: its `canvas`, and the `picture` [1 or B,3,h,w], continued to whole cells.
 
-    drawn [1 or B,height,width]: what was marked, before it was snapped to cells, at the picture's own size.
+    drawn [1 or B,height,width]: the mask before it was snapped to cells, at the picture's own size.
     """
 
     canvas: Canvas
@@ -314,8 +315,9 @@ class PreparedInpaint:
 class Inpaint:
     """Which part of a picture to repaint.
 
-    What a mask [1 or B,h,w] marks (above 0.5); or without one a centred rectangle with these shares of the sides, and
-    with `outpaint` all around it. The marked area grows by `grow` cells.
+    What a mask [1 or B,h,w] marks (above 0.5). Without a mask: a centred rectangle with these shares of the sides, or
+    with `outpaint` everything outside it; `outpaint` does not change what a mask marks. The marked area grows by `grow`
+    cells.
     """
 
     mask: Tensor | None = None
@@ -382,7 +384,7 @@ def generate(
     *,
     settings: ImageSettings,
     batch: int = 1,
-    place: Place = where_the_weights_are,
+    place: Placer = where_the_weights_are,
     on_step: ImageStep | None = None,
 ) -> Tensor:
     """Pictures [batch,3,height,width] of a `text_prompt`; px."""
@@ -398,7 +400,7 @@ def edit(
     *,
     settings: ImageSettings,
     batch: int = 1,
-    place: Place = where_the_weights_are,
+    place: Placer = where_the_weights_are,
     on_step: ImageStep | None = None,
 ) -> Tensor:
     """Edited pictures [B,3,h,w] of `picture` [B,3,h',w'], at the size it was fitted to; `batch` of a single one."""
@@ -413,7 +415,7 @@ def inpaint(
     prompt: Prompt,
     *,
     settings: ImageSettings,
-    place: Place = where_the_weights_are,
+    place: Placer = where_the_weights_are,
     on_step: ImageStep | None = None,
 ) -> Tensor:
     """Pictures [B,3,h,w] with the hole of a prepared one repainted; every other pixel stays."""
@@ -427,7 +429,7 @@ def describe(
     question: str,
     *,
     settings: TextSettings,
-    place: Place = where_the_weights_are,
+    place: Placer = where_the_weights_are,
     on_step: TextStep | None = None,
 ) -> list[str]:
     """One answer per batch item to a question about pictures [1 or B,3,h,w] each."""
@@ -436,7 +438,7 @@ def describe(
 
 
 def _sample(
-    model: Model, prompt: Prompt, canvas: Canvas, settings: ImageSettings, place: Place, on_step: ImageStep | None
+    model: Model, prompt: Prompt, canvas: Canvas, settings: ImageSettings, place: Placer, on_step: ImageStep | None
 ) -> Canvas:
     plan = plan_image(model, prompt, canvas, settings)
     return plan.run(place(plan), on_step)

@@ -1,7 +1,7 @@
 """Whether a picture shows what was asked, in the model's own judgement: how the best of several is chosen.
 
-A model that both paints and reads can check itself (self-verification, as in dMLLM-TTS, arXiv 2512.19433). It is asked
-through the same path as any other question about a picture.
+A model that both paints and reads can check itself (self-verification, as in dMLLM-TTS, arXiv 2512.19433). The question
+takes the same path as any other about a picture.
 """
 
 from __future__ import annotations
@@ -62,13 +62,14 @@ def yes_or_no(plan: TextPlan, placement: Placement | None = None) -> list[Judgem
 def by_description(
     plan: TextPlan, text: str, placement: Placement | None = None, on_step: TextStep | None = None
 ) -> list[Judgement]:
-    """The share of the words of `text` that the model's own answer to `plan`, a request to describe, has; one judgement
-    per batch item. For models that were not taught to say yes and no, and for those who want to see why."""
+    """The share of the words of `text` that are in the model's answer to `plan`, a request to describe; one judgement
+    per batch item. For models that were not taught to say yes and no; it also shows why a score is low."""
     return [Judgement(words_kept(text, answer), answer) for answer in plan.run(placement, on_step)]
 
 
 def words_kept(text: str, answer: str) -> float:
-    """The share, 0..1, of the words of `text` that `answer` has, each as often as it stands there; 1 without words."""
+    """The share, 0..1, of the words of `text` that are in `answer`; a word counts as often as it occurs. 1 where `text`
+    has no words."""
     wanted, kept = (Counter(_WORD.findall(part.lower())) for part in (text, answer))
     return (wanted & kept).total() / wanted.total() if wanted else 1.0
 

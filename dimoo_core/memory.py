@@ -178,5 +178,5 @@ def _levels_bytes(config: VQConfig, size: tuple[int, int], itemsize: int, *, up:
 
 
 def _residual_width(inputs: int, outputs: int) -> int:
-    """Channels that live at once in a residual: input, normed, convolved; then the input and three of the output."""
+    """Channels that live at once in a residual: the input, normed, convolved; then the input and three of the new."""
     return max(2 * inputs + outputs, inputs + 3 * outputs)

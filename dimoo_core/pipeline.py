@@ -1,7 +1,7 @@
 """A loaded checkpoint as Python and the command line use it: PIL pictures in and out, settings by name.
 
-Settings that are left out are the checkpoint's own (`checkpoint.defaults`), so that nano and the 8B model both paint
-what they can. The jobs themselves are `jobs`; here they get a device and the memory to work in.
+Settings that are left out default to the checkpoint's own (`checkpoint.defaults`), which differ between nano and the
+8B model. The jobs themselves are in `jobs`; here they get a device, and chunks where memory is short.
 """
 
 from __future__ import annotations
@@ -73,9 +73,9 @@ class TextOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, eq=False)
 class PlacedVQ:
-    """A VQ on a device, as the jobs use it: pictures come from the CPU and go back there.
+    """A VQ on a device, as the jobs use it; what it returns is on the CPU.
 
-    One at a time is enough for a whole batch to need no more memory than a picture, and to give the very same bits.
+    Pictures of a batch are worked on one by one: that takes no more memory than a single one, and gives the same bits.
     tiles: work in tiles, which takes a fraction of the memory and up to twice the time; None: where memory is short.
     """
 
@@ -165,7 +165,7 @@ class Pipeline:
         progress: Progress = True,
         **settings: Unpack[ImageOptions],
     ) -> list[Image.Image]:
-        """Pictures made of `picture`: changed as `prompt` says, or its edges, depth, another style.
+        """Pictures made from `picture`: changed as `prompt` says, or its edges, its depth, another style.
 
         type: a key of `EDITS`. reference: the picture whose style is taken, for image_ref_transfer. side: pictures are
         fitted to about side x side px of area. The rest as for `generate`, and image_cfg among the settings.
@@ -208,7 +208,7 @@ class Pipeline:
     ) -> list[Image.Image]:
         """`picture` with a part repainted so that the whole shows `prompt`; every other pixel stays as it was.
 
-        Transparency, colour profile and dpi are kept; a hole that nothing could be seen in becomes opaque.
+        Transparency, colour profile and dpi are kept. Where all that is marked is transparent, it becomes opaque.
 
         mask: white is repainted, or what is transparent in it; it is scaled to the picture's size. Without one a
         centred rectangle, with shares `mask_width` and `mask_height` of the sides. outpaint: repaint what is NOT
@@ -427,7 +427,7 @@ def _width_and_height(size: Any) -> tuple[int, int]:
 
 
 def _belonging_to(source: Picture, picture: Image.Image) -> Image.Image:
-    """`picture` with the colour profile and dpi of the one that it was made of, where PIL keeps them."""
+    """`picture` with the colour profile and dpi of its source, under the names by which PIL saves them."""
     kept = {"icc_profile": source.icc_profile, "dpi": source.dpi}
     picture.info.update({name: value for name, value in kept.items() if value is not None})
     return picture
@@ -435,7 +435,7 @@ def _belonging_to(source: Picture, picture: Image.Image) -> Image.Image:
 
 @contextmanager
 def _reporting(progress: Progress, title: str) -> Iterator[Callable[[int, int, Any], None]]:
-    """Gives the jobs' `on_step`, which moves a bar or calls what the user gave."""
+    """An `on_step` for the jobs: it moves a bar, or calls what the user gave."""
     if callable(progress):
         yield lambda done, total, _state: progress(done, total)
         return

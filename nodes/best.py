@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from ..dimoo_core import jobs, judge
 from ..dimoo_core.judge import Judgement
 from ..dimoo_core.sampling.text import TextSettings
-from ..dimoo_core.sequence.prompt import GENERATE
+from ..dimoo_core.sequence.prompt import DESCRIBE_QUESTION, GENERATE
 from . import host, pixels, widgets
 from .sockets import LoadedModel, LoadedVQ, ModelSocket, PromptSocket, VQSocket, check_sockets
 
-DESCRIBE_IT = "Describe the image."
 _DESCRIPTION = TextSettings()
 
 
 def by_yes_or_no(model: LoadedModel, codes: list[Tensor], text: str) -> Judgement:
-    """How surely the model says yes to whether the picture shows the text."""
+    """The probability that the model says yes when asked whether the picture shows the text."""
     plan = judge.plan_yes_or_no(model.core, codes, text)
     (judgement,) = judge.yes_or_no(plan, model.place(plan))
     return judgement
@@ -27,7 +25,7 @@ def by_yes_or_no(model: LoadedModel, codes: list[Tensor], text: str) -> Judgemen
 
 def by_description(model: LoadedModel, codes: list[Tensor], text: str) -> Judgement:
     """How many of the text's words the model's own description of the picture has."""
-    plan = jobs.plan_text(model.core, codes, DESCRIBE_IT, _DESCRIPTION)
+    plan = jobs.plan_text(model.core, codes, DESCRIBE_QUESTION, _DESCRIPTION)
     (judgement,) = judge.by_description(plan, text, model.place(plan), on_step=lambda *_: host.check_cancel())
     return judgement
 
@@ -90,11 +88,13 @@ class BestOf(host.io.ComfyNode):
         check_sockets(model=model, vq=vq, prompt=prompt)
         if prompt.task is not GENERATE or not prompt.text.strip():
             raise ValueError(
-                "The prompt says nothing that a picture could show: connect Text Encode and give it words."
+                "The prompt does not describe a picture; connect DiMOO Text Encode and write what the picture should "
+                "show."
             )
+        pictures = pixels.channels_to_core(image)
         found = judged(model, vq, pixels.to_core(image), prompt.text, judge_by)
         order = sorted(range(len(found)), key=lambda item: -found[item].score)  # of equals the first stays first
         lines = [f"picture {item + 1}: {found[item].score:.1%}  {found[item].description}".rstrip() for item in order]
-        ranked = image[torch.tensor(order)]
+        ranked = pixels.to_comfy(pictures[order])
         host.show_text("\n".join(lines), getattr(cls.hidden, "unique_id", None))
         return host.io.NodeOutput(ranked[:1], ranked, "\n".join(lines), ui={"text": ["\n".join(lines)]})

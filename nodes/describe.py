@@ -41,11 +41,11 @@ def follow(model: LoadedModel, node: str | None, answers: Sequence[str], questio
 
 
 def grouped(image: Tensor, further: Sequence[Tensor | None], *, together: bool) -> list[list[Tensor]]:
-    """The pictures [1,3,h,w] of each question: one each, or all `together`, also where there are `further` ones."""
+    """The pictures [1,3,h,w] of each question: one each, or all `together`; with `further` ones always all."""
     pictures = list(pixels.to_core(image).split(1))
-    for place, one in enumerate(further, 2):
+    for number, one in enumerate(further, 2):
         if one is not None:
-            pictures += pixels.to_core(one, f"image_{place}").split(1)
+            pictures += pixels.to_core(one, f"image_{number}").split(1)
             together = True
     return [pictures] if together else [[picture] for picture in pictures]
 

@@ -1,7 +1,7 @@
 """The pack's own sockets, and what travels on them.
 
 DIMOO_PROMPT, DIMOO_CANVAS and DIMOO_CACHE carry the core's `Prompt`, `Canvas` and `CachePolicy` as they are. Models
-travel with their patcher: ComfyUI holds patchers weakly, so whoever hands a model on must keep it alive.
+travel with their patcher: ComfyUI holds patchers weakly, so what travels keeps them alive.
 """
 
 from __future__ import annotations
@@ -120,9 +120,8 @@ class LoadedModel:
         device = host.ready(self.patcher, whole)
         if host.free_bytes(device) >= whole:
             return jobs.Placement(device)
-        host.ready(
-            self.patcher, plan.scratch_bytes(self.itemsize, memory.CHUNK_ROWS)
-        )  # leaves more room to the weights
+        in_chunks = plan.scratch_bytes(self.itemsize, memory.CHUNK_ROWS)
+        host.ready(self.patcher, in_chunks)  # leaves more room to the weights
         return jobs.Placement(device, memory.CHUNK_ROWS)
 
     def get_ram_usage(self) -> int:

@@ -3,7 +3,7 @@
 Full bidirectional attention, RMSNorm before each half of a block, rotary positions, SwiGLU feed-forward, no biases.
 The formulas are those of the released `modeling_llada.py`; what is computed is less:
 
-* logits only at the positions (`rows`) and vocabulary rows (`vocab`) that the caller wants, and in the last layer
+* logits only at the positions (`rows`) and vocabulary rows (`vocab`) that the caller names, and in the last layer
   queries and feed-forward only at those positions;
 * with a key/value store only the given positions are computed; they attend to the whole stored sequence. Keys are
   stored after rotation, so nothing is rotated twice;
@@ -34,10 +34,10 @@ _FUSED_NORM = hasattr(torch.ops.aten, "_fused_rms_norm")  # on GPUs, since torch
 
 
 class KeyValueStore(Protocol):
-    """What the transformer asks of a cache; it belongs to the caller and nothing of it stays on a module."""
+    """A cache as the transformer uses it; it belongs to the caller, and nothing of it stays on a module."""
 
     def update(self, layer: int, positions: Tensor | None, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Write keys and values [B,h,n,d] at positions [B,n] (None: all of them) and hand back the whole [B,h,L,d]."""
+        """Write keys and values [B,h,n,d] at positions [B,n] (None: all of them) and return all [B,h,L,d]."""
         ...
 
 
@@ -104,7 +104,7 @@ def take_rows(x: Tensor, index: Tensor) -> Tensor:
 class RMSNorm(nn.RMSNorm):
     """torch's, in three passes over a wide input instead of eight where torch has no fused kernel.
 
-    bf16 is rounded before the weights come in, as in the released code.
+    bf16 is rounded before the weights are applied, as in the released code.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -153,7 +153,7 @@ class SplitHead(nn.Module):
 
 
 def layer_norm(ops) -> type[nn.Module]:
-    """The norm of a namespace of layers; of torch's own, the leaner one above."""
+    """The norm of a namespace of layers; for torch's own, the leaner one above."""
     return RMSNorm if ops is nn else ops.RMSNorm
 
 
@@ -191,7 +191,7 @@ class Block(nn.Module):
         """x [B,n,D] -> [B,n,D], or [B,r,D] where only `rows` [B,r] go on; `store` takes new keys and values and returns
         all of the sequence.
 
-        x is used up: what comes back may be x itself, overwritten.
+        x may be overwritten: the result may be x itself.
         """
         return self._feed(self._attend(x, table, store, rows, chunk_rows), chunk_rows)
 

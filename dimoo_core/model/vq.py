@@ -133,7 +133,7 @@ class Level(nn.Module):
         return (*self.resnets, *self._resamples())
 
     def in_tiles(self, source: Tiles, size: tuple[int, int], tile: int) -> Tiles:
-        """All layers, of a map of `size` (h, w) in tiles of about `tile` values. A map hardly larger than that is
+        """All layers, of a map of `size` (h, w) in tiles of about `tile` values. A map hardly larger than a tile is
         worked on whole."""
         height, width = size
         if max(self.widths) * height * width <= 2 * tile:
@@ -321,19 +321,19 @@ class VQ(nn.Module):
         """pixels [B,3,H*s,W*s] in 0..1 -> codes [B,H,W] int64. Raises ValueError where a side is not a multiple
         of s, and where the numbers are not finite.
 
-        `tile`: work in tiles of about `tile` values (see `vq_tiles.TILE`), which takes a fraction of the memory and up
+        `tile`: work in tiles of about that many values (`vq_tiles.TILE`), which takes a fraction of the memory and up
         to twice the time, and gives the same up to rounding; None: the whole picture at once.
         """
         if pixels.ndim != 4 or pixels.shape[1] != self.config.in_channels:
-            wanted = f"[B,{self.config.in_channels},height,width]"
-            raise ValueError(f"Got pixels of shape {list(pixels.shape)}; expected {wanted}.")
+            expected = f"[B,{self.config.in_channels},height,width]"
+            raise ValueError(f"Got pixels of shape {list(pixels.shape)}; expected {expected}.")
         height, width = pixels.shape[2:]
         if height % self.scale or width % self.scale or not height * width:
             raise ValueError(
                 f"Got a picture of {width}x{height} px; expected sides that are multiples of {self.scale} px: fit it "
                 "first."
             )
-        # Where channels come last in memory, as ComfyUI's pictures have them, torch's group norm on a CPU is off in the
+        # Where channels are last in memory, as in ComfyUI's pictures, torch's group norm on a CPU is off in the
         # fourth digit and the third, which changes codes.
         pixels = pixels.to(self.encoder.conv_in.weight.dtype).contiguous()
         return self.quantize.nearest(_finite(self.latents(pixels, tile=tile)))

@@ -1,5 +1,5 @@
-"""One branch of guidance, as both loops ask it: a prefix, the transformer, and the keys and values that stay between
-passes. What a pass computes is its `Scope`; which scope a step has, says a policy (`ml_cache`, `text_cache`).
+"""One branch of guidance, the same for images and text: a prefix, the transformer, and the keys and values that stay
+between passes. What a pass computes is its `Scope`; a policy (`ml_cache`, `text_cache`) chooses the scope of each step.
 
 Shapes: B batch, P prefix, A answer, L = P + A sequence, n positions computed, r rows asked for, V vocabulary rows.
 """
@@ -12,11 +12,11 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-Forward = Callable[..., Tensor]  # the transformer, with what is the same at every pass already given
+Forward = Callable[..., Tensor]  # the transformer, bound to the arguments that are the same at every pass
 
 
 class Scope(Enum):
-    """What a pass computes; the rest is taken from the pass that computed it last."""
+    """What a pass computes; everything else keeps the keys and values of the last pass that computed it."""
 
     ALL = "the prefix and the answer"
     ANSWER = "the answer"
@@ -24,7 +24,7 @@ class Scope(Enum):
 
 
 class KeyValues:
-    """Keys and values of one branch, layer by layer: the transformer's store. Written in place at given positions."""
+    """Keys and values of one branch, layer by layer: a `KeyValueStore`. Given positions are written in place."""
 
     def __init__(self) -> None:
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
@@ -47,7 +47,7 @@ def write_rows(whole: Tensor, index: Tensor, rows: Tensor) -> None:
 
 
 class BranchRunner:
-    """Logits of one branch. Its keys and values end with it."""
+    """Logits of one branch; owns its keys and values."""
 
     def __init__(self, forward: Forward, prefix: Tensor):
         """prefix [B,P]: the ids before the answer."""
@@ -60,7 +60,7 @@ class BranchRunner:
 
     def all(self, answer: Tensor, rows: Tensor | None, *, keep: bool) -> Tensor:
         """Logits [B,r,V] of a pass over prefix and answer [B,A], at `rows` [B,r] of the sequence (None: all L of them).
-        keep: its keys and values stay for the passes that follow."""
+        keep: its keys and values are kept for the passes that follow."""
         self._kept = None  # first, so that old and new never stand side by side
         self._kept = KeyValues() if keep else None
         return self.forward(self.sequence(answer), rows=rows, cache=self._kept)

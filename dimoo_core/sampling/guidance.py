@@ -1,4 +1,4 @@
-"""Classifier-free guidance: the branches that are asked beside the prompt, and how their logits are combined."""
+"""Classifier-free guidance (arXiv 2207.12598): the unconditional branches, and how their logits are combined."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MAX_SCALE = 100.0  # far beyond any use; keeps fp32 logits finite
 
 @dataclass(frozen=True)
 class Guidance:
-    """How strongly an image follows what was asked.
+    """How strongly an image follows the prompt.
 
     text: guidance scale against the same images without (or with the negative) text. image: in edits, the scale against
     the text without the images. Both 0..100; a scale of 0 needs no branch and saves its time. start in [0,1): share of
@@ -49,14 +49,14 @@ class Branch:
 
 @dataclass(frozen=True, eq=False)
 class BranchLogits:
-    """What one branch answered: logits [B,r,V], and its guidance scale."""
+    """Logits [B,r,V] of an unconditional branch, and its guidance scale."""
 
     logits: Tensor
     scale: float
 
 
 def combine(conditional: Tensor, others: Sequence[BranchLogits], rows: slice = slice(None)) -> Tensor:
-    """c + sum of g_i (c - u_i) for `rows` of the r rows, in fp32 whatever comes in; all logits [B,r,V].
+    """c + sum of g_i (c - u_i) for `rows` of the r rows, in fp32 whatever the dtype of the logits; all logits [B,r,V].
 
     One formula for all tasks: with one branch it is the released (1+g) c - g u and also the released text form
     u + (1+g)(c - u); with two it is the released form for edits. (The released code combines in bf16.)

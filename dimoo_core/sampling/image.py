@@ -1,7 +1,7 @@
 """The image loop, whatever the task: masked cells are decided a few at a time. (The other loop is `text`.)
 
 Text-to-image, edit and inpaint are ONE loop on different data: the canvas says what is unknown, the prefix and the
-branches say what is asked. Every step asks the branches for code logits at the holes only, combines them, samples
+branches what is asked for. Every step computes the branches' code logits at the holes only, combines them, samples
 a code per hole and masks the least certain ones again (MaskGIT, arXiv 2202.04200; DiMOO, arXiv 2510.06308).
 
 Shapes: B batch, P prefix, A answer, N = H*W cells, m holes, K codes.
@@ -19,7 +19,7 @@ from torch import Tensor
 from ..checks import number_in, whole_number
 from ..model.transformer import Transformer
 from ..sequence.canvas import Canvas
-from ..sequence.layout import answer_length, cell_places, image_answer
+from ..sequence.layout import answer_length, cell_positions, image_answer
 from ..sequence.token_table import TokenTable
 from .branch import BranchRunner, Forward
 from .guidance import Branch, BranchLogits, Guidance, combine
@@ -83,7 +83,9 @@ def sample_image(
     plans = [settings.schedule(holes, settings.steps) for holes in canvas.holes.tolist()]
     total = max(map(len, plans))
     noise = Noise(settings.seed, len(plans), prefix.device)
-    starts = [settings.guidance.first_step(len(plan) or total) for plan in plans]  # no holes: it begins with the others
+    starts = [
+        settings.guidance.first_step(len(plan) or total) for plan in plans
+    ]  # without holes it starts like the others
     make_branch = partial(ImageBranch, partial(transformer, vocab=table.codes, chunk_rows=chunk_rows), table, settings)
     conditional = make_branch(prefix, canvas)
     guides = [GuidingBranch(make_branch, branch, canvas, starts) for branch in branches if branch.scale > 0]
@@ -101,7 +103,7 @@ def sample_image(
         ]
         codes, probs = _sample_codes(logits, others, index, noise, step, settings.temperature)
         del logits, others  # before the next pass, which takes the most memory
-        holes.saw(probs, step)
+        holes.record(probs, step)
         keep = torch.tensor([plan[step] if step < len(plan) else 0 for plan in plans], device=prefix.device)
         gumbel = noise.for_remask(step, index) if settings.temperature > 0 else torch.zeros_like(probs)
         canvas = _decide(canvas, index, codes, probs, keep, gumbel, settings)
@@ -112,7 +114,7 @@ def sample_image(
 
 
 class ImageBranch:
-    """Code logits of one branch at the holes, by full passes or through ML-Cache."""
+    """Code logits of one branch at the holes, from full passes or through ML-Cache."""
 
     def __init__(
         self,
@@ -123,11 +125,11 @@ class ImageBranch:
         canvas: Canvas,
         first_step: int = 0,
     ):
-        """forward: the transformer, for logits of codes; prefix [1 or B,P]; first_step: when it is asked first."""
+        """forward: the transformer, for logits of codes; prefix [1 or B,P]; first_step: the first with this branch."""
         batch, height, width = canvas.codes.shape
         self._mask = table.mask
         self._runner = BranchRunner(forward, prefix.expand(batch, -1))
-        self._positions = prefix.shape[1] + cell_places(height, width, prefix.device)  # [N], of the cells
+        self._positions = prefix.shape[1] + cell_positions(height, width, prefix.device)  # [N], of the cells
         self._cached: CachedBranch | None = None
         policy = settings.cache
         if policy is not None:
@@ -148,8 +150,8 @@ class ImageBranch:
 
 
 class GuidingBranch:
-    """A guiding branch. Items of a batch that ask it from the same step on share a pass: so each has its full passes
-    when it would have them alone."""
+    """An unconditional branch. Items of a batch whose guidance starts at the same step share a pass, so that each has
+    its full passes at the steps where it would have them alone."""
 
     def __init__(
         self, make_branch: Callable[..., ImageBranch], branch: Branch, canvas: Canvas, first_steps: Sequence[int]

@@ -1,8 +1,8 @@
 """ML-Cache: in most steps only some positions are computed, the rest is reused (arXiv 2510.06308).
 
-`CachePolicy` says when and which, `CachedBranch` is one branch that works by it. The sampler makes branches and drops
-them at its end; nothing is stored on a module. A new policy is a new row of `CANDIDATES`, or a field of `CachePolicy`
-that `scopes`, `budget` or `CachedBranch` read.
+`CachePolicy` chooses when and which, `CachedBranch` is one branch that follows it. The sampler makes the branches and
+drops them when it ends; nothing is stored on a module. A new policy is a new row of `CANDIDATES`, or a field of
+`CachePolicy` that `scopes`, `budget` or `CachedBranch` read.
 """
 
 from __future__ import annotations
@@ -96,9 +96,9 @@ PRESETS: dict[str, CachePolicy | None] = {
 
 
 class Cache:
-    """What one branch knows between two full passes beside its keys and values: the ids that they were computed from,
-    the peak logit of each position (how certain it was), and the code logits at the cells that were holes when it was
-    made; holes only become fewer.
+    """What one branch keeps between two full passes beside its keys and values: the ids that they were computed from,
+    the peak logit of each position (its certainty), and the code logits at the cells that were holes at the full pass;
+    holes only become fewer.
 
     B batch, L positions of the sequence, n positions computed, m holes, K codes.
     """
@@ -137,12 +137,12 @@ class Cache:
     def read(self, positions: Tensor) -> Tensor:
         """Latest code logits [B,r,K] at hole positions [B,r]."""
         if self._logits is None:
-            raise RuntimeError("The cache is read before anything was stored in it.")
+            raise RuntimeError("The cache was read before anything was stored in it.")
         return take_rows(self._logits, self._slot.gather(1, positions))
 
 
 class CachedBranch:
-    """A branch of an image that works by a `CachePolicy`."""
+    """A branch of an image that follows a `CachePolicy`."""
 
     def __init__(self, runner: BranchRunner, policy: CachePolicy, scopes: Sequence[Scope], counts: Sequence[int]):
         """scopes: of every step, by the policy; counts: positions computed at a cached step, for each item."""
@@ -171,7 +171,7 @@ class CachedBranch:
 
     def _part(self, answer: Tensor, positions: Tensor, mask: int) -> Tensor:
         if self._cache is None:
-            raise RuntimeError("A cached step comes before the first full one.")
+            raise RuntimeError("A cached step precedes the first full one.")
         ids = self._runner.sequence(answer)
         if self._policy.candidates == "all":
             chosen = self._cache.least_certain(self._counts[0])

@@ -1,7 +1,7 @@
 """Randomness: counter-based uniforms and Gumbel noise.
 
 A uniform is a pure function of (seed, stream, step, cell, token), computed with int64 tensor operations on the device:
-the same on every device and for every batch size, drawn only where it is needed, nothing shipped from the CPU.
+the same on every device and for every batch size, drawn only where it is used, nothing copied from the CPU.
 
 Image noise is rounded as bf16 does. On a GPU the released code draws it in bf16, where it cannot exceed 5.53, so that
 unlikely codes are never picked (median rank of the sampled code 33 instead of 502 in fp32, on synthetic logits).
@@ -41,9 +41,9 @@ class Noise:
         self._table = _bf16_gumbel_table().to(device)
 
     def for_tokens(self, step: int, cells: Tensor, tokens: int) -> Iterator[tuple[slice, Tensor]]:
-        """Gumbel noise per cell and token, in parts: (which of the m cells, noise fp32 [B,part,K]); cells [B,m]."""
-        for part, hashes in self._hashes(step, cells, tokens):
-            yield part, self._table[hashes >> 16]
+        """Gumbel noise per cell and token, in chunks: (which of the m cells, noise fp32 [B,chunk,K]); cells [B,m]."""
+        for chunk, hashes in self._hashes(step, cells, tokens):
+            yield chunk, self._table[hashes >> 16]
 
     def for_remask(self, step: int, cells: Tensor) -> Tensor:
         """Gumbel noise per cell, fp32 [B,m], independent of that for tokens; cells [B,m]."""
@@ -52,15 +52,15 @@ class Noise:
 
     def for_text(self, step: int, index: Tensor, tokens: int) -> Iterator[tuple[slice, Tensor]]:
         """As `for_tokens`, not rounded: the released text sampler draws in fp64 (fp32 where a device has no fp64)."""
-        for part, hashes in self._hashes(step, index, tokens):
-            yield part, gumbel((hashes.to(widest_float(self._device)) + 0.5) / 2**32)
+        for chunk, hashes in self._hashes(step, index, tokens):
+            yield chunk, gumbel((hashes.to(widest_float(self._device)) + 0.5) / 2**32)
 
     def _hashes(self, step: int, cells: Tensor, tokens: int) -> Iterator[tuple[slice, Tensor]]:
-        # Every cell walks its own arithmetic progression over the tokens; mixing makes random words of it.
+        # Every cell has its own arithmetic progression over the tokens; mixing makes random words of it.
         steps, offsets = self._keys(_TOKEN_STREAM, step, cells)
         tokens_index = torch.arange(tokens, device=self._device)
-        for part in chunks(len(cells), cells.shape[1], tokens):
-            yield part, _mix((tokens_index * steps[:, part, None]).add_(offsets[:, part, None]).bitwise_and_(_WORD))
+        for chunk in chunks(len(cells), cells.shape[1], tokens):
+            yield chunk, _mix((tokens_index * steps[:, chunk, None]).add_(offsets[:, chunk, None]).bitwise_and_(_WORD))
 
     def _keys(self, stream: int, step: int, cells: Tensor) -> tuple[Tensor, Tensor]:
         """Per cell an odd step and an offset, 32 bits each, [B,m]."""
@@ -79,7 +79,7 @@ def chunks(batch: int, cells: int, tokens: int) -> Iterator[slice]:
 
 def no_noise(batch: int, cells: int, tokens: int) -> Iterator[tuple[slice, None]]:
     """The chunks that `Noise` draws in, without any noise."""
-    return ((part, None) for part in chunks(batch, cells, tokens))
+    return ((chunk, None) for chunk in chunks(batch, cells, tokens))
 
 
 def widest_float(device: torch.device) -> torch.dtype:

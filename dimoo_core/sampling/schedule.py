@@ -1,7 +1,7 @@
 """Schedules: how many tokens are decided at which step. The whole schedule is a list before the loop starts.
 
 An image schedule is a function (holes, steps) -> the holes that stay open after each step. A new one is a new function
-of this signature; `ImageSettings.schedule` takes it, and everything that depends on it asks there.
+of this signature, given as `ImageSettings.schedule`; everything that depends on the schedule calls it there.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ def cosine(holes: int, steps: int) -> list[int]:
     for step in range(steps):
         if left == 0:
             break
-        wanted = 0 if step == steps - 1 else max(1, _cosine_share(holes, (step + 1) / steps))
-        left = min(wanted, left - 1)
+        target = 0 if step == steps - 1 else max(1, _cosine_share(holes, (step + 1) / steps))
+        left = min(target, left - 1)
         plan.append(left)
     return plan
 
 
-@lru_cache(maxsize=2**14)  # the items of a batch, and prompt after prompt, ask for the same few
+@lru_cache(maxsize=2**14)  # the items of a batch, and one prompt after another, need the same few
 def _cosine_share(holes: int, progress: float) -> int:
-    # In fp32, as the released code computes it: for 16 holes of which half should stay, fp64 says 8 and fp32 says 7.
+    # In fp32, as the released code computes it: for 16 holes of which half should stay, fp64 gives 8 and fp32 gives 7.
     cosine = torch.cos(0.5 * math.pi * torch.tensor([progress], dtype=torch.float32))
     return int((torch.tensor([holes], dtype=torch.float32) * cosine).floor())
 

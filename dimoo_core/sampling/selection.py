@@ -20,9 +20,9 @@ Selection = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 
 
 class Holes:
-    """Where the holes are, step by step, and whether the model still computes numbers.
+    """Where the holes are, step by step, and whether the model's numbers are still finite.
 
-    Both are asked of the device at once: the one host sync of a step.
+    Both are read from the device together: the one host sync of a step.
     """
 
     def __init__(self, device: torch.device):
@@ -36,8 +36,8 @@ class Holes:
         self._check(most >= 0)
         return first_holes(unknown, most)
 
-    def saw(self, probability: Tensor, step: int) -> None:
-        """Notes the probabilities [B,m] of step `step`, from 0."""
+    def record(self, probability: Tensor, step: int) -> None:
+        """Takes the probabilities [B,m] of step `step`, from 0, into the next check."""
         self._finite = self._finite & torch.isfinite(probability).all()
         self._step = step
 

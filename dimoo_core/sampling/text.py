@@ -1,7 +1,7 @@
-"""The text loop: an answer is decided block by block, left to right, in each block the surest tokens first.
+"""The text loop: an answer is decided block by block, left to right, in each block the most probable tokens first.
 
-The formulas are those of LLaDA's and the released understanding sampler. What a step computes, and how many tokens it
-may decide, says the `TextPolicy`, whose default is as released.
+The formulas are those of LLaDA (arXiv 2502.09992) and of the released understanding sampler. The `TextPolicy` chooses
+what a step computes and how many tokens it may decide; its default is as released.
 
 Shapes: B batch, P prefix, N tokens of the answer, L = P + N + 2 sequence, m holes, n positions computed, V vocabulary.
 """
@@ -63,8 +63,8 @@ def sample_text(
     """Answers to the prefixes [B,P], one list of ids each, up to (without) the first answer end, end of text or pad.
 
     `on_step(done, total, tokens [B,N])` is called after every step; what it raises (cancel) passes through. Where a
-    block takes fewer steps than planned, `done` leaps. Sampling stops as soon as in every answer all before its end
-    is decided (the released script crashes there). A sampled mask id leaves its hole open for a later block, as in
+    block takes fewer steps than planned, `done` jumps. Sampling stops as soon as every answer is decided up to its end
+    (the released script crashes there). A sampled mask id leaves its hole open for a later block, as in
     the released loop. `chunk_rows` saves memory: how many rows the transformer works on at a time (None: all).
     Raises ValueError where the model computes numbers that are not finite.
     """
@@ -79,18 +79,18 @@ def sample_text(
         guides.append(TextBranch(forward, table, torch.full_like(prefix, table.mask), keep=keep, blind=True))
     tokens = prefix.new_full((len(prefix), settings.max_tokens), table.mask)
     holes = Holes(prefix.device)
-    for number, counts in enumerate(plan):
-        block = Block(tokens == table.mask, number * settings.block_length, settings.block_length)
+    for block_index, counts in enumerate(plan):
+        block = Block(tokens == table.mask, block_index * settings.block_length, settings.block_length)
         for step, count in enumerate(counts):
             index = holes.index(block.undecided(tokens == table.mask))
             if not index.shape[1]:
                 break
-            scope = settings.policy.scope(number, step)
+            scope = settings.policy.scope(block_index, step)
             logits = conditional.logits(tokens, index, scope, block)
             others = [BranchLogits(guide.logits(tokens, index, scope, block), settings.cfg) for guide in guides]
             sampled, probs = _sample_tokens(logits, others, index, noise, done + step, settings.temperature)
             del logits, others  # before the next pass, which may take the most memory
-            holes.saw(probs, done + step)
+            holes.record(probs, done + step)
             chosen = block.choose(tokens == table.mask, index, probs, count, settings.policy.threshold)
             tokens = _write(tokens, index, sampled, chosen)
             if on_step is not None:
@@ -146,19 +146,19 @@ class Block:
         a threshold all that reach it."""
         undecided = self.undecided(unknown).gather(1, index)
         probs = probs.masked_fill(~undecided, -torch.inf)
-        wanted = torch.full_like(self.left, count)
+        counts = torch.full_like(self.left, count)
         if threshold is not None:
-            wanted = torch.maximum(wanted, (probs >= threshold).sum(dim=1, keepdim=True))
+            counts = torch.maximum(counts, (probs >= threshold).sum(dim=1, keepdim=True))
             count = index.shape[1]
-        surest = probs.topk(min(count, index.shape[1]), dim=1).indices
-        first = torch.arange(surest.shape[1], device=index.device) < torch.minimum(wanted, self.left)
-        chosen = torch.zeros_like(undecided).scatter(1, surest, first) & undecided
+        best = probs.topk(min(count, index.shape[1]), dim=1).indices
+        first = torch.arange(best.shape[1], device=index.device) < torch.minimum(counts, self.left)
+        chosen = torch.zeros_like(undecided).scatter(1, best, first) & undecided
         self.left = self.left - chosen.sum(dim=1, keepdim=True)
         return chosen
 
 
 class TextBranch:
-    """Logits of one branch, by passes over everything or with the keys and values of an earlier one."""
+    """Logits of one branch, from passes over everything or with the keys and values of an earlier one."""
 
     def __init__(self, forward: Forward, table: TokenTable, prefix: Tensor, *, keep: bool, blind: bool = False):
         """forward: the transformer; prefix [B,P]; keep: later passes compute parts; blind: the branch sees nothing but

@@ -1,8 +1,8 @@
 """The text loop's cache: what of a sequence a step computes, and how many tokens it may decide.
 
 After Fast-dLLM (arXiv 2505.22618). Keys and values of the prompt with its pictures hardly change while the answer
-grows, nor do those of the blocks to come, so they are kept and only the block at work is computed; and of its tokens
-all are decided that the model is sure of, not only as many as planned.
+grows, nor do those of later blocks, so they are kept and only the current block is computed; and of its tokens all
+are decided that the model is sure of, not only as many as planned.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from ..checks import whole_number
 class Canvas:
     """`codes` [B,H,W] int64 in 0..K-1 and `unknown` bool [B,H,W]; a code at an unknown cell means nothing.
 
-    A canvas is a value: whoever changes something makes a new one.
+    A canvas is a value: it is never changed in place.
     """
 
     codes: Tensor
@@ -64,6 +64,6 @@ class Canvas:
         least, most = (int(known.min()), int(known.max())) if known.numel() else (0, 0)
         if least < 0 or most >= codebook_size:
             raise ValueError(
-                f"The canvas holds codes {least}..{most}, the model knows 0..{codebook_size - 1}: "
+                f"Got a canvas with codes {least}..{most}; expected 0..{codebook_size - 1}: "
                 "encode the picture with the VQ of the same checkpoint."
             )

@@ -1,4 +1,4 @@
-"""Token sequences: the only room that knows newlines, begin and end tokens and the code offset.
+"""Token sequences: the only module that knows newlines, begin and end tokens and the code offset.
 
 prompt: text ids, with images before the LAST of them; image: begin, rows each ended by a newline, end;
 answer: answer begin, then an image or N text tokens, answer end. B batch, P prefix, H W cells, N text tokens.
@@ -47,20 +47,20 @@ def answer_length(height: int, width: int) -> int:
     return height * (width + 1) + 4
 
 
-def cell_places(height: int, width: int, device: torch.device | str) -> Tensor:
-    """Where the cells, row by row, stand in an image answer: [H*W] int64, counted from its answer begin."""
+def cell_positions(height: int, width: int, device: torch.device | str) -> Tensor:
+    """Positions [H*W] int64 of the cells, row by row, in an image answer, counted from its answer begin."""
     cells = torch.arange(height * width, device=device)
     return 2 + cells + cells // width  # two begin tokens, and one newline per row above
 
 
 def text_answer(tokens: Tensor, table: TokenTable) -> Tensor:
-    """Answer ids [B,N+2] around text tokens [B,N]; token i stands at place 1 + i."""
+    """Answer ids [B,N+2] around text tokens [B,N]; token i is at position 1 + i."""
     return _wrap(tokens, table.answer_begin, table.answer_end)
 
 
 def cut_answer(tokens: Sequence[int], table: TokenTable) -> list[int]:
     """Text tokens up to the first answer end, end of text or pad."""
-    ends = [place for place, token in enumerate(tokens) if token in table.ends]
+    ends = [index for index, token in enumerate(tokens) if token in table.ends]
     return list(tokens[: ends[0]] if ends else tokens)
 
 

@@ -1,4 +1,4 @@
-"""What is asked: tasks with their system prompts, and the prompt strings made of a user's words."""
+"""Tasks with their system prompts, and the prompt strings made from a user's words."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 MAX_CHARACTERS = 10_000  # about 2500 tokens: more than any caption the model was trained on
 UNCONDITION = "<uncondition>"
-DESCRIBE_QUESTION = "Describe the image."  # what is asked of a picture where nobody says otherwise
+DESCRIBE_QUESTION = "Describe the image."  # the question where none is given
 
 
 @dataclass(frozen=True)

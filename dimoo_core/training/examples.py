@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..sequence.canvas import Canvas
-from ..sequence.layout import cell_places, image_answer, prompt_prefix, text_answer
+from ..sequence.layout import cell_positions, image_answer, prompt_prefix, text_answer
 from ..sequence.prompt import Prompt, prompt_strings
 from ..sequence.token_table import TokenTable
 from ..sequence.tokenizer import TextTokenizer
@@ -71,7 +71,7 @@ class Examples:
         prefix = torch.cat([self._prefix(prompt, condition) for prompt in prompts])
         ids = torch.cat((prefix, image_answer(Canvas.from_codes(codes), self.table)), dim=1)
         height, width = codes.shape[1:]
-        positions = cell_places(height, width, codes.device) + prefix.shape[1]
+        positions = cell_positions(height, width, codes.device) + prefix.shape[1]
         maskable, weights = (None if part is None else part.flatten(1) for part in (maskable, weights))
         return Batch(ids, positions, vocab=self.table.codes, maskable=maskable, whole=whole, weights=weights)
 

@@ -78,11 +78,27 @@ def test_the_picture_that_shows_what_was_asked_comes_first(loaded, shown: list) 
     assert shown == [scores], "the page shows them on the node"
 
 
+@pytest.mark.parametrize(
+    "given",
+    [lambda one: one, lambda one: (one * 255).round().byte()[None], lambda one: one.double()[None]],
+    ids=["no batch", "uint8", "fp64"],
+)
+def test_the_best_of_other_packs_pictures_is_a_picture(loaded, shown: list, given) -> None:
+    model, vq = loaded
+    picture = draw(scene("star"))
+    prompt = run("DimooTextEncode", text=scenes.caption(scene("star")))[0]
+    best, ranked, _ = run(
+        "DimooBestOf", model=model, vq=vq, image=given(picture), prompt=prompt, judge_by="description"
+    ).args
+    assert best.shape == ranked.shape == (1, *picture.shape) and best.dtype == torch.float32
+    assert (best - picture).abs().max() < 0.005
+
+
 def test_prompts_that_no_picture_could_show_are_one_sentence(loaded) -> None:
     model, vq = loaded
     edit, *_ = run("DimooImageEdit", vq=vq, image=torch.rand(1, 64, 64, 3), edit_type="edit_add", text="x", side=128)
     for prompt in (edit, run("DimooTextEncode", text=" ")[0]):
-        with pytest.raises(ValueError, match="connect Text Encode"):
+        with pytest.raises(ValueError, match="connect DiMOO Text Encode"):
             run("DimooBestOf", model=model, vq=vq, image=torch.rand(1, 64, 64, 3), prompt=prompt)
 
 

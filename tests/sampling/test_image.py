@@ -21,7 +21,7 @@ from dimoo_core.sampling.ml_cache import CachePolicy
 from dimoo_core.sampling.schedule import cosine
 from dimoo_core.sampling.text import TextSettings, sample_text
 from dimoo_core.sequence.canvas import Canvas
-from dimoo_core.sequence.layout import cell_places
+from dimoo_core.sequence.layout import cell_positions
 
 from ..tiny import CODES, TABLE, TRANSFORMER, random_weights
 
@@ -198,7 +198,7 @@ def test_what_was_decided_is_computed_at_the_next_step_whatever_its_certainty() 
         cache=CachePolicy(0.9, 0.0, 5, candidates="holes"),
         on_step=lambda *step: canvases.append(step[2].unknown[0].flatten()),
     )
-    places = PREFIX.shape[1] + cell_places(6, 6, "cpu")
+    places = PREFIX.shape[1] + cell_positions(6, 6, "cpu")
     cached = [step for step in range(1, 12) if computed[step] is not None]
     assert len(cached) == 9
     for step in cached:

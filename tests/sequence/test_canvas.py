@@ -36,7 +36,7 @@ def test_odd_shapes_and_types_are_refused(codes: torch.Tensor, unknown: torch.Te
 
 def test_codes_of_another_codebook_are_refused_unless_they_are_unknown() -> None:
     codes = torch.tensor([[[1, 40]]])
-    with pytest.raises(ValueError, match=r"holds codes 1\.\.40, the model knows 0\.\.31"):
+    with pytest.raises(ValueError, match=r"Got a canvas with codes 1\.\.40; expected 0\.\.31"):
         Canvas.from_codes(codes).check(32)
     Canvas.from_codes(codes, codes > 31).check(32)
     Canvas.empty(1, 1, 1).check(32)

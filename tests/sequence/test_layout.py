@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from dimoo_core.sequence.canvas import Canvas
-from dimoo_core.sequence.layout import cell_places, cut_answer, image_answer, image_ids, prompt_prefix, text_answer
+from dimoo_core.sequence.layout import cell_positions, cut_answer, image_answer, image_ids, prompt_prefix, text_answer
 
 from ..tiny import TABLE as T
 
@@ -36,7 +36,14 @@ def test_a_canvas_is_an_answer_with_mask_ids_at_its_holes() -> None:
     expected[3] = T.mask
     answer = image_answer(Canvas(CODES, unknown), T)
     assert answer[0].tolist() == expected
-    assert answer[0, cell_places(2, 3, "cpu")].tolist() == [FIRST, T.mask, FIRST + 2, FIRST + 3, FIRST + 4, FIRST + 5]
+    assert answer[0, cell_positions(2, 3, "cpu")].tolist() == [
+        FIRST,
+        T.mask,
+        FIRST + 2,
+        FIRST + 3,
+        FIRST + 4,
+        FIRST + 5,
+    ]
 
 
 def test_text_answers_are_wrapped_and_cut_at_the_first_end() -> None:

@@ -35,7 +35,7 @@ def test_an_empty_text_is_fine_and_a_fixed_text_wins() -> None:
 
 @pytest.mark.parametrize("where", ["text", "negative"])
 def test_a_text_of_50000_characters_is_refused(where: str) -> None:
-    with pytest.raises(ValueError, match=r"has 50000 characters; expected at most 10000 characters: shorten it\."):
+    with pytest.raises(ValueError, match=r"has 50000 characters; expected at most 10000: shorten it\."):
         Prompt(GENERATE, **{where: "x" * 50_000})
     Prompt(GENERATE, **{where: "x" * MAX_CHARACTERS})
 
