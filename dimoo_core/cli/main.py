@@ -78,6 +78,12 @@ def _run(arguments: Sequence[str] | None, stops: Stops) -> int:
     except (ValueError, OSError) as error:
         say(f"{_title(args)}: {sentence(error, args)}", sys.stderr)
         return FAILED
+    except (RuntimeError, MemoryError) as error:
+        if type(error).__name__ not in ("OutOfMemoryError", "MemoryError"):  # torch's is one class per version
+            raise
+        remedy = "a smaller picture, --batch 1, an int8 file (see `convert`) or --device cpu takes less"
+        say(f"{_title(args)}: the device has too little memory; {remedy}.", sys.stderr)
+        return FAILED
     return 0
 
 

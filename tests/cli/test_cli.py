@@ -263,6 +263,19 @@ def test_a_broken_checkpoint_is_told_in_one_line(here: Path, capsys: pytest.Capt
     assert capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate ..."), MemoryError()])
+def test_too_little_memory_is_one_sentence(
+    model: Path, here: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("dimoo_core.jobs.generate", full)
+    assert main(["generate", "x", "--checkpoint", str(model)]) == 2
+    said = capsys.readouterr().err
+    assert "generate: the device has too little memory; a smaller picture" in said and said.count("\n") == 1
+
+
 def test_stopping_is_no_error_of_the_program(
     model: Path, here: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
