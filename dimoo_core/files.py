@@ -96,7 +96,7 @@ def _one_newline(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def printable(path: str | Path) -> str:
+def shown_path(path: str | Path) -> str:
     """A path with forward slashes to show to people: bytes of its name that are not UTF-8 become U+FFFD."""
     return Path(path).as_posix().encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..dimoo_core.files import atomic_write_text, printable
+from ..dimoo_core.files import atomic_write_text, shown_path
 from ..dimoo_core.pictures.captions import (
     caption_file,
     folders_with_pictures,
@@ -99,7 +99,7 @@ def report(pictures: Sequence[Path], failed: dict[Path, str]) -> tuple[list[str]
 
 def _name(path: Path) -> str:
     """What a picture is called to users: its path below the input folder."""
-    return printable(path.relative_to(host.input_folder()))
+    return shown_path(path.relative_to(host.input_folder()))
 
 
 class CaptionFolder(host.io.ComfyNode):

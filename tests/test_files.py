@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dimoo_core.files import atomic_write, atomic_write_text, printable, read_text
+from dimoo_core.files import atomic_write, atomic_write_text, read_text, shown_path
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o027, 0o002])
@@ -141,4 +141,4 @@ def test_half_a_character_is_written_as_a_question_mark(tmp_path: Path) -> None:
 
 
 def test_a_name_of_any_bytes_can_be_shown() -> None:
-    assert printable(Path(os.fsdecode(b"a/\xff\xc3\xa9.png"))) == "a/\ufffd\xe9.png"
+    assert shown_path(Path(os.fsdecode(b"a/\xff\xc3\xa9.png"))) == "a/\ufffd\xe9.png"

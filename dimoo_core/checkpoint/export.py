@@ -49,7 +49,4 @@ def _write_config(folder: Path, fields: Mapping[str, Any]) -> None:
 def _write_weights(state: Mapping[str, Tensor], file: Path, dtype: torch.dtype) -> None:
     tensors = {name: tensor.detach().to(dtype).contiguous() for name, tensor in state.items()}
     with atomic_write(file) as part:
-        part.touch()
-        mode = part.stat().st_mode  # the umask's; safetensors makes the file again, for nobody but its owner
         save_file(tensors, part, metadata={"format": "pt"})
-        part.chmod(mode)

@@ -23,6 +23,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ..checks import printable, rust_errors, shown
+from ..files import is_hidden
 from ..model.quantised import Quantised
 
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -162,7 +163,7 @@ def visible(folder: Path, pattern: str = "*") -> list[Path]:
     """What lies in a folder, sorted, without the names that begin with a dot. Raises ValueError where it cannot be
     listed."""
     try:
-        return sorted(path for path in folder.iterdir() if path.name[0] != "." and fnmatch(path.name, pattern))
+        return sorted(path for path in folder.iterdir() if not is_hidden(path.name) and fnmatch(path.name, pattern))
     except OSError as error:
         raise ValueError(
             f"{folder} cannot be listed ({error.strerror}); check that it exists and may be read."

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 from tqdm import tqdm
 
-from ..files import atomic_write_text, printable
+from ..files import atomic_write_text, shown_path
 from ..pictures.captions import caption_file, lacking_captions, pictures_below, shared_captions, write_captions
 from ..pictures.pixels import Picture
 from .command import Command
@@ -65,7 +65,7 @@ def caption(args: argparse.Namespace) -> None:
                 say_above(done.problem, sys.stderr)
             else:
                 written += 1
-                say_above(f"{printable(done.path)}: {done.words}", sys.stdout)
+                say_above(f"{shown_path(done.path)}: {done.words}", sys.stdout)
     except KeyboardInterrupt as stop:
         rest = "--again begins with the first picture" if args.again else "the same command makes the rest"
         raise KeyboardInterrupt(f"{written} captions are written and kept, {rest}") from stop
