@@ -76,6 +76,21 @@ EDITS: dict[str, Task] = {
 }
 
 
+def check_text(name: str, text: object) -> None:
+    """Raises ValueError unless `text`, called `name` in the message, is text that can be tokenised and is not too
+    long."""
+    if not isinstance(text, str):
+        raise ValueError(f"The {name} is of type {type(text).__name__}; expected words.")
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(f"The {name} has {len(text)} characters; expected at most {MAX_CHARACTERS}: shorten it.")
+    broken = [character for character in text if "\ud800" <= character <= "\udfff"]
+    if broken:
+        raise ValueError(
+            f"The {name} has {broken[0]!a}, which is half of a character or not UTF-8; expected whole characters: "
+            "type it again, or save its file as UTF-8."
+        )
+
+
 def edit_task(name: str) -> Task:
     """The task of an edit type; raises ValueError, naming all of them, for an unknown name."""
     if name not in EDITS:
@@ -97,13 +112,8 @@ class Prompt:
     images: tuple[Tensor, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, text in (("text", self.text), ("negative text", self.negative)):
-            if not isinstance(text, str):
-                raise ValueError(f"The {name} is of type {type(text).__name__}; expected words.")
-            if len(text) > MAX_CHARACTERS:
-                raise ValueError(
-                    f"The {name} has {len(text)} characters; expected at most {MAX_CHARACTERS}: shorten it."
-                )
+        check_text("text", self.text)
+        check_text("negative text", self.negative)
         expected, given = self.task.images, len(self.images)
         if (given == 0) if self.task is DESCRIBE else (given != expected):
             takes = "at least one image" if self.task is DESCRIBE else f"{expected} image{'s' * (expected != 1)}"

@@ -37,7 +37,7 @@ class TokenTable:
             )
         for name in names:
             if isinstance(ids[name], bool) or not isinstance(ids[name], int) or ids[name] < 0:
-                raise ValueError(f"The token id table has {name} = {ids[name]!r:.80}; expected a whole number from 0.")
+                raise ValueError(f"The token id table says {name} = {ids[name]!r}; a whole number from 0 is needed.")
         return cls(**{name: ids[name] for name in names})
 
     def to_dict(self) -> dict[str, int]:
@@ -64,7 +64,7 @@ class TokenTable:
         if self.codes.stop > vocab_size or self.codebook_size < 1:
             raise ValueError(
                 f"The vocabulary has {vocab_size} rows, but {self.codebook_size} image codes start at row "
-                f"{self.code_offset}; expected at least {self.codes.stop} rows: these weights or this config.json "
+                f"{self.code_offset}; at least {self.codes.stop} rows are needed: these weights or this config.json "
                 "are of another model."
             )
         specials = self.specials

@@ -23,13 +23,13 @@ class TextTokenizer:
 
     @classmethod
     def from_file(cls, path: str | Path) -> TextTokenizer:
-        """Reads `tokenizer.json`; raises ValueError where the file is absent or not a tokenizer."""
+        """Reads `tokenizer.json`; raises ValueError where the file is absent or is no tokenizer."""
         try:
             return cls.from_str(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise ValueError(f"The tokenizer file {path} cannot be read ({error.strerror}): download it.") from error
         except ValueError as error:
-            raise ValueError(f"The file {path} is not a tokenizer ({error}): download it again.") from error
+            raise ValueError(f"The file {path} is no tokenizer ({error}): download it again.") from error
 
     @classmethod
     def from_str(cls, text: str) -> TextTokenizer:
@@ -40,7 +40,7 @@ class TextTokenizer:
             raise ValueError(f"not a tokenizer.json: {error}") from error
 
     def encode(self, prompt: str) -> list[int]:
-        """Ids of a whole prompt string in one piece, as in the released code; nothing is added around it."""
+        """Ids of a whole prompt string, tokenised at once as the released code does; nothing is added around it."""
         return self._encoding(prompt).ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -62,7 +62,7 @@ class TextTokenizer:
     def _encoding(self, text: str) -> Encoding:
         try:
             return self._tokenizer.encode(text, add_special_tokens=False)
-        except BaseException as error:  # a panic of the Rust side is not an Exception and would end a server's thread
+        except BaseException as error:  # a panic of the Rust side is no Exception and would end a server's thread
             if type(error).__name__ != "PanicException":
                 raise
             raise ValueError(

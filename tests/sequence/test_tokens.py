@@ -87,5 +87,5 @@ def test_a_file_that_is_no_tokenizer_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"absent\.json cannot be read"):
         TextTokenizer.from_file(tmp_path / "absent.json")
     (tmp_path / "broken.json").write_text('{"model": ')
-    with pytest.raises(ValueError, match=r"broken\.json is not a tokenizer"):
+    with pytest.raises(ValueError, match=r"broken\.json is no tokenizer"):
         TextTokenizer.from_file(tmp_path / "broken.json")
