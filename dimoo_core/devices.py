@@ -11,19 +11,15 @@ import torch.distributed
 
 
 def accelerators() -> list[torch.device]:
-    """The accelerators that torch sees; empty without any, and before torch 2.6."""
-    accelerator = getattr(torch, "accelerator", None)
-    if accelerator is None or not accelerator.is_available():
+    """The accelerators that torch sees; none where it sees none, or is older than 2.6."""
+    there = getattr(torch, "accelerator", None)
+    if there is None or not there.is_available():
         return []
-    kind = accelerator.current_accelerator().type
-    return [torch.device(kind, index) for index in range(accelerator.device_count())]
+    return [torch.device(there.current_accelerator().type, number) for number in range(there.device_count())]
 
 
 def device(name: str) -> torch.device:
-    """The device called `name`; auto is the accelerator where torch sees one.
-
-    Raises ValueError for a name that torch cannot use.
-    """
+    """The device called `name`; auto is the accelerator where torch sees one. Raises ValueError for a strange name."""
     if name == "auto":
         return next(iter(accelerators()), torch.device("cpu"))
     try:
@@ -35,14 +31,14 @@ def device(name: str) -> torch.device:
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes that share a list, as torchrun starts them; a single one without it."""
+    """The processes that share a list, as torchrun starts them; alone without it."""
 
     rank: int = 0
     size: int = 1
 
     @classmethod
     def from_environment(cls) -> Ranks:
-        """The ranks that torchrun's environment variables describe, joined through gloo; one process without them."""
+        """The ranks that torchrun's variables tell of, joined through gloo; nobody but us without them."""
         size = int(os.environ.get("WORLD_SIZE", "1"))
         if size == 1:
             return cls()
@@ -52,24 +48,23 @@ class Ranks:
 
     @property
     def device(self) -> str:
-        """The name of this process's own accelerator; "cpu" where there is none."""
+        """Each process has an accelerator of its own, where there are any; otherwise all compute on the CPU."""
         found = accelerators()
         return str(found[int(os.environ.get("LOCAL_RANK", "0")) % len(found)]) if found else "cpu"
 
     def wait(self) -> None:
-        """Blocks until every process has called it."""
+        """Until every process has come here."""
         if self.size > 1:
             torch.distributed.barrier()
 
     def leave(self) -> None:
-        """Ends the group of processes."""
         if self.size > 1:
             torch.distributed.destroy_process_group()
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Bytes that are free on an accelerator, those included that torch has reserved and does not use; None where torch
-    cannot say, as on a CPU."""
+    """Bytes that are free on an accelerator, those that torch holds and does not use included; None where nobody can
+    say, as on a CPU."""
     module: Any = getattr(torch, device.type, None)
     if device.type == "cpu" or not hasattr(module, "mem_get_info"):
         return None

@@ -79,12 +79,10 @@ EDITS: dict[str, Task] = {
 def check_text(name: str, text: object) -> None:
     """Raises ValueError unless `text`, called `name` in the message, is text that can be tokenised and is not too
     long."""
-    if not isinstance(text, str) or len(text) > MAX_CHARACTERS:
-        if not isinstance(text, str):
-            raise ValueError(f"The {name} is of type {type(text).__name__}; expected words.")
-        raise ValueError(
-            f"The {name} has {len(text)} characters; expected at most {MAX_CHARACTERS} characters: shorten it."
-        )
+    if not isinstance(text, str):
+        raise ValueError(f"The {name} is of type {type(text).__name__}; expected words.")
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(f"The {name} has {len(text)} characters; expected at most {MAX_CHARACTERS}: shorten it.")
     broken = [character for character in text if "\ud800" <= character <= "\udfff"]
     if broken:
         raise ValueError(

@@ -398,7 +398,7 @@ def test_encoding_takes_the_centre_and_any_kind_of_picture(loaded) -> None:
         (torch.rand(64, 64), "has 2 dimensions; connect a picture"),
         (torch.rand(1, 64, 64, 7), "1 to 4"),
         (torch.full((1, 64, 64, 3), float("nan")), "NaN"),
-        (torch.zeros(0, 64, 64, 3), "an empty picture or batch"),
+        (torch.zeros(0, 64, 64, 3), "is empty, without pixels; connect a picture"),
     ],
     ids=["1x1", "20000 px", "no channels", "7 channels", "NaN", "empty batch"],
 )
@@ -434,7 +434,7 @@ def test_style_transfer_needs_a_reference_and_others_take_none(loaded) -> None:
     assert len(prompt.images) == 2 and canvas.codes.shape == prompt.images[0].shape
     with pytest.raises(ValueError, match="takes no reference picture"):
         run("DimooImageEdit", **{**style, "edit_type": "edit_add"}, reference_image=picture())
-    with pytest.raises(ValueError, match="The reference image input got a tensor of 2 dimensions"):
+    with pytest.raises(ValueError, match="The reference image has 2 dimensions; connect a picture"):
         run("DimooImageEdit", **style, reference_image=torch.rand(4, 4))
 
 

@@ -46,6 +46,12 @@ def test_a_text_must_be_text(text: object) -> None:
         Prompt(GENERATE, text)
 
 
+def test_half_a_character_is_refused() -> None:
+    for fields in ({"text": "a \ud83d star"}, {"negative": "\udc80"}):
+        with pytest.raises(ValueError, match="half of a character or not UTF-8; expected whole characters"):
+            Prompt(GENERATE, **fields)
+
+
 def test_every_task_wants_its_own_number_of_images() -> None:
     Prompt(EDITS["image_ref_transfer"], images=(CODES, CODES))
     Prompt(DESCRIBE, images=(CODES,) * 3)
