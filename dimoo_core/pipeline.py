@@ -339,7 +339,7 @@ def load(
     ValueError, one sentence, where it cannot be loaded.
     """
     found = find(checkpoint_path(checkpoint))
-    where = device_called(str(device))
+    where = device_called(str(device) if isinstance(device, torch.device) else device)
     wanted = _named("dtype", dtype, DTYPES) if isinstance(dtype, str) else dtype
     transformer = load_transformer(found, device=where, dtype=wanted, dequantised=wanted is not None)
     formats = found.formats if wanted is None else frozenset()
