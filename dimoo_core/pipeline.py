@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from . import jobs, memory
 from .checkpoint.find import NANO, Found, find
 from .checkpoint.load import load_tokenizer, load_transformer, load_vq
-from .checks import whole_number
+from .checks import shown, whole_number
 from .devices import device as device_called
 from .devices import free_bytes
 from .model.vq import VQ
@@ -334,13 +334,17 @@ def load(
     """A checkpoint, loaded: the built-in nano, a folder as published, a single file that `convert` made, or the hub's
     name (OWNER/NAME) of one that was downloaded.
 
-    device: auto, cpu, cuda, cuda:1, mps ... dtype: of the transformer, "fp32", "bf16" or one of torch's; "auto" keeps
+    device: auto, cpu, cuda, cuda:1, mps ... dtype: of the transformer, "fp32", "bf16" or torch's of these; "auto" keeps
     what is stored, fp8 and int8 too. tiles: whether the VQ works in tiles; None: where memory is short. Raises
     ValueError, one sentence, where it cannot be loaded.
     """
+    if not isinstance(checkpoint, (str, Path)) or not str(checkpoint).strip():
+        raise ValueError(f"checkpoint is {shown(checkpoint)}; expected a folder, a file or OWNER/NAME.")
+    wanted = _named("dtype", dtype, DTYPES) if isinstance(dtype, str) else dtype
+    if wanted not in DTYPES.values():  # fp16 too: a language model's activations outgrow it
+        raise ValueError(f"dtype is {shown(dtype)}; expected one of {', '.join(DTYPES)}, or torch's of these.")
     found = find(checkpoint_path(checkpoint))
     where = device_called(str(device) if isinstance(device, torch.device) else device)
-    wanted = _named("dtype", dtype, DTYPES) if isinstance(dtype, str) else dtype
     transformer = load_transformer(found, device=where, dtype=wanted, dequantised=wanted is not None)
     formats = found.formats if wanted is None else frozenset()
     model = jobs.Model(transformer, load_tokenizer(found), found.table, found.defaults.sides, formats)

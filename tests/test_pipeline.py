@@ -181,6 +181,9 @@ def test_the_bar_is_shown_in_a_terminal(tiny, capsys, monkeypatch) -> None:
         (lambda _: dimoo.load("nowhere"), "nowhere does not exist"),
         (lambda _: dimoo.load("Alpha-VLLM/No-Such"), "no such model was downloaded"),
         (lambda _: dimoo.load(dtype="fp7"), "dtype is 'fp7'; expected one of auto"),
+        (lambda _: dimoo.load(dtype=torch.float16), "dtype is torch.float16; expected one of auto"),
+        (lambda _: dimoo.load(""), "checkpoint is ''; expected a folder"),
+        (lambda _: dimoo.load(5), "checkpoint is 5; expected a folder"),
         (lambda _: dimoo.load(device="toaster"), "'toaster' cannot be used"),
     ],
 )

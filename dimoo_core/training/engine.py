@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import signal
@@ -153,12 +154,18 @@ class Trainer:
 
     def run(self, on_step: Callable[[int, int, float], None] | None = None) -> None:
         """Train to the end; `on_step(done, steps, loss)` after each step. A KeyboardInterrupt, whether from Ctrl-C or
-        from `on_step`, saves the last whole step and leaves as `Stopped`, which says so."""
+        from `on_step`, saves the last whole step and leaves as `Stopped`, which says so. Raises ValueError,
+        before the weights change, where the loss is not finite."""
         steps = self.settings.steps
         self.model.train()
         try:
             while self.step < steps:
                 loss = self._accumulate()
+                if not math.isfinite(loss):
+                    raise ValueError(
+                        f"The loss of step {self.step + 1} is {loss}; expected a finite number: lower the learning rate, "
+                        f"or check that the weights are finite. {self.kept[0].upper()}{self.kept[1:]}."
+                    )
                 with uninterrupted():  # half an update could not be resumed
                     self._update()
                     self.step += 1

@@ -612,7 +612,8 @@ def test_a_password_in_the_address_is_used_and_never_told(
     caplog.set_level(logging.DEBUG)
     monkeypatch.setenv("HF_ENDPOINT", hub.url.replace("http://", f"http://{userinfo}@"))
     assert is_all_right(hub, download(folder=tmp_path))
-    login = base64.b64encode(unquote(userinfo).encode()).decode()
+    user, _, password = unquote(userinfo).partition(":")
+    login = base64.b64encode(f"{user}:{password}".encode()).decode()
     assert {one.token for one in hub.asked if one.server == "hub"} == {f"Basic {login}"}
     assert {one.token for one in hub.asked if one.server == "cdn"} == {None}
     hub.faults.status = {"listing": (403, "")}

@@ -565,3 +565,15 @@ def test_naming_is_nearness_to_the_code() -> None:
     codes = vq.encode(pixels)
     right, wrong = naming_loss(vq, pixels, codes), naming_loss(vq, pixels, (codes + 1) % 4)
     assert right < wrong
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_spoils_nothing(tmp_path: Path) -> None:
+    model = trained(tmp_path, SHORT)
+    before = (tmp_path / "training.safetensors").read_bytes()
+    with torch.no_grad():
+        next(model.parameters()).fill_(float("nan"))
+    further = TrainSettings(steps=9, warm_up=2, save_every=1)
+    trainer = Trainer(model, DATA.draw, further, mask_id=TABLE.mask, folder=tmp_path / "other")
+    with pytest.raises(ValueError, match=r"The loss of step 1 is nan; .*Nothing was written"):
+        trainer.run()
+    assert not (tmp_path / "other").exists() and (tmp_path / "training.safetensors").read_bytes() == before
