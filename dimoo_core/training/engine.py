@@ -163,8 +163,8 @@ class Trainer:
                 loss = self._accumulate()
                 if not math.isfinite(loss):
                     raise ValueError(
-                        f"The loss of step {self.step + 1} is {loss}; expected a finite number: lower the learning rate, "
-                        f"or check that the weights are finite. {self.kept[0].upper()}{self.kept[1:]}."
+                        f"The loss of step {self.step + 1} is {loss}; expected a finite number: lower the learning "
+                        f"rate, or check that the weights are finite. {self.kept[0].upper()}{self.kept[1:]}."
                     )
                 with uninterrupted():  # half an update could not be resumed
                     self._update()
