@@ -24,12 +24,11 @@ from pathlib import Path
 import torch
 
 from dimoo_core.sampling.image import ImageSettings
-from dimoo_core.sampling.ml_cache import PRESETS, CachePolicy
+from dimoo_core.sampling.ml_cache import PRESETS, PUBLISHED, CachePolicy
 from dimoo_core.sampling.text import TextSettings
 from dimoo_core.sampling.text_cache import SPEEDS
 
 from . import baseline
-from .counts import PUBLISHED
 from .live_bytes import LiveBytes
 from .record import made_with, write_section
 from .workload import ImageJob, Size, TextJob

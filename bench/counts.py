@@ -22,7 +22,7 @@ from dimoo_core.model.transformer import Transformer
 from dimoo_core.sampling.branch import KeyValues
 from dimoo_core.sampling.guidance import Branch, Guidance
 from dimoo_core.sampling.image import ImageSettings, sample_image
-from dimoo_core.sampling.ml_cache import PRESETS, CachePolicy
+from dimoo_core.sampling.ml_cache import PRESETS, PUBLISHED, CachePolicy
 from dimoo_core.sampling.schedule import cosine
 from dimoo_core.sampling.text import TextSettings, sample_text
 from dimoo_core.sampling.text_cache import SPEEDS, TextPolicy
@@ -38,7 +38,6 @@ STEPS, GRID = 64, (64, 64)  # of a picture of 1024x1024 px
 PICTURE_LENGTH = 60 + 64 * 65 + 4  # prompt, cells and a newline per row, begin and end of picture and of answer
 # side in cells, prefix lengths of the branches: a picture from words at 1024x1024 px, an edit at 512x512
 JOBS = {"words": (64, (60, 46)), "edit": (32, (1142, 1132, 84))}
-PUBLISHED = CachePolicy()
 
 ANSWER = TextJob(GRID, 60)
 TOKENS, BLOCK = 128, 32

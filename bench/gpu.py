@@ -26,6 +26,7 @@ from dimoo_core.model.config import VQConfig
 from dimoo_core.model.quantised import LAYERS, largest_magnitude, quantise, scale_of, take_quantised
 from dimoo_core.model.transformer import Transformer
 from dimoo_core.model.vq import VQ
+from dimoo_core.pictures.sizes import CELL
 from dimoo_core.sampling.image import ImageSettings
 from dimoo_core.sampling.ml_cache import PRESETS
 from dimoo_core.sampling.text import TextSettings
@@ -37,7 +38,6 @@ from .workload import RELEASED_SIZE, RELEASED_VQ, ImageJob, Size, TextJob
 
 TINY = Size(32, 2, 2, 96, 320, 64)
 SIZES = ((1024, 1024), (1536, 768), (512, 512))  # width, height in px
-CELL = 16
 TINY_VQ = VQConfig(3, 3, (8, 8, 8, 8, 16), 1, 8, 64, 8, 4, False)
 
 Run = Callable[[], list]

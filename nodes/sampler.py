@@ -5,13 +5,11 @@ from __future__ import annotations
 from ..dimoo_core import jobs
 from ..dimoo_core.sampling.guidance import MAX_SCALE, Guidance
 from ..dimoo_core.sampling.image import MAX_STEPS, ImageSettings, ImageStep
-from ..dimoo_core.sampling.ml_cache import CANDIDATES, PRESETS, CachePolicy
+from ..dimoo_core.sampling.ml_cache import CANDIDATES, PRESETS, PUBLISHED, CachePolicy
 from ..dimoo_core.sampling.selection import MAX_TEMPERATURE
 from ..dimoo_core.sequence.canvas import Canvas
 from . import host, pixels, widgets
 from .sockets import CacheSocket, CanvasSocket, LoadedModel, ModelSocket, PromptSocket, check_sockets
-
-PUBLISHED = CachePolicy()
 
 
 class CacheSettings(host.io.ComfyNode):

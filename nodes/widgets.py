@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 from ..dimoo_core.checks import shown
+from ..dimoo_core.sampling.noise import SEEDS
 from .host import io
 
 Meaning = TypeVar("Meaning")
@@ -52,4 +53,4 @@ def words(name: str, tooltip: str, *, default: str = "") -> io.String.Input:
 
 def seed(tooltip: str) -> io.Int.Input:
     """A 64-bit seed with the page's control_after_generate beside it."""
-    return io.Int.Input("seed", default=0, min=0, max=2**64 - 1, control_after_generate=True, tooltip=tooltip)
+    return io.Int.Input("seed", default=0, min=0, max=SEEDS - 1, control_after_generate=True, tooltip=tooltip)

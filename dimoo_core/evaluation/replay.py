@@ -23,7 +23,7 @@ from torch import Tensor
 from ..checkpoint.load import read_transformer, read_vq
 from ..model.transformer import Transformer
 from ..pictures.masks import RECTANGLE, centred_rectangle, mask_to_cells
-from ..pictures.sizes import buckets, fit_size
+from ..pictures.sizes import CELL, buckets, fit_size
 from ..sampling.guidance import Branch
 from ..sampling.image import ImageSettings, sample_image
 from ..sampling.ml_cache import CachePolicy
@@ -195,7 +195,7 @@ class Replay:
         mask = centred_rectangle(width, height, **ratios)
         if settings["mode"] == "outpainting":
             mask = 1 - mask
-        cells = mask_to_cells(mask, (height // 16, width // 16), coverage=RECTANGLE, grow=settings["dilate"])
+        cells = mask_to_cells(mask, (height // CELL, width // CELL), coverage=RECTANGLE, grow=settings["dilate"])
         return differs(cells[0], self.tensors[settings["key"]].bool())
 
     def random(self, name: str) -> str:

@@ -19,7 +19,8 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-CELL = 16
+from ..pictures.sizes import CELL
+
 SHAPES = ("circle", "square", "triangle", "star")
 COLOURS = {
     "red": (220, 40, 40),

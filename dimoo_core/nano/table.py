@@ -39,14 +39,13 @@ from ..evaluation.table import (
     with_cost,
 )
 from ..provenance import versions
-from ..sampling.ml_cache import PRESETS, CachePolicy
+from ..sampling.ml_cache import PRESETS, PUBLISHED, CachePolicy
 from ..sampling.text_cache import EXACT, SPEEDS
 from .cases import Examiner, NanoCase
 from .judge import Verdict, judge_all, matches
 from .scenes import BACKGROUNDS, COLOURS, FORMATS, PLACES, SIZES
 
 CASES = 210  # 15 ways to leave something open, 5 kinds of edit, 5 questions: each the same number of times
-PUBLISHED_CACHE = CachePolicy(ratio=0.9, warmup=0.3, refresh_interval=5)
 NEVER_REFRESHED = CachePolicy(ratio=0.98, warmup=0.0, refresh_interval=10_000)
 CHOICES = {"size": tuple(SIZES), "colour": tuple(COLOURS), "place": PLACES, "background": tuple(BACKGROUNDS)}
 
@@ -137,7 +136,7 @@ def _variants(usual: Setup, free: Setup) -> list[Row[NanoCase]]:
         return replace(setup, grid=FORMATS[1])
 
     def cached(setup: Setup) -> Setup:
-        return replace(setup, cache=PUBLISHED_CACHE)
+        return replace(setup, cache=PUBLISHED)
 
     def half(setup: Setup) -> Setup:
         return replace(setup, steps=max(setup.steps // 2, 1))

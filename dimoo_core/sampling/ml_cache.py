@@ -85,6 +85,8 @@ class CachePolicy:
         return min(self.rows(max(holes, 1)) + decided, length)
 
 
+PUBLISHED = CachePolicy()  # the settings of the released code
+
 # Chosen on DiMOO-nano, where at equal work the least certain holes beat all positions, the most certain holes and those
 # not computed for longest, and a larger share beats refreshing more often. docs/quality.md has what they cost.
 PRESETS: dict[str, CachePolicy | None] = {

@@ -20,7 +20,7 @@ from bench.workload import RELEASED_SIZE
 from dimoo_core.model.config import TransformerConfig
 from dimoo_core.model.transformer import Transformer
 from dimoo_core.sampling.branch import KeyValues
-from dimoo_core.sampling.ml_cache import PRESETS
+from dimoo_core.sampling.ml_cache import PRESETS, PUBLISHED
 from dimoo_core.sequence.token_table import RELEASED
 
 from ..tiny import TABLE, TRANSFORMER, random_weights
@@ -132,7 +132,7 @@ PUBLISHED_SPEEDS = (2.00, 2.00)
 
 @pytest.mark.parametrize("preset", [*PRESET_SPEEDS, "published"])
 def test_presets_save_what_is_said_of_them(preset: str) -> None:
-    policy = PRESETS.get(preset, counts.PUBLISHED)
+    policy = PRESETS.get(preset, PUBLISHED)
     saved = [round(counts.picture_flops(job, None) / counts.picture_flops(job, policy), 2) for job in counts.JOBS]
     assert saved == pytest.approx(PRESET_SPEEDS.get(preset, PUBLISHED_SPEEDS), abs=0.02)
     noted = Figures.load().performance["counted"]["shares"][preset]

@@ -33,7 +33,7 @@ UNET = flags(r"--(fp|bf)\w+-unet")
 VAE = [*flags(r"--(fp|bf)\w+-vae"), "cpu_vae"]
 FORCED = flags(r"--force-fp\d+")
 OTHERS = [*flags(r"--(fp|bf)\w+-text-enc"), "supports_fp8_compute", "force_channels_last", "deterministic"]
-OTHERS += ["disable_smart_memory", "gpu_only", "highvram", "normalvram", "lowvram", "novram", "force_upcast_attention"]
+OTHERS += flags(r"--(disable-smart-memory|gpu-only|(high|normal|low|no)vram|force-upcast-attention)")  # newer: fewer
 SERVED = (torch.bfloat16, torch.float32)
 
 
