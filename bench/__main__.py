@@ -14,6 +14,7 @@ nothing: every token takes a step of its own.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import sys
 import time
@@ -31,11 +32,10 @@ from dimoo_core.sampling.text_cache import SPEEDS
 from . import baseline
 from .live_bytes import LiveBytes
 from .record import made_with, write_section
-from .workload import ImageJob, Size, TextJob
+from .workload import TINY, ImageJob, Size, TextJob
 
 PROPORTIONED = Size(512, 8, 4, 1536, 4224, 256)
 READER = Size(256, 3, 2, 768, 800, 96)
-TINY = Size(32, 2, 2, 96, 320, 64)
 
 Run = Callable[[bool], list[int]]  # its tokens; True: in as few steps as show every kind of step
 
@@ -195,7 +195,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         wrong += len(outcome.wrong)
     if options.json:
         made = made_with("python -m bench --json docs/performance.json")
-        content = {**made, "repeats": options.repeats, "ratios": ratios}
+        content = {
+            **made,
+            "machine": f"{os.cpu_count()} CPU cores, one thread",
+            "repeats": options.repeats,
+            "ratios": ratios,
+        }
         write_section(options.json, "cpu", content | {"jobs": {name: asdict(one) for name, one in jobs.items()}})
     order = ("image_exact", "image_ml_cache", "edit_ml_cache", "understanding_exact", "understanding_cached")
     print(*(f"ratio {name} {ratios[name]:.2f}" for name in order if name in ratios), sep="\n")

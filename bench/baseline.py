@@ -13,17 +13,15 @@ Shapes: B batch (1 wherever holes are indexed), L sequence, D width, h heads, d 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dimoo_core.model.transformer import Transformer, module_to_hub
+from dimoo_core.model.transformer import Attention, Transformer, module_to_hub
 from dimoo_core.sampling.noise import Noise
 from dimoo_core.sequence.token_table import TokenTable
-
-Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Released:

@@ -8,6 +8,7 @@ in every pass. The VQ is not counted: it works before and after the transformer,
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import sys
 from collections.abc import Sequence
@@ -23,9 +24,10 @@ from dimoo_core.model.vq import VQ
 from dimoo_core.model.vq_tiles import TILE
 from dimoo_core.sampling.ml_cache import PRESETS, CachePolicy
 from dimoo_core.sampling.schedule import cosine
+from dimoo_core.sequence.layout import answer_length
 from dimoo_core.sequence.token_table import RELEASED
 
-from .counts import GRID, JOBS, PICTURE_LENGTH, STEPS
+from .counts import JOBS, STEPS
 from .record import made_with, write_section
 from .workload import RELEASED_SIZE, RELEASED_VQ
 
@@ -55,6 +57,7 @@ class Card:
     disk_gb: float
 
 
+@functools.cache
 def weight_bytes(kind: str) -> int:
     """Bytes of the transformer's weights in a file of `kind`."""
     network = RELEASED_SIZE.build("meta", torch.bfloat16)
@@ -62,6 +65,7 @@ def weight_bytes(kind: str) -> int:
     return sum(weight.numel() * (BF16 if quantised_as(name, kind) is None else 1) for name, weight in weights.items())
 
 
+@functools.cache
 def vq_bytes() -> int:
     """Bytes of the VQ's weights, in fp32 as they are published."""
     return sum(weight.nbytes for weight in VQ(RELEASED_VQ, device="meta", dtype=torch.float32).parameters())
@@ -74,11 +78,10 @@ def sampling_bytes(cache: CachePolicy | None) -> int:
 
 def _job_bytes(job: str, cache: CachePolicy | None) -> int:
     side, prefixes = JOBS[job]
-    length = PICTURE_LENGTH if side == GRID[0] else max(prefixes) + side * (side + 1) + 4
     return memory.image_bytes(
         RELEASED_SIZE.config,
         batch=1,
-        length=length,
+        length=max(prefixes) + answer_length(side, side),
         cells=side * side,
         codes=RELEASED.codebook_size,
         branches=len(prefixes),

@@ -27,6 +27,7 @@ from dimoo_core.sampling.schedule import cosine
 from dimoo_core.sampling.text import TextSettings, sample_text
 from dimoo_core.sampling.text_cache import SPEEDS, TextPolicy
 from dimoo_core.sequence.canvas import Canvas
+from dimoo_core.sequence.layout import answer_length
 from dimoo_core.sequence.token_table import RELEASED
 
 from .baseline import Released
@@ -35,7 +36,7 @@ from .record import made_with, write_section
 from .workload import RELEASED_SIZE, Size, TextJob
 
 STEPS, GRID = 64, (64, 64)  # of a picture of 1024x1024 px
-PICTURE_LENGTH = 60 + 64 * 65 + 4  # prompt, cells and a newline per row, begin and end of picture and of answer
+PICTURE_LENGTH = 60 + answer_length(*GRID)  # with the prompt
 # side in cells, prefix lengths of the branches: a picture from words at 1024x1024 px, an edit at 512x512
 JOBS = {"words": (64, (60, 46)), "edit": (32, (1142, 1132, 84))}
 

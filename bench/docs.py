@@ -12,7 +12,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import wrap
@@ -374,14 +374,18 @@ def cpu(figures: Figures) -> Iterator[str]:
         f"Against the baseline in `bench/` ({source(ours)}; {ours['machine']}, medians of {ours['repeats']}):"
     )
     yield ""
-    yield from table(("job", "faster"), ((BASELINE[name], f"{ratio:g}x") for name, ratio in ours["ratios"].items()))
+    yield from table(("job", "faster"), _ratios(BASELINE, ours))
     yield ""
     yield from paragraph(
         f"Against the released code itself (commit {released['commit']}, torch {released['torch']}, transformers",
         f"{released['transformers']}; {released['machine']}, medians of {released['repeats']}):",
     )
     yield ""
-    yield from table(("job", "faster"), ((RELEASED[name], f"{ratio:g}x") for name, ratio in released["ratios"].items()))
+    yield from table(("job", "faster"), _ratios(RELEASED, released))
+
+
+def _ratios(names: Mapping[str, str], section: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    return ((names[name], f"{ratio:.3g}x") for name, ratio in section["ratios"].items())
 
 
 # ------------------------------------------------------------------------------------------------------------ command

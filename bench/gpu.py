@@ -34,9 +34,8 @@ from dimoo_core.sampling.text_cache import SPEEDS
 
 from . import baseline
 from .record import commit
-from .workload import RELEASED_SIZE, RELEASED_VQ, ImageJob, Size, TextJob
+from .workload import RELEASED_SIZE, RELEASED_VQ, TINY, ImageJob, Size, TextJob
 
-TINY = Size(32, 2, 2, 96, 320, 64)
 SIZES = ((1024, 1024), (1536, 768), (512, 512))  # width, height in px
 TINY_VQ = VQConfig(3, 3, (8, 8, 8, 8, 16), 1, 8, 64, 8, 4, False)
 

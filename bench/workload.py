@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dimoo_core.model.config import TransformerConfig, VQConfig
-from dimoo_core.model.transformer import Transformer
+from dimoo_core.model.transformer import Attention, Transformer
 from dimoo_core.sampling.guidance import Branch
 from dimoo_core.sampling.image import ImageSettings, sample_image
 from dimoo_core.sampling.text import TextSettings, sample_text
@@ -24,7 +24,6 @@ from dimoo_core.sequence.layout import image_answer, prompt_prefix, text_answer
 from dimoo_core.sequence.token_table import RELEASED, TokenTable
 
 SPECIALS = tuple(name for name in RELEASED.to_dict() if name not in ("code_offset", "codebook_size"))
-Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 Finish = Callable[[str, nn.Module], None]
 _WIDER = {"transformer.ff_out.text": 6, "transformer.ff_out.codes": 6, "q_proj": 2, "k_proj": 2}
 
@@ -83,6 +82,7 @@ class Size:
         return network
 
 
+TINY = Size(32, 2, 2, 96, 320, 64)  # takes seconds and measures nothing
 RELEASED_SIZE = Size(4096, 32, 32, 12288, 134_548, 8192)
 RELEASED_VQ = VQConfig(3, 3, (128, 256, 256, 512, 768), 2, 256, 8192, 256, 32, True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from bench import __main__ as cpu
-from bench import baseline, counts, gpu
+from bench import baseline, counts, docs, gpu
 from bench.workload import ImageJob, Size, TextJob
 from dimoo_core.checkpoint.convert import KINDS, convert
 from dimoo_core.checkpoint.find import find
@@ -49,15 +50,21 @@ def test_the_baseline_gives_the_same_answers(cfg: float) -> None:
     assert theirs == ours and len(set(ours)) > 2
 
 
-def test_the_bench_ends_with_its_ratios(capsys: pytest.CaptureFixture) -> None:
-    threads = torch.get_num_threads()
+def test_the_bench_ends_with_its_ratios_and_writes_what_the_page_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    threads, file = torch.get_num_threads(), tmp_path / "performance.json"
     try:
-        assert cpu.main(["--tiny", "--repeats", "1"]) == 0
+        assert cpu.main(["--tiny", "--repeats", "1", "--json", str(file)]) == 0
     finally:
         torch.set_num_threads(threads)
     *_, printed = capsys.readouterr().out.partition("ratio")
     last = ("ratio" + printed).splitlines()
     assert [re.fullmatch(r"ratio (\w+) \d+\.\d\d", line)[1] for line in last] == list(RATIOS)
+    recorded = docs.Figures.load()
+    written = {**recorded.performance, **json.loads(file.read_text())}
+    page = "\n".join(docs.cpu(docs.Figures(recorded.quality, written)))
+    assert "CPU cores, one thread, medians of 1" in page and not re.search(r"\d\.\d{4,}x", page)
 
 
 def test_a_trial_says_which_tokens_differ_and_what_it_took() -> None:
