@@ -18,10 +18,9 @@ from dimoo_core.checkpoint.find import find
 from dimoo_core.cli.main import main
 from dimoo_core.pictures.pixels import Picture, load_picture, to_pil
 
-from .tiny import TRANSFORMER, write_checkpoint
+from .tiny import SHORT, write_checkpoint
 
 ROOT = Path(__file__).parent.parent
-SHORT = TRANSFORMER | {"dimoo_defaults": {"size": [64, 48], "side": 64, "steps": 4, "cfg": 0.0, "image_cfg": 0.0}}
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from dimoo_core.checkpoint.find import find
+from dimoo_core.checkpoint.load import load_tokenizer, load_transformer, load_vq
 from dimoo_core.model.config import TransformerConfig, VQConfig
 from dimoo_core.model.transformer import Transformer, module_to_hub
 from dimoo_core.model.vq import VQ
@@ -57,6 +59,8 @@ TRANSFORMER = {
     "vocab_size": TABLE.code_offset + CODES,
     "dimoo_token_ids": TABLE.to_dict(),
 }
+# its pictures take four steps, without guidance
+SHORT = TRANSFORMER | {"dimoo_defaults": {"size": [64, 48], "side": 64, "steps": 4, "cfg": 0.0, "image_cfg": 0.0}}
 AUTOENCODER = {
     "_class_name": "VQModel",
     "in_channels": 3,
@@ -131,3 +135,11 @@ def write_checkpoint(
         folder / "vqvae" / "diffusion_pytorch_model.safetensors",
     )
     return folder
+
+
+def open_all(folder: Path) -> Transformer:
+    """Every part of a checkpoint, read as the loader reads it; the transformer of it."""
+    found = find(folder)
+    load_tokenizer(found)
+    load_vq(found)
+    return load_transformer(found)

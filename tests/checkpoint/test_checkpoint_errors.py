@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dimoo_core.checkpoint.find import find
-from dimoo_core.checkpoint.load import load_tokenizer, load_transformer, load_vq, read_transformer
+from dimoo_core.checkpoint.load import load_transformer, read_transformer
 
-from ..tiny import AUTOENCODER, SPECIALS, TABLE, TRANSFORMER, tokenizer_json, write_checkpoint
+from ..tiny import AUTOENCODER, SPECIALS, TABLE, TRANSFORMER, open_all, tokenizer_json, write_checkpoint
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -63,13 +63,6 @@ def header(path: Path, content: dict, data: bytes = b"", length: int | None = No
     """A file with this safetensors header; `length` is what it claims the header's length to be."""
     text = json.dumps(content).encode()
     path.write_bytes(struct.pack("<Q", len(text) if length is None else length) + text + data)
-
-
-def open_all(folder: Path) -> None:
-    found = find(folder)
-    load_tokenizer(found)
-    load_vq(found)
-    load_transformer(found)
 
 
 def complaint(folder: Path) -> str:

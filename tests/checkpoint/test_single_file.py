@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 
 from dimoo_core.checkpoint.convert import convert
 from dimoo_core.checkpoint.find import candidates, find
-from dimoo_core.checkpoint.load import load_tokenizer, load_transformer, load_vq
+from dimoo_core.checkpoint.load import load_transformer
 
-from ..tiny import AUTOENCODER, TABLE, TRANSFORMER, tokenizer_json, write_checkpoint
+from ..tiny import AUTOENCODER, TABLE, TRANSFORMER, open_all, tokenizer_json, write_checkpoint
 
 MATRIX = "model.transformer.blocks.0.q_proj"
 QUANTISED = "_quantization_metadata"
@@ -31,13 +31,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for kind in ("bf16", "fp8", "int8"):
         convert(find(folder), place / f"{kind}.safetensors", kind)
     return {kind: place / f"{kind}.safetensors" for kind in ("bf16", "fp8", "int8")}
-
-
-def open_all(path: Path) -> None:
-    found = find(path)
-    load_tokenizer(found)
-    load_vq(found)
-    load_transformer(found)
 
 
 def ordinary_model(path: Path) -> Path:

@@ -21,11 +21,10 @@ from dimoo_core.checkpoint import headers, load
 from dimoo_core.checkpoint.convert import convert
 from dimoo_core.checkpoint.export import export_transformer, export_vq
 from dimoo_core.checkpoint.find import candidates, find
-from dimoo_core.checkpoint.load import load_tokenizer, load_transformer, load_vq
-from dimoo_core.model.transformer import Transformer
+from dimoo_core.checkpoint.load import load_transformer, load_vq
 from dimoo_core.sequence.tokenizer import TextTokenizer
 
-from ..tiny import AUTOENCODER, SPECIALS, TABLE, TRANSFORMER, tokenizer_json, write_checkpoint
+from ..tiny import AUTOENCODER, SPECIALS, TABLE, TRANSFORMER, open_all, tokenizer_json, write_checkpoint
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS, VQ_FILE = "model.safetensors", "vqvae/diffusion_pytorch_model.safetensors"
@@ -39,13 +38,6 @@ class PanicException(BaseException):
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return write_checkpoint(tmp_path / "model")
-
-
-def open_all(path: Path) -> Transformer:
-    found = find(path)
-    load_tokenizer(found)
-    load_vq(found)
-    return load_transformer(found)
 
 
 def complaint(call: Callable[[], object]) -> str:

@@ -29,12 +29,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("model"), transformer=settings)
 
 
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def noise_picture(path: Path, width: int, height: int, mode: str = "RGB") -> Path:
     generator = torch.Generator().manual_seed(width)
     to_pil(torch.rand(3, height, width, generator=generator)).convert(mode).save(path)

@@ -19,17 +19,8 @@ from dimoo_core.pictures.pixels import to_pil
 from dimoo_core.training.engine import Stopped, uninterrupted
 from dimoo_core.training.pretokenise import encode_pictures, read_codes, write_codes
 
-from ..tiny import TRANSFORMER, write_checkpoint
-
 ROOT = Path(__file__).parents[2]
-DEFAULTS = {"size": [64, 48], "side": 64, "sides": [64, 64], "steps": 2, "max_tokens": 4, "text_steps": 2}
 CAT = "\u732b"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    settings = TRANSFORMER | {"dimoo_defaults": DEFAULTS | {"block_length": 4}}
-    return write_checkpoint(tmp_path_factory.mktemp("model"), transformer=settings)
 
 
 def start(*arguments: object, here: Path, **environment: str) -> subprocess.Popen:

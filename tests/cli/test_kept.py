@@ -11,21 +11,14 @@ from PIL import Image, ImageCms
 from dimoo_core.cli.main import main
 from dimoo_core.training.pretokenise import read_codes
 
-from ..tiny import TRANSFORMER, write_checkpoint
+from ..tiny import SHORT, write_checkpoint
 
-SHORT = TRANSFORMER | {"dimoo_defaults": {"size": [64, 48], "side": 64, "steps": 4, "cfg": 0.0, "image_cfg": 0.0}}
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny", transformer=SHORT)
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def run(*arguments: object) -> int:

@@ -27,17 +27,8 @@ from dimoo_core.provenance import KEY, save
 from dimoo_core.sampling.ml_cache import CachePolicy
 from dimoo_core.sequence.tokenizer import TextTokenizer
 
-from ..tiny import TRANSFORMER, write_checkpoint
-
 ROOT = Path(__file__).parents[2]
-DEFAULTS = {"size": [64, 48], "side": 64, "sides": [64, 64], "steps": 2, "max_tokens": 4, "text_steps": 2}
 USUAL = Job("", size=(64, 48), seed=5, steps=2)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    settings = TRANSFORMER | {"dimoo_defaults": DEFAULTS | {"block_length": 4}}
-    return write_checkpoint(tmp_path_factory.mktemp("model"), transformer=settings)
 
 
 def listed(folder: Path, name: str, text: str) -> Path:

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from dimoo_core.model.config import TransformerConfig, VQConfig
 from dimoo_core.nano.build import transformer_fields
+from dimoo_core.nano.judge import open_patterns
 from dimoo_core.nano.lessons import Lessons, edges_only, shape_unseen
 from dimoo_core.nano.recipe import centres, edge_scenes, labels_of, vq_batches, vq_fields
 from dimoo_core.nano.scenes import (
     BACKGROUNDS,
     COLOURS,
     FORMATS,
-    OPEN,
     PLACES,
     SHAPES,
     SIZES,
@@ -91,11 +91,10 @@ def test_captions_are_distinct_and_tell_all() -> None:
 def test_open_captions_leave_out_what_they_say_and_no_more() -> None:
     scene = Scene("pink", "star", "blue", "small", "on the left")
     said = {"size": "small", "colour": "blue", "place": "on the left", "background": "on a pink background"}
-    for count in range(len(OPEN) + 1):
-        for names in combinations(OPEN, count):
-            text = caption(scene, names)
-            assert text.startswith("a ") and "star" in text and "  " not in text
-            assert all((part in text) == (name not in names) for name, part in said.items())
+    for names in open_patterns():
+        text = caption(scene, names)
+        assert text.startswith("a ") and "star" in text and "  " not in text
+        assert all((part in text) == (name not in names) for name, part in said.items())
 
 
 def test_edits_change_what_they_say() -> None:
@@ -213,7 +212,7 @@ def test_words_and_pictures_of_a_lesson_belong_together() -> None:
             if source and words:
                 assert (words, scene) in [(edit.instruction, edit.result) for edit in every_edit(source)]
         else:
-            captions = [caption(scene, names) for count in range(5) for names in combinations(OPEN, count)]
+            captions = [caption(scene, names) for names in open_patterns()]
             assert not words or words in captions
             assert source is None or edges_only(scene) == source
         seen[task.name, bool(words), bool(sources)] += 1
@@ -261,7 +260,7 @@ def test_one_seed_is_one_lesson() -> None:
 
 def test_every_caption_edit_and_question_is_made_of_known_words() -> None:
     unknown = PLAIN_TOKENIZER.token_to_id(words()[0])
-    texts = {caption(scene, names) for scene in SCENES for count in range(5) for names in combinations(OPEN, count)}
+    texts = {caption(scene, names) for scene in SCENES for names in open_patterns()}
     texts |= {edit.instruction for scene in SCENES for edit in every_edit(scene)}
     texts |= {*QUESTIONS, edit_task("canny_pred").text}
     for text in texts:

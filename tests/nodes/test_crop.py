@@ -14,11 +14,6 @@ def run(name: str, **inputs):
     return nodepack.run(NODES[name], **inputs).args
 
 
-@pytest.fixture(scope="module")
-def vq():
-    return run("DimooLoader", checkpoint="DiMOO-nano (built in)")[1]
-
-
 def test_a_small_hole_in_a_large_picture_is_painted_and_put_back(vq) -> None:
     picture, mask = torch.rand(1, 300, 400, 4), torch.zeros(1, 300, 400)
     mask[:, 101:110, 205:230] = 1

@@ -18,11 +18,6 @@ def run(name: str, **inputs: Any) -> Any:
     return nodepack.run(NODES[name], **inputs).args
 
 
-@pytest.fixture(scope="module")
-def vq() -> Any:
-    return run("DimooLoader", checkpoint="DiMOO-nano (built in)")[1]
-
-
 def square(height: int = 32, width: int = 48) -> Tensor:
     mask = torch.zeros(1, height, width)
     mask[:, :16, 16:32] = 1
