@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..dimoo_core.checks import shown
 from ..dimoo_core.files import atomic_write_text, shown_path
 from ..dimoo_core.pictures.captions import (
     caption_file,
@@ -43,7 +44,7 @@ def chosen_folder(name: str) -> Path:
     folder = listed().get(host.without_html(name))
     if folder is None:
         raise ValueError(
-            f"There is no folder {name[:80]!r} with pictures in ComfyUI's input folder; put pictures there, refresh "
+            f"There is no folder {shown(name)} with pictures in ComfyUI's input folder; put pictures there, refresh "
             "the page and choose it."
         )
     return folder
@@ -53,9 +54,9 @@ def caption(
     model: LoadedModel, vq: LoadedVQ, paths: Sequence[Path], question: str, settings: TextSettings, *, node: str | None
 ) -> dict[Path, str]:
     """Writes a text file beside each picture file; returns those that got none, and why."""
-    shown: list[str] = []  # captions, and problems of pictures that have none
+    texts: list[str] = []  # captions, and problems of pictures that have none
     failed: dict[Path, str] = {}
-    on_step = follow(model, node, shown, len(paths))
+    on_step = follow(model, node, texts, len(paths))
 
     def words(pixels: Tensor) -> str:
         (answer,) = answered(model, vq, [pixels], question, settings, on_step)
@@ -65,7 +66,7 @@ def caption(
         if done.problem is not None:
             host.log("DiMOO: %s", done.problem)
             failed[done.path] = done.problem
-        shown.append(done.problem or done.words)
+        texts.append(done.problem or done.words)
     return failed
 
 

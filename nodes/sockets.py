@@ -31,6 +31,16 @@ CacheSocket = host.io.Custom("DIMOO_CACHE")
 CropSocket = host.io.Custom("DIMOO_CROP")
 
 
+def _ready(patcher: Any, whole: int, in_parts: int) -> tuple[torch.device, bool]:
+    """Brings weights into memory beside `whole` bytes, or beside `in_parts` where `whole` does not fit. The device,
+    and whether it fits."""
+    device = host.ready(patcher, whole)
+    fits = host.free_bytes(device) >= whole
+    if not fits:
+        host.ready(patcher, in_parts)  # leaves more room to the weights
+    return device, fits
+
+
 @dataclass(frozen=True, eq=False)
 class LoadedVQ:
     """What travels on DIMOO_VQ: a `jobs.Autoencoder`. Results are on the device where results lie between nodes. Each
@@ -75,10 +85,7 @@ class LoadedVQ:
         """`work` on each of a batch of pictures of `size` (h, w) px: whole where the memory for that is free and turns
         out to be enough, else in tiles."""
         whole, in_tiles = (scratch(self.vq.config, size, self.itemsize, tile=tile) for tile in (None, TILE))
-        device = host.ready(self.patcher, whole)
-        fits = host.free_bytes(device) >= whole
-        if not fits:
-            host.ready(self.patcher, in_tiles)  # leaves more room to the weights
+        device, fits = _ready(self.patcher, whole, in_tiles)
         done = []
         for item in batch.split(1):
             tiled = partial(work, item.to(device), tile=TILE)
@@ -116,13 +123,9 @@ class LoadedModel:
     def place(self, plan: jobs.Plan) -> jobs.Placement:
         """Brings the weights into memory beside what a plan needs; it runs all at once where the memory for that is
         free, else in chunks."""
-        whole = plan.scratch_bytes(self.itemsize)
-        device = host.ready(self.patcher, whole)
-        if host.free_bytes(device) >= whole:
-            return jobs.Placement(device)
-        in_chunks = plan.scratch_bytes(self.itemsize, memory.CHUNK_ROWS)
-        host.ready(self.patcher, in_chunks)  # leaves more room to the weights
-        return jobs.Placement(device, memory.CHUNK_ROWS)
+        whole, in_chunks = (plan.scratch_bytes(self.itemsize, rows) for rows in (None, memory.CHUNK_ROWS))
+        device, fits = _ready(self.patcher, whole, in_chunks)
+        return jobs.Placement(device, None if fits else memory.CHUNK_ROWS)
 
     def get_ram_usage(self) -> int:
         """Bytes; asked for by ComfyUI when it has to choose which results to forget."""

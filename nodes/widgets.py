@@ -11,8 +11,6 @@ from .host import io
 
 Meaning = TypeVar("Meaning")
 
-LONGEST = 80  # characters of a value that a message repeats
-
 
 def integer(
     name: str, default: int, bounds: tuple[int, int], tooltip: str, *, step: int = 1, optional: bool = False
