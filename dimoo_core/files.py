@@ -21,6 +21,13 @@ _NAME_HEAD = 30  # characters of the target's name in that of its temporary file
 _log = logging.getLogger(__name__)
 
 
+def decoded(content: bytes) -> str:
+    """Text that says itself if it is UTF-16, and is else UTF-8, with or without a byte order mark. Raises
+    UnicodeDecodeError for any other."""
+    utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return content.decode("utf-16" if utf16 else "utf-8-sig")
+
+
 @contextmanager
 def atomic_write(path: str | Path, *, sync: bool = False) -> Iterator[Path]:
     """Gives the path of a temporary file to write to; at the end of the `with` that file replaces `path`.

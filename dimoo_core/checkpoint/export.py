@@ -17,6 +17,8 @@ from torch import Tensor
 from ..files import atomic_write, atomic_write_text
 from ..model.transformer import Transformer, module_to_hub
 from ..model.vq import VQ
+from .find import Found
+from .load import load_vq
 
 
 def export_transformer(
@@ -39,6 +41,12 @@ def export_vq(folder: Path, vq: VQ, *, fields: Mapping[str, Any], dtype: torch.d
     folder.mkdir(parents=True, exist_ok=True)
     _write_weights(vq.state_dict(), folder / "diffusion_pytorch_model.safetensors", dtype)
     _write_config(folder, fields)
+
+
+def copy_vq(folder: Path, found: Found, *, fields: Mapping[str, Any]) -> None:
+    """The VQ of a checkpoint as it is stored: other rounding would make other codes."""
+    vq = load_vq(found, dtype="auto")
+    export_vq(folder, vq, fields=fields, dtype=vq.quantize.embedding.weight.dtype)
 
 
 def _write_config(folder: Path, fields: Mapping[str, Any]) -> None:

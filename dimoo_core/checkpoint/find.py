@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checks import printable, shown
+from ..files import decoded
 from ..model.config import TransformerConfig, VQConfig
 from ..model.quantised import Format
 from ..pictures.sizes import CELL
@@ -33,7 +34,6 @@ from .headers import (
     MAX_TOKENIZER,
     Entry,
     Weights,
-    decoded,
     located,
     read_headers,
     read_json,

@@ -8,7 +8,6 @@ a drive of another system.
 
 from __future__ import annotations
 
-import codecs
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -23,7 +22,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ..checks import printable, rust_errors, shown
-from ..files import is_hidden
+from ..files import decoded, is_hidden
 from ..model.quantised import Quantised
 
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -180,12 +179,6 @@ def read_text(path: Path, limit: int) -> str:
     if len(content) > limit:
         raise ValueError(f"it has more than {limit} bytes")
     return decoded(content)
-
-
-def decoded(content: bytes) -> str:
-    """Text from bytes, as `read_text` does."""
-    utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    return content.decode("utf-16" if utf16 else "utf-8-sig")
 
 
 def read_json(path: Path, limit: int = MAX_JSON) -> dict[str, Any]:

@@ -33,7 +33,6 @@ QUANTISATION = "_quantization_metadata"
 class SingleFile:
     """What the header of such a file says."""
 
-    path: Path
     config_json: Mapping[str, Any]
     vq_config_json: Mapping[str, Any]
     weights: Weights
@@ -75,7 +74,6 @@ def read_single_file(path: Path) -> SingleFile:
             "published checkpoint again."
         )
     return SingleFile(
-        path,
         _object(path, metadata, CONFIG),
         _object(path, metadata, VQ_CONFIG),
         {name: entry for name, entry in entries.items() if not name.startswith(VQ_PREFIX)},

@@ -128,6 +128,12 @@ def sampling_arguments(parser: argparse.ArgumentParser) -> None:
     common_arguments(parser)
 
 
+def size_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--size", type=size, metavar="WxH", help="px, in steps of 16 (the checkpoint's, else 1024x1024)"
+    )
+
+
 def batch_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, metavar="N", default=1, help="how many pictures (1)")
     parser.add_argument(

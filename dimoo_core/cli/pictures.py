@@ -11,7 +11,7 @@ from ..pictures.masks import load_mask
 from ..pictures.pixels import Picture
 from ..sequence.prompt import EDITS
 from .command import Command
-from .options import batch_arguments, image_options, load, sampling_arguments, size
+from .options import batch_arguments, image_options, load, sampling_arguments, size_argument
 from .output import check_not_read, picture_files, picture_metadata, progress, save
 from .vocabulary import name_unknown_words
 
@@ -115,9 +115,7 @@ def _check_output(args: argparse.Namespace, inputs: Sequence[Path | None]) -> No
 
 def generate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", help="what to show")
-    parser.add_argument(
-        "--size", type=size, metavar="WxH", help="px, in steps of 16 (the checkpoint's, else 1024x1024)"
-    )
+    size_argument(parser)
     batch_arguments(parser)
     sampling_arguments(parser)
 

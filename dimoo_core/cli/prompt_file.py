@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checks import number_in, whole_number
+from ..files import decoded
 from ..pictures.sizes import check_size
 from ..sampling.guidance import MAX_SCALE
 from ..sampling.image import ImageSettings
@@ -95,7 +96,7 @@ def _text(path: Path) -> str:
     if len(content) > MAX_BYTES:
         raise ValueError(f"{path} has more than {MAX_BYTES >> 20} MB; split the list.")
     try:
-        return content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+        return decoded(content)
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise ValueError(f"Line {line} of {path} is not UTF-8 text; save the file as UTF-8.") from None

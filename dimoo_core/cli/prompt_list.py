@@ -34,7 +34,7 @@ from ..sequence.prompt import prompt_strings
 from .command import Command
 from .locks import folder_lock
 from .messages import say
-from .options import load, sampling_arguments, size
+from .options import load, sampling_arguments, size_argument
 from .output import Output, check_not_read, check_writable
 from .prompt_file import Job, read_jobs
 from .settings import PictureSettings
@@ -63,16 +63,7 @@ def prompt_list(args: argparse.Namespace) -> None:
 
             def make(job: Job, path: Path, wanted: PictureSettings) -> None:
                 (picture,) = pipe.generate(
-                    job.prompt,
-                    negative=job.negative,
-                    size=job.size,
-                    progress=False,
-                    seed=job.seed,
-                    steps=job.steps,
-                    cfg=job.cfg,
-                    temperature=job.temperature,
-                    guidance_start=args.guidance_start,
-                    ml_cache=args.ml_cache,
+                    **asdict(job), guidance_start=args.guidance_start, ml_cache=args.ml_cache, progress=False
                 )
                 provenance.save(picture, path, wanted.metadata(args))
 
@@ -130,12 +121,14 @@ class Work:
 
     def refuse_others(self, *, again: bool) -> None:
         """Raises ValueError where pictures are there that were made otherwise, unless they are to be made `again`."""
+        if again:
+            return
         others = 0
         for index, settings in enumerate(self.wanted):
             path = picture_file(self.folder, index)
             metadata = recorded(path)
             others += metadata is not None and not settings.made(metadata)
-        if others and not again:
+        if others:
             raise ValueError(
                 f"{others} of {len(self.wanted)} pictures in {self.folder} were made with other settings; pass --again "
                 "to replace them, or name another folder with -o."
@@ -217,9 +210,7 @@ def list_arguments(parser: argparse.ArgumentParser) -> None:
         help="a .txt file (a prompt per line; blank lines and lines that begin with # are skipped, \\# begins a prompt "
         "with #), .json, .jsonl or .ndjson, or a .csv or .tsv table with a column prompt",
     )
-    parser.add_argument(
-        "--size", type=size, metavar="WxH", help="px, in steps of 16 (the checkpoint's, else 1024x1024)"
-    )
+    size_argument(parser)
     parser.add_argument(
         "-o",
         "--output",

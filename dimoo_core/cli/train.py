@@ -17,6 +17,7 @@ from .command import Command
 from .locks import folder_lock
 from .messages import say
 from .output import check_writable
+from .pictures import FIRST
 
 
 def train(args: argparse.Namespace) -> None:
@@ -154,6 +155,6 @@ COMMANDS = (
         ),
         train_arguments,
         train,
-        setup=('generate "a large red circle on a cyan background" -o pictures/', "caption pictures/"),
+        setup=(f"{FIRST} -o pictures/", "caption pictures/"),
     ),
 )

@@ -26,7 +26,7 @@ def name_unknown_words(checkpoint: Path, texts: Iterable[str]) -> None:
     say nothing."""
     if checkpoint.absolute() != NANO.absolute():
         return
-    unknown = [word for text in texts for word in untaught(text)]
+    unknown = [word for text in dict.fromkeys(texts) for word in untaught(text)]
     unknown = list(dict.fromkeys(unknown))
     if not unknown:
         return

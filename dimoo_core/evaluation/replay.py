@@ -216,7 +216,7 @@ class Replay:
     def codes(self, values: Tensor) -> Tensor:
         """Recorded codes, with or without the offset, as codes 0..K-1."""
         offset = self.table.code_offset
-        return torch.where(values >= offset, values - offset, values) if int(values.max()) >= offset else values
+        return torch.where(values >= offset, values - offset, values)
 
     def recorded_canvas(self, answer: Tensor, height: int, width: int) -> Canvas:
         """The canvas of a recorded image answer [1,A]."""

@@ -108,7 +108,7 @@ class Runner:
 
     def __init__(self, model: Model, vq: VQ):
         self.model, self.vq = model, vq
-        self.device = next(model.transformer.parameters()).device
+        self.device = model.device
 
     @classmethod
     def load(cls, folder: Path, device: str = "cpu") -> tuple[Runner, Defaults]:

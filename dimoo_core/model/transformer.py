@@ -28,6 +28,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .config import TransformerConfig
+from .in_place import add_, overwritable
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 _FUSED_NORM = hasattr(torch.ops.aten, "_fused_rms_norm")  # on GPUs, since torch 2.9
@@ -44,11 +45,6 @@ class KeyValueStore(Protocol):
 def sdpa(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Attention without a mask through torch; queries [B,h,n,d], keys and values [B,h,L,d] -> [B,h,n,d]."""
     return F.scaled_dot_product_attention(queries, keys, values)
-
-
-def overwritable(*operands: Tensor) -> bool:
-    """Whether a result may go where its operand was: yes, unless autograd follows one of them."""
-    return not any(operand.requires_grad for operand in operands)
 
 
 def rope_table(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -84,11 +80,6 @@ def rotate_in_chunks_(x: Tensor, table: tuple[Tensor, Tensor], chunk_rows: int |
     for part, cos, sin in zip(*(one.split(size, dim=2) for one in (x, *table)), strict=True):
         rotate_(part, (cos, sin))
     return x
-
-
-def add_(x: Tensor, change: Tensor) -> Tensor:
-    """x + change of one shape, written to x unless autograd follows one of them."""
-    return x.add_(change) if overwritable(x, change) else x + change
 
 
 def swiglu_(gate: Tensor, up: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .config import VQConfig
+from .in_place import add_, silu_
 from .vq_tiles import Flow, Tiles, conv3, doubled, halved, norm_silu, recut, tile_rows
 
 _EPS = 1e-6  # of every group norm, as in diffusers
@@ -39,9 +40,9 @@ class Residual(nn.Module):
         self.conv_shortcut = ops.Conv2d(inputs, outputs, 1, **where) if inputs != outputs else None
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.conv1(_silu(self.norm1(x)))
-        y = self.conv2(_silu(self.norm2(y)))
-        return _added(y, self._shortcut(x))
+        y = self.conv1(silu_(self.norm1(x)))
+        y = self.conv2(silu_(self.norm2(y)))
+        return add_(y, self._shortcut(x))
 
     def in_tiles(self, source: Tiles) -> Tiles:
         """The same, of a map in tiles; what is between the convolutions is computed twice, and never held."""
@@ -192,7 +193,7 @@ class Encoder(nn.Module):
         return [cast(Level, level) for level in self.down_blocks]
 
     def _out(self, x: Tensor) -> Tensor:
-        return self.conv_out(_silu(self.conv_norm_out(self.mid_block(x))))
+        return self.conv_out(silu_(self.conv_norm_out(self.mid_block(x))))
 
 
 class Decoder(nn.Module):
@@ -215,7 +216,7 @@ class Decoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         layers = chain.from_iterable(level.layers() for level in self._levels())
         x = run((self.conv_in, self.mid_block, *layers), x)
-        return self.conv_out(_silu(self.conv_norm_out(x)))
+        return self.conv_out(silu_(self.conv_norm_out(x)))
 
     def in_tiles(self, x: Tensor, tile: int) -> Tensor:
         """The same, worked on in tiles of about `tile` values."""
@@ -228,16 +229,6 @@ class Decoder(nn.Module):
 
     def _levels(self) -> list[Level]:
         return [cast(Level, level) for level in self.up_blocks]
-
-
-def _silu(x: Tensor) -> Tensor:
-    """silu of a temporary, in place unless autograd follows it."""
-    return F.silu(x, inplace=not x.requires_grad)
-
-
-def _added(y: Tensor, x: Tensor) -> Tensor:
-    """y + x, written to the temporary y unless autograd follows one of them."""
-    return y + x if y.requires_grad or x.requires_grad else y.add_(x)
 
 
 def _finite(x: Tensor) -> Tensor:
@@ -262,18 +253,19 @@ class Quantizer(nn.Module):
         """The codebook [K,E], read through the layer's own forward, where ComfyUI brings weights to a device."""
         return self.embedding(torch.arange(self.size, device=device))
 
-    def distances(self, latents: Tensor) -> Tensor:
-        """Euclidean distances [B,H,W,K] in fp32 of latents [B,E,H,W] to every codebook row."""
+    def distances(self, latents: Tensor, codebook: Tensor | None = None) -> Tensor:
+        """Euclidean distances [B,H,W,K] in fp32 of latents [B,E,H,W] to every codebook row [K,E] (None: read here)."""
+        codebook = self.rows(latents.device) if codebook is None else codebook
         cells = rearrange(latents, "b e h w -> b (h w) e").float()
-        distances = torch.cdist(cells, self.rows(latents.device).float())
+        distances = torch.cdist(cells, codebook.float())
         return rearrange(distances, "b (h w) k -> b h w k", w=latents.shape[3])
 
     def nearest(self, latents: Tensor) -> Tensor:
         """The nearest codebook row [B,H,W] to each of the latents [B,E,H,W], a few rows of cells at a time. Raises
         ValueError where the codebook is not finite: the row with NaN would be the nearest to everything."""
-        _finite(self.rows(latents.device))
+        codebook = _finite(self.rows(latents.device))
         rows = max(1, _DISTANCES_CHUNK // (self.size * len(latents) * latents.shape[3]))
-        return torch.cat([self.distances(part).argmin(dim=-1) for part in latents.split(rows, dim=2)], dim=1)
+        return torch.cat([self.distances(part, codebook).argmin(dim=-1) for part in latents.split(rows, dim=2)], dim=1)
 
 
 class VQ(nn.Module):

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoint.export import export_transformer, export_vq
+from ..checkpoint.export import copy_vq, export_transformer, export_vq
 from ..checkpoint.find import Found, find
-from ..checkpoint.load import load_transformer, load_vq, read_vq
+from ..checkpoint.load import load_transformer, read_vq
 from ..model.config import TransformerConfig, VQConfig
 from ..model.transformer import Transformer
 from ..model.vq import VQ
@@ -107,7 +107,7 @@ def build(
             if given is None:
                 _build_vq(vq_folder, *vq_trainings, report)
             else:
-                _keep_vq(vq_folder, given)
+                copy_vq(vq_folder, given, fields=vq_fields(given.table.codebook_size))
     vq = read_vq(vq_folder)
     with keeping(f"the finished VQ is kept in {vq_folder}, the same command encodes the pictures from the first"):
         codes = _all_codes(run / "codes.safetensors", vq, report)
@@ -142,12 +142,6 @@ def _find_nano(folder: Path) -> Found:
     if found.table != table or found.config != TransformerConfig.from_dict(transformer_fields(table)):
         raise ValueError(f"{folder} is not a nano of this recipe: its words, codes or size differ; name one that is.")
     return found
-
-
-def _keep_vq(folder: Path, found: Found) -> None:
-    """The VQ of a finished nano as it is stored: other rounding would make other codes."""
-    vq = load_vq(found, dtype="auto")
-    export_vq(folder, vq, fields=vq_fields(vq.config.codebook_size), dtype=vq.quantize.embedding.weight.dtype)
 
 
 def _build_vq(folder: Path, training: VQTrainSettings, polish: VQTrainSettings, report: Report) -> None:

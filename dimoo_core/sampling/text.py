@@ -78,6 +78,7 @@ def sample_text(
     if settings.cfg > 0:
         guides.append(TextBranch(forward, table, torch.full_like(prefix, table.mask), keep=keep, blind=True))
     tokens = prefix.new_full((len(prefix), settings.max_tokens), table.mask)
+    ends = torch.tensor(table.ends, device=prefix.device)
     holes = Holes(prefix.device)
     for block_index, counts in enumerate(plan):
         block = Block(tokens == table.mask, block_index * settings.block_length, settings.block_length)
@@ -95,7 +96,7 @@ def sample_text(
             tokens = _write(tokens, index, sampled, chosen)
             if on_step is not None:
                 on_step(done + step + 1, total, tokens)
-            if _all_answered(tokens, table):
+            if _all_answered(tokens, ends, table.mask):
                 holes.finish()
                 return [cut_answer(answer, table) for answer in tokens.tolist()]
         done += len(counts)
@@ -200,8 +201,8 @@ def _write(tokens: Tensor, index: Tensor, sampled: Tensor, chosen: Tensor) -> Te
     return tokens.scatter(1, index, sampled.where(chosen, tokens.gather(1, index)))
 
 
-def _all_answered(tokens: Tensor, table: TokenTable) -> bool:
-    """Whether every answer of tokens [B,N] has an end with nothing undecided before it."""
-    ends = torch.isin(tokens, torch.tensor(table.ends, device=tokens.device))
-    open_before = (tokens == table.mask) & (ends.cumsum(dim=1) == 0)
-    return bool((ends.any(dim=1) & ~open_before.any(dim=1)).all())
+def _all_answered(tokens: Tensor, ends: Tensor, mask: int) -> bool:
+    """Whether every answer of tokens [B,N] has one of the `ends` [E] with nothing undecided before it."""
+    ended = torch.isin(tokens, ends)
+    open_before = (tokens == mask) & (ended.cumsum(dim=1) == 0)
+    return bool((ended.any(dim=1) & ~open_before.any(dim=1)).all())

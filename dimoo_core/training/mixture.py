@@ -92,5 +92,5 @@ class CaptionedPictures:
         names = self._names(choose, count)
         prompts = [Prompt(DESCRIBE, self.question, images=(self.codes[name][None],)) for name in names]
         answers = [self.captions[name] for name in names]
-        longest = max(len(self.examples.words(answer)) for answer in answers)
-        return self.examples.texts(prompts, answers, length=longest + 1 + choose.randrange(32))
+        words = len(self.examples.words(answers[0]))  # as many as in any other of the group
+        return self.examples.texts(prompts, answers, length=words + 1 + choose.randrange(32))

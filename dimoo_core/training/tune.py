@@ -14,9 +14,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .. import provenance
-from ..checkpoint.export import export_transformer, export_vq
+from ..checkpoint.export import copy_vq, export_transformer
 from ..checkpoint.find import Found
 from ..checkpoint.load import load_tokenizer, load_transformer, load_vq
+from ..pictures.captions import caption_file
 from .engine import Stopped, Trainer, TrainSettings, attention_for_training, keeping
 from .examples import Examples
 from .mixture import CaptionedPictures
@@ -50,8 +51,7 @@ def tune(
     trainer.run(lambda done, steps, loss: report(f"step {done}/{steps} loss {loss:.4f}"))
     with keeping(f"the training is finished and kept in {run}, the same command writes the checkpoint"):
         export_transformer(output, transformer, fields=found.config_json, tokenizer=found.tokenizer_text())
-        vq = load_vq(found, dtype="auto")  # as it is stored: other rounding would make other codes
-        export_vq(output / "vqvae", vq, fields=found.vq_config_json, dtype=vq.quantize.embedding.weight.dtype)
+        copy_vq(output / "vqvae", found, fields=found.vq_config_json)
 
 
 @dataclass(frozen=True)
@@ -151,5 +151,5 @@ class PartialCodes:
 
 def _state(path: Path) -> list[int]:
     """What tells whether a picture or its caption has changed."""
-    stats = [os.stat(file) for file in (path, path.with_suffix(".txt"))]
+    stats = [os.stat(file) for file in (path, caption_file(path))]
     return [number for stat in stats for number in (stat.st_size, stat.st_mtime_ns)]
