@@ -88,8 +88,8 @@ def test_a_released_run_of_nano_is_continued(here: Path, monkeypatch: pytest.Mon
     """Its folder as 0.1.0 lays it out: `vqvae`, `codes.safetensors`, `transformer/training.safetensors`."""
     shutil.copytree(NANO / "vqvae", "nano/vqvae")
     Path("nano/codes.safetensors").write_bytes(b"never opened")
-    for stage in ("_build_vq", "_keep_vq", "encode_pictures"):
-        monkeypatch.setattr(f"dimoo_core.nano.build.{stage}", lambda *_: pytest.fail("this stage is finished"))
+    for stage in ("_build_vq", "copy_vq", "encode_pictures"):
+        monkeypatch.setattr(f"dimoo_core.nano.build.{stage}", lambda *_, **__: pytest.fail("this stage is finished"))
     opened: list[str] = []
 
     class Reached(Exception):
