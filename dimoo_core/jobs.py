@@ -7,8 +7,9 @@ run it (`Placement`). Pictures are fp32 [B,3,h,w] in 0..1, masks [1 or B,h,w] wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from . import memory
 from .checks import whole_number
+from .model.adapters import Adapters, Applied
 from .model.quantised import Format
 from .model.transformer import Transformer
 from .pictures.masks import PAINTED, RECTANGLE, cells_to_mask, centred_rectangle, mask_to_cells
@@ -34,13 +36,28 @@ from .sequence.tokenizer import TextTokenizer
 @dataclass(frozen=True, eq=False)
 class Model:
     """One checkpoint, loaded. sides: the smallest and the largest bucket side (px) of pictures that it describes.
-    formats: those of quantised weights."""
+    formats: those of quantised weights. adapters: LoRAs that act in every job."""
 
     transformer: Transformer
     tokenizer: TextTokenizer
     table: TokenTable
     sides: tuple[int, int]
     formats: Collection[Format] = ()
+    adapters: Adapters = field(default_factory=Adapters)
+
+    @property
+    def network(self) -> Callable[..., Tensor]:
+        """The transformer's call, with the adapters; without any it is the transformer itself."""
+        return partial(self.transformer, adapters=self.adapters) if self.adapters else self.transformer
+
+    def with_adapters(self, applied: Iterable[Applied]) -> Model:
+        """The same network with further adapters beside those that it has."""
+        return replace(self, adapters=Adapters([*self.adapters, *applied]))
+
+    def working_bytes(self, tokens: int, itemsize: int) -> int:
+        """What its layers take while they work, beside all else: quantised weights, and adapters for `tokens` B*L."""
+        widened = memory.quantised_bytes(self.transformer.config, itemsize, self.formats)
+        return widened + memory.adapter_bytes(self.adapters.rank, tokens, itemsize)
 
     @property
     def device(self) -> torch.device:
@@ -98,11 +115,11 @@ class ImagePlan:
         """Bytes of memory that it needs beside the weights. itemsize: bytes of a number that is computed with;
         chunk_rows: as in `Placement`."""
         batch, height, width = self.canvas.codes.shape
-        config = self.model.transformer.config
-        return memory.quantised_bytes(config, itemsize, self.model.formats) + memory.image_bytes(
-            config,
+        length = max(self.lengths) + answer_length(height, width)
+        return self.model.working_bytes(batch * length, itemsize) + memory.image_bytes(
+            self.model.transformer.config,
             batch=batch,
-            length=max(self.lengths) + answer_length(height, width),
+            length=length,
             cells=height * width,
             codes=self.model.table.codebook_size,
             branches=1 + len(self.branches),
@@ -117,7 +134,7 @@ class ImagePlan:
         placement = placement or Placement()
         device = placement.device or self.model.device
         return sample_image(
-            self.model.transformer,
+            self.model.network,
             self.model.table,
             self.canvas,
             self.prefix.to(device),
@@ -139,11 +156,11 @@ class TextPlan:
     def scratch_bytes(self, itemsize: int, chunk_rows: int | None = None) -> int:
         """Bytes of memory that it needs beside the weights; the arguments as for `ImagePlan`."""
         answer = self.settings.max_tokens + 2
-        config = self.model.transformer.config
-        return memory.quantised_bytes(config, itemsize, self.model.formats) + memory.text_bytes(
-            config,
+        length = self.prefix.shape[1] + answer
+        return self.model.working_bytes(len(self.prefix) * length, itemsize) + memory.text_bytes(
+            self.model.transformer.config,
             batch=len(self.prefix),
-            length=self.prefix.shape[1] + answer,
+            length=length,
             answer=answer,
             rows=self.settings.block_length,
             branches=1 + (self.settings.cfg > 0),
@@ -156,7 +173,7 @@ class TextPlan:
         """One answer per batch item; `on_step` as for `sample_text`."""
         placement = placement or Placement()
         answers = sample_text(
-            self.model.transformer,
+            self.model.network,
             self.model.table,
             self.prefix.to(placement.device or self.model.device),
             settings=self.settings,

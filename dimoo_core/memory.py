@@ -77,6 +77,11 @@ def quantised_bytes(config: TransformerConfig, itemsize: int, formats: Collectio
     return int(_ROUNDING * max(widened, _PRODUCTS * PRODUCT * (INT8 in formats)))
 
 
+def adapter_bytes(rank: int, tokens: int, itemsize: int) -> int:
+    """What low-rank branches take between their two products for B*L `tokens`; what they add goes where it is added."""
+    return int(_ROUNDING * itemsize * rank * tokens)
+
+
 def _keys_bytes(config: TransformerConfig, tokens: int, itemsize: int) -> int:
     """Keys and values of a layer."""
     return 2 * itemsize * config.n_kv_heads * config.head_dim * tokens

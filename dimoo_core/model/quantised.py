@@ -110,10 +110,30 @@ def dequantise(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def linear(x: Tensor, weight: Tensor, scale: Tensor, quantisation: Quantised) -> Tensor:
-    """x [...,K] -> [...,N] in the dtype of x, by a stored weight [N,K] and its scale."""
+    """x [...,K] -> [...,N] in the dtype of x, by a stored weight [N,K] and its scale.
+
+    Where autograd follows x only the weight is rounded: rounding activations has no gradient.
+    """
+    if x.requires_grad and torch.is_grad_enabled():
+        return _Frozen.apply(x, weight, scale)
     if quantisation.format is INT8 and not quantisation.full_precision and x.device.type in _INT_MM:
         return _int8_linear(x, weight, scale)
     return F.linear(x, dequantise(weight, scale, x.dtype))
+
+
+class _Frozen(torch.autograd.Function):
+    """A product with a stored weight that gets no gradient. What is kept for the backward pass is the weight as it is
+    stored: torch would keep the one that was made of it, two to four times as large, in every layer."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+        ctx.stored = weight, scale  # not through save_for_backward, which takes no inference tensors
+        return F.linear(x, dequantise(weight, scale, x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        weight, scale = ctx.stored
+        return gradient @ dequantise(weight, scale, gradient.dtype), None, None
 
 
 def _int8_linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:

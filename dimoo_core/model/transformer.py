@@ -19,18 +19,25 @@ Shapes: B batch, L sequence, n the positions given, r the rows asked for, D widt
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from . import adapters as branching
+from .adapters import Adapters, Branch
 from .config import TransformerConfig
 from .in_place import add_, overwritable
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+Branches = Mapping[str, Sequence[Branch]]  # of low rank, by the layer of a module beside which they stand
+NO_BRANCHES: Branches = {}
+NO_ADAPTERS = Adapters()
+_ROOT = "model.transformer"  # of the published names
 _FUSED_NORM = hasattr(torch.ops.aten, "_fused_rms_norm")  # on GPUs, since torch 2.9
 
 
@@ -116,10 +123,11 @@ class SplitEmbedding(nn.Module):
         self.text = ops.Embedding(offset, width, **where)
         self.codes = ops.Embedding(rows - offset, width, **where)
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def forward(self, ids: Tensor, branches: Branches = NO_BRANCHES) -> Tensor:
         """ids [B,n] -> [B,n,D]"""
-        text = self.text(ids.clamp(max=self.offset - 1))
-        codes = self.codes((ids - self.offset).clamp(min=0))
+        text, codes = ids.clamp(max=self.offset - 1), (ids - self.offset).clamp(min=0)
+        text = branching.embedding(self.text, text, branches.get("text", ()))
+        codes = branching.embedding(self.codes, codes, branches.get("codes", ()))
         return torch.where((ids < self.offset)[..., None], text, codes)
 
 
@@ -132,14 +140,15 @@ class SplitHead(nn.Module):
         self.text = ops.Linear(width, offset, bias=False, **where)
         self.codes = ops.Linear(width, rows - offset, bias=False, **where)
 
-    def forward(self, x: Tensor, vocab: slice | None) -> Tensor:
+    def forward(self, x: Tensor, vocab: slice | None, branches: Branches = NO_BRANCHES) -> Tensor:
         """x [B,r,D] -> logits [B,r,V] of the vocabulary rows `vocab` (None: all)."""
         start, stop, _ = (vocab or slice(None)).indices(self.rows)
         parts = []
         if start < self.offset:
-            parts.append(self.text(x)[..., start:stop])
+            parts.append(branching.linear(self.text, x, branches.get("text", ()))[..., start:stop])
         if stop > self.offset:
-            parts.append(self.codes(x)[..., max(start - self.offset, 0) : stop - self.offset])
+            codes = branching.linear(self.codes, x, branches.get("codes", ()))
+            parts.append(codes[..., max(start - self.offset, 0) : stop - self.offset])
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
 
@@ -149,7 +158,12 @@ def layer_norm(ops) -> type[nn.Module]:
 
 
 class Block(nn.Module):
-    """One layer; the parameter names are those of the published checkpoint."""
+    """One layer; the parameter names are those of the published checkpoint.
+
+    recomputes: in training, only the input is kept for the backward pass, which computes all else again.
+    """
+
+    recomputes = False
 
     def __init__(self, config: TransformerConfig, attention: Attention, ops, **where):
         super().__init__()
@@ -178,13 +192,32 @@ class Block(nn.Module):
         *,
         rows: Tensor | None = None,
         chunk_rows: int | None = None,
+        branches: Branches = NO_BRANCHES,
     ) -> Tensor:
         """x [B,n,D] -> [B,n,D], or [B,r,D] where only `rows` [B,r] go on; `store` takes new keys and values and returns
-        all of the sequence.
+        all of the sequence. `branches` of low rank stand beside the linears.
 
         x may be overwritten: the result may be x itself.
         """
-        return self._feed(self._attend(x, table, store, rows, chunk_rows), chunk_rows)
+        if self.recomputes and torch.is_grad_enabled():
+
+            def layer(kept: Tensor, *rest) -> Tensor:
+                # an input that autograd does not follow would be overwritten, and the second time be another one
+                return self._layer(kept if kept.requires_grad else kept.clone(), *rest)
+
+            return checkpoint(layer, x, table, store, rows, chunk_rows, branches, use_reentrant=False)
+        return self._layer(x, table, store, rows, chunk_rows, branches)
+
+    def _layer(
+        self,
+        x: Tensor,
+        table: tuple[Tensor, Tensor],
+        store: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+        rows: Tensor | None,
+        chunk_rows: int | None,
+        branches: Branches,
+    ) -> Tensor:
+        return self._feed(self._attend(x, table, store, rows, chunk_rows, branches), chunk_rows, branches)
 
     def _attend(
         self,
@@ -193,37 +226,46 @@ class Block(nn.Module):
         store: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
         rows: Tensor | None,
         chunk_rows: int | None,
+        branches: Branches,
     ) -> Tensor:
         """x + attention(x), [B,n,D] or [B,r,D]. This takes the most memory, so nothing is held longer than needed."""
+
+        def project(name: str, x: Tensor) -> Tensor:
+            return branching.linear(getattr(self, name), x, branches.get(name, ()))
+
         normed = self.attn_norm(x)
-        keys, own = rotate_in_chunks_(self._heads(self.k_proj(normed)), table, chunk_rows), normed
+        keys, own = rotate_in_chunks_(self._heads(project("k_proj", normed)), table, chunk_rows), normed
         if rows is not None:
             x, own = take_rows(x, rows), take_rows(normed, rows)
             cos, sin = (take_rows(part[:, 0].expand(len(rows), -1, -1), rows)[:, None] for part in table)
             table = (cos, sin)
-        queries = rotate_in_chunks_(self._heads(self.q_proj(own)), table, chunk_rows)
+        queries = rotate_in_chunks_(self._heads(project("q_proj", own)), table, chunk_rows)
         del own
-        values = self._heads(self.v_proj(normed))  # computed last: rotating queries and keys needs temporaries
+        values = self._heads(project("v_proj", normed))  # computed last: rotating queries and keys needs temporaries
         del normed
         keys, values = store(keys, values)
         if self.groups > 1:
             keys, values = (part.repeat_interleave(self.groups, dim=1) for part in (keys, values))
         attended = rearrange(self.attention(queries, keys, values), "b h n d -> b n (h d)")
         del queries, keys, values
-        return add_(x, self.attn_out(attended))
+        return add_(x, project("attn_out", attended))
 
-    def _feed(self, x: Tensor, chunk_rows: int | None) -> Tensor:
+    def _feed(self, x: Tensor, chunk_rows: int | None, branches: Branches) -> Tensor:
         """x + feed-forward(x), x [B,n,D], at most `chunk_rows` of the B*n rows at a time: they do not mix here."""
         flat = x.reshape(1, -1, x.shape[-1])
         # Chunks of one size: a product of very few rows may go through another kernel, and round otherwise.
         chunks = flat.chunk(1 if chunk_rows is None else math.ceil(flat.shape[1] / chunk_rows) or 1, dim=1)
-        fed = [add_(chunk, self._feed_forward(chunk)) for chunk in chunks]
+        fed = [add_(chunk, self._feed_forward(chunk, branches)) for chunk in chunks]
         overwritten = all(after is before for after, before in zip(fed, chunks, strict=True))
         return (flat if overwritten else torch.cat(fed, dim=1)).view(x.shape)
 
-    def _feed_forward(self, x: Tensor) -> Tensor:
+    def _feed_forward(self, x: Tensor, branches: Branches) -> Tensor:
         normed = self.ff_norm(x)
-        return self.ff_out(swiglu_(self.ff_proj(normed), self.up_proj(normed)))
+        gate, up = (
+            branching.linear(layer, normed, branches.get(name, ()))
+            for name, layer in (("ff_proj", self.ff_proj), ("up_proj", self.up_proj))
+        )
+        return branching.linear(self.ff_out, swiglu_(gate, up), branches.get("ff_out", ()))
 
 
 class Transformer(nn.Module):
@@ -269,6 +311,7 @@ class Transformer(nn.Module):
         rows: Tensor | None = None,
         vocab: slice | None = None,
         chunk_rows: int | None = None,
+        adapters: Adapters = NO_ADAPTERS,
     ) -> Tensor:
         """Logits [B,r,V] in the compute dtype for ids [B,n] int64.
 
@@ -276,22 +319,35 @@ class Transformer(nn.Module):
         keys and values are stored, and attention sees all that is stored. rows [B,r]: indices into the n given ids
         whose logits are returned (None: all). vocab: the vocabulary rows of those logits (None: all).
         chunk_rows: chunk size for rotation and feed-forward, in rows of the B*n (None: all at once); results are
-        bit-identical unless it is tiny.
+        bit-identical unless it is tiny. adapters: low-rank branches that act in this call.
         """
         where = torch.arange(ids.shape[1], device=ids.device)[None] if positions is None else positions
         table = rope_table(where, self.config.head_dim, self.config.rope_theta)
-        x = self.layers["wte"](ids)
+        x = self.layers["wte"](ids, adapters.inside(f"{_ROOT}.wte"))
         last = len(self.blocks) - 1
         for index, block in enumerate(self.blocks):
 
             def store(keys: Tensor, values: Tensor, layer: int = index) -> tuple[Tensor, Tensor]:
                 return (keys, values) if cache is None else cache.update(layer, positions, keys, values)
 
-            x = block(x, table, store, rows=rows if index == last else None, chunk_rows=chunk_rows)
-        return self.layers["ff_out"](self.layers["ln_f"](x), vocab)
+            x = block(
+                x,
+                table,
+                store,
+                rows=rows if index == last else None,
+                chunk_rows=chunk_rows,
+                branches=adapters.inside(f"{_ROOT}.blocks.{index}"),
+            )
+        return self.layers["ff_out"](self.layers["ln_f"](x), vocab, adapters.inside(f"{_ROOT}.ff_out"))
+
+    def recompute(self, blocks: bool = True) -> Transformer:
+        """Whether training keeps only the inputs of the blocks, and computes what is in them again backward."""
+        for block in self.blocks:
+            cast(Block, block).recomputes = blocks
+        return self
 
 
-_SPLIT = ("model.transformer.wte", "model.transformer.ff_out")
+_SPLIT = (f"{_ROOT}.wte", f"{_ROOT}.ff_out")
 
 
 def hub_to_module(name: str, code_offset: int) -> list[tuple[str, slice | None]]:

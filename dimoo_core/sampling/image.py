@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from ..checks import number_in, whole_number
-from ..model.transformer import Transformer
 from ..sequence.canvas import Canvas
 from ..sequence.layout import answer_length, cell_positions, image_answer
 from ..sequence.token_table import TokenTable
@@ -59,7 +58,7 @@ class ImageSettings:
 
 @torch.no_grad()
 def sample_image(
-    transformer: Transformer,
+    transformer: Forward,
     table: TokenTable,
     canvas: Canvas,
     prefix: Tensor,

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from ..checks import number_in, whole_number
-from ..model.transformer import Transformer
 from ..sequence.layout import cut_answer, text_answer
 from ..sequence.token_table import TokenTable
 from .branch import BranchRunner, Forward, Scope
@@ -52,7 +51,7 @@ class TextSettings:
 
 @torch.no_grad()
 def sample_text(
-    transformer: Transformer,
+    transformer: Forward,
     table: TokenTable,
     prefix: Tensor,
     *,
