@@ -1,30 +1,36 @@
 """A loaded checkpoint as Python and the command line use it: PIL pictures in and out, settings by name.
 
 Settings that are left out default to the checkpoint's own (`checkpoint.defaults`), which differ between nano and the
-8B model. The jobs themselves are in `jobs`; here they get a device, and chunks where memory is short.
+8B model. The jobs themselves are in `jobs`; here they get a device, and chunks where memory is short, and LoRAs.
 """
 
 from __future__ import annotations
 
+import difflib
+import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from . import jobs, memory
+from .checkpoint.adapter_file import PEFT_WEIGHTS, AdapterFile, read_adapter
 from .checkpoint.find import NANO, Found, find
 from .checkpoint.load import load_tokenizer, load_transformer, load_vq
-from .checks import shown, whole_number
+from .checkpoint.single_file import SUFFIX
+from .checks import number_in, printable, shown, whole_number
 from .devices import device as device_called
 from .devices import free_bytes
+from .files import is_hidden, shown_path
+from .model.adapters import MOST_STRENGTH, Adapter, Applied, LowRank
 from .model.vq import VQ
 from .model.vq_tiles import TILE
 from .pictures.masks import check_marked, load_mask, mask_from_pil, scale_mask
@@ -45,6 +51,10 @@ DTYPES: dict[str, torch.dtype | None] = {"auto": None, "fp32": torch.float32, "b
 PictureLike = Image.Image | str | Path | Tensor | Picture
 MaskLike = Image.Image | str | Path | Tensor  # as a picture, or a tensor [h,w] or [1,h,w] where 1 is to be repainted
 Progress = bool | Callable[[int, int], None]  # a bar in a terminal or notebook, or a callable of (done, total)
+# a file, a name in models/loras, tensors by key, or what `read_adapter` gives
+LoraLike = str | Path | Mapping[str, Tensor] | AdapterFile
+
+_log = logging.getLogger(__name__)
 
 
 class ImageOptions(TypedDict, total=False):
@@ -119,6 +129,26 @@ class Pipeline:
 
     def __init__(self, checkpoint: Found, model: jobs.Model, vq: PlacedVQ):
         self.checkpoint, self.model, self.vq = checkpoint, model, vq
+
+    def with_lora(self, lora: LoraLike, strength: float = 1.0) -> Pipeline:
+        """A pipeline on the same weights in which a LoRA acts in every job, beside those that act already. This one
+        stays as it is; in which order LoRAs were given makes no difference.
+
+        lora: a .safetensors file, a folder that PEFT wrote, a name in models/loras, or tensors by key. strength: how
+        strongly it acts, -100 to 100; 0 not at all. A warning in the log names keys that are not used, and a LoRA that
+        changes nothing. Raises ValueError, one sentence, for a LoRA that does not fit this model.
+        """
+        return self.with_adapters(load_loras(self.checkpoint, [(lora, strength)]))
+
+    def with_adapters(self, applied: Iterable[Applied]) -> Pipeline:
+        """`with_lora` for what was read already, such as by `load_loras`. Raises ValueError for a LoRA that was read
+        for another model."""
+        applied = list(applied)
+        for one in applied:
+            _check_fits(one, self.model.transformer)
+        norm = next(self.model.transformer.layers["ln_f"].parameters())  # never quantised
+        placed = [replace(one, adapter=_placed(one.adapter, norm.device, norm.dtype)) for one in applied]
+        return Pipeline(self.checkpoint, self.model.with_adapters(placed), self.vq)
 
     def generate(
         self,
@@ -371,10 +401,95 @@ def checkpoint_path(checkpoint: str | Path) -> Path:
     )
 
 
+def load_loras(
+    checkpoint: Found, loras: Iterable[tuple[LoraLike, float]], report: Callable[[str], None] = _log.warning
+) -> list[Applied]:
+    """LoRAs and their strengths, read for a checkpoint, whose weights are not needed for it. `report` gets a sentence
+    for each thing that their user has to know. Raises ValueError for one that does not fit, and for a strength that is
+    out of range."""
+    applied = []
+    for lora, strength in loras:
+        strength = number_in("strength", strength, -MOST_STRENGTH, MOST_STRENGTH)
+        file = lora if isinstance(lora, AdapterFile) else _read_lora(checkpoint, lora)
+        for remark in file.remarks:
+            report(remark)
+        applied.append(Applied(file.adapter, strength, Path(file.name).name))
+    return applied
+
+
+def _read_lora(checkpoint: Found, lora: Any) -> AdapterFile:
+    if not isinstance(lora, (str, os.PathLike, Mapping)):
+        raise ValueError(f"Got a LoRA of type {type(lora).__name__}; expected a file, its name, or tensors by key.")
+    source = lora if isinstance(lora, Mapping) else lora_path(os.fspath(lora))
+    return read_adapter(source, checkpoint.config, checkpoint.table.code_offset)
+
+
+def _check_fits(one: Applied, network: nn.Module) -> None:
+    layers = dict(network.named_modules())
+    for name, branch in one.adapter.branches.items():
+        weight = getattr(layers.get(name), "weight", None)
+        shape = [len(branch.up), branch.down.shape[1]]
+        if weight is None or list(weight.shape) != shape:
+            there = "does not have" if weight is None else f"has as {list(weight.shape)}"
+            raise ValueError(
+                f"{one.name or 'The LoRA'} was read for another model: it changes {name} {shape}, which this one "
+                f"{there}; give its file."
+            )
+
+
+def _placed(adapter: Adapter, device: torch.device, dtype: torch.dtype) -> Adapter:
+    """A copy of an adapter where it is used, but for the parts that are so already."""
+    branches = {
+        name: LowRank(branch.down.detach().to(device, dtype), branch.up.detach().to(device, dtype), branch.alpha)
+        for name, branch in adapter.branches.items()
+    }
+    return Adapter(branches, adapter.digest).requires_grad_(False)
+
+
+def lora_path(name: str | Path) -> Path:
+    """The file or folder that a LoRA's name stands for: a path, or a name in `lora_folder()`, with or without
+    .safetensors, with slashes of either kind. Raises ValueError, with names that are near, where there is none."""
+    text, folder = str(name), lora_folder()
+    inside = folder / text.replace("\\", "/")
+    for path in (Path(text).expanduser(), inside):
+        for candidate in (path, Path(f"{path}{SUFFIX}")):
+            if os.path.isfile(candidate) or os.path.isfile(candidate / PEFT_WEIGHTS):
+                return candidate
+    if os.path.isdir(text):
+        return Path(text)  # reading it says what it lacks
+    names = _lora_names(folder, Path(text).parent)
+    spelt = {name if Path(text).suffix else name.removesuffix(SUFFIX): name for name in names}
+    near = [spelt[one] for one in difflib.get_close_matches(text, spelt, n=4, cutoff=0.5)]
+    hint = f"name one of {printable(', '.join(near), 400)}" if near else "give the path of a .safetensors file"
+    raise ValueError(f"{shown(text, 200)} is no file, and no LoRA of that name is in {shown_path(folder)}: {hint}.")
+
+
+def _lora_names(folder: Path, beside: Path) -> list[str]:
+    """The names that would have been found: those of LoRAs in `folder`, and paths of files that lie in `beside`."""
+    inside = [Path(place, file) for place, _, files in os.walk(folder) for file in files]
+    try:
+        around = list(beside.iterdir())
+    except OSError:
+        around = []
+    every = {path: path.relative_to(folder) for path in inside} | {path: path for path in around}
+    found = (path for path in every if path.suffix == SUFFIX and not is_hidden(path.name) and os.path.isfile(path))
+    return [shown_path(every[path]) for path in found]
+
+
+def lora_folder() -> Path:
+    """`models/loras` of the ComfyUI that this pack is installed in, else of the current folder."""
+    return (_comfyui_models() or Path("models")) / "loras"
+
+
 def model_folder() -> Path:
     """`models/dimoo` of the ComfyUI that this pack is installed in, else `models` in the current folder."""
+    models = _comfyui_models()
+    return Path("models") if models is None else models / "dimoo"
+
+
+def _comfyui_models() -> Path | None:
     packs = Path(__file__).absolute().parents[2]
-    return packs.parent / "models" / "dimoo" if packs.name == "custom_nodes" else Path("models")
+    return packs.parent / "models" if packs.name == "custom_nodes" else None
 
 
 def source_of(picture: PictureLike) -> Picture:

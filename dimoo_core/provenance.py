@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from .checkpoint.find import NANO, Found
 from .files import atomic_write
 from .pictures.pixels import from_pil, open_picture, to_pil
 
@@ -49,6 +51,12 @@ def versions() -> dict[str, str]:
 def identified(name: str, files: Iterable[Path]) -> dict[str, str]:
     """Metadata of a checkpoint or a picture: its name, which may mean something else elsewhere, and its fingerprint."""
     return {"name": name, "fingerprint": fingerprint(files)}
+
+
+def identified_checkpoint(found: Found) -> dict[str, str]:
+    """Metadata of a checkpoint, by the name of its folder or file."""
+    path = Path(os.path.abspath(found.path))  # not resolved: the links of the hub's cache lead to nameless files
+    return identified("DiMOO-nano" if path == NANO.absolute() else path.name, found.files)
 
 
 def fingerprint(files: Iterable[Path]) -> str:

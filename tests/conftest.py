@@ -1,12 +1,17 @@
-"""What tests share: one real ComfyUI with the pack in it, started at first use and kept to the end of the run."""
+"""What tests share: DiMOO-nano in every kind, and one real ComfyUI with the pack in it, each made at first use and kept
+to the end of the run."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from dimoo_core.checkpoint.convert import KINDS, convert
+from dimoo_core.checkpoint.find import NANO, find
 
 from .comfyhost.boot import declare_missing_operators
 from .comfyhost.client import Client
@@ -16,6 +21,15 @@ from .tiny import write_checkpoint
 
 LIBRARY = declare_missing_operators()  # for ComfyUI and diffusers alike; kept: it ends with its last reference
 TINY = "tiny"  # a checkpoint of random weights in the server's model folder, where it matters how and not what
+
+
+@pytest.fixture(scope="session")
+def nano_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """DiMOO-nano as one file of each kind."""
+    place = tmp_path_factory.mktemp("nano")
+    for kind in KINDS:
+        convert(find(NANO), place / f"{kind}.safetensors", kind)
+    return {kind: place / f"{kind}.safetensors" for kind in KINDS}
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,15 @@ from PIL import Image
 
 import dimoo_core as dimoo
 from dimoo_core import jobs
+from dimoo_core.checkpoint.adapter_file import read_adapter
+from dimoo_core.model.adapters import Adapter
 from dimoo_core.nano.judge import judge, matches
 from dimoo_core.pictures.pixels import from_pil, to_pil
-from dimoo_core.pipeline import mask_of, pixels_of
+from dimoo_core.pipeline import lora_path, mask_of, pixels_of
 from dimoo_core.sampling.ml_cache import PRESETS
 from dimoo_core.sampling.text_cache import SPEEDS
 
+from .lora_files import random_lora, word_lora, write_lora
 from .tiny import write_checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -191,6 +195,165 @@ def test_mistakes_are_one_sentence(tiny, ask, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence) as told:
         ask(tiny)
     assert "\n" not in str(told.value)
+
+
+# LoRAs --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def style(tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA of the tiny checkpoint that changes all that it makes, in fp16."""
+    state = {key: tensor.half() for key, tensor in random_lora(tiny.checkpoint).items()}
+    return write_lora(tmp_path_factory.mktemp("loras") / "style.safetensors", state)
+
+
+def test_a_lora_acts_in_every_job_and_the_pipeline_without_it_stays(tiny, style: Path) -> None:
+    picture = to_pil(torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0)))
+    jobs_of = {
+        "generate": lambda pipe: pipe.generate("x", size=(64, 64), **QUICK)[0].tobytes(),
+        "edit": lambda pipe: pipe.edit(picture, "x", side=64, **QUICK)[0].tobytes(),
+        "inpaint": lambda pipe: pipe.inpaint(picture, "x", mask_width=0.5, **QUICK)[0].tobytes(),
+        "outpaint": lambda pipe: pipe.outpaint(picture, "x", mask_width=0.5, **QUICK)[0].tobytes(),
+        "describe": lambda pipe: pipe.describe(picture, max_tokens=16, steps=4, block_length=16, progress=False),
+    }
+    before = {name: job(tiny) for name, job in jobs_of.items()}
+    content, styled = style.read_bytes(), tiny.with_lora(style)
+    with_it = {name: job(styled) for name, job in jobs_of.items()}
+    assert all(with_it[name] != made for name, made in before.items())
+    assert {name: job(styled) for name, job in jobs_of.items()} == with_it, "the same, run after run"
+    assert (
+        {name: job(tiny) for name, job in jobs_of.items()}
+        == before
+        == {name: job(tiny.with_lora(style, 0)) for name, job in jobs_of.items()}
+    )
+    assert style.read_bytes() == content
+
+
+def test_a_lora_does_what_it_was_made_for_and_strength_says_how_much(pipe) -> None:
+    """With this one nano reads "red" as "blue"; and with ML-Cache as well."""
+    lora = word_lora("red", "blue")
+    changed, prompt = pipe.with_lora(lora), "a large red circle on a cyan background"
+    for settings in ({}, {"ml_cache": "quality"}):
+        assert shows(pipe.generate(prompt, **settings)[0], prompt)
+        assert shows(changed.generate(prompt, **settings)[0], prompt.replace("red", "blue"))
+    assert shows(pipe.with_lora(lora, 0.0).generate(prompt)[0], prompt)
+    assert shows(changed.with_lora(lora, -1.0).generate(prompt)[0], prompt), "one takes the other away"
+
+
+def test_several_loras_in_any_order_give_equal_pictures(tiny, style: Path) -> None:
+    other = random_lora(tiny.checkpoint, seed=1)
+    one = tiny.with_lora(style, 0.7).with_lora(other, -0.5)
+    two = tiny.with_lora(other, -0.5).with_lora(style, 0.7)
+    made = [pipe.generate("x", size=(64, 64), **QUICK)[0].tobytes() for pipe in (one, two, tiny.with_lora(style, 0.7))]
+    assert made[0] == made[1] != made[2]
+    assert [(lora.name, lora.strength) for lora in one.model.adapters] in (
+        [("style.safetensors", 0.7), ("The LoRA", -0.5)],
+        [("The LoRA", -0.5), ("style.safetensors", 0.7)],
+    )
+
+
+def test_a_lora_is_moved_to_the_dtype_that_is_computed_in_and_counted(tiny, style: Path) -> None:
+    styled = tiny.with_lora(style)
+    (lora,) = styled.model.adapters
+    assert (
+        {part.dtype for part in lora.adapter.parameters()}
+        == {torch.float32}
+        == {part.dtype for part in tiny.model.transformer.parameters()}
+    )
+    numbers = sum(tensor.numel() for key, tensor in random_lora(tiny.checkpoint).items() if not key.endswith("alpha"))
+    assert styled.model.adapters.nbytes == 4 * numbers
+    assert styled.model.transformer is tiny.model.transformer and styled.vq is tiny.vq
+    codes = torch.zeros(1, 4, 4, dtype=torch.int64)
+    plans = [jobs.plan_text(pipe.model, [codes], "x", pipe.text_settings()) for pipe in (styled, tiny)]
+    assert plans[0].scratch_bytes(4) > plans[1].scratch_bytes(4)
+
+
+def test_a_lora_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    inside = Path("models") / "loras" / "sets" / "ink.v2.safetensors"
+    write_lora(inside, {})
+    write_lora(Path("here.safetensors"), {})
+    Path("sets").mkdir()  # no LoRA, so that it hides none
+    for name in ("sets/ink.v2.safetensors", "sets\\ink.v2.safetensors", "sets/ink.v2", "sets\\ink.v2"):
+        assert lora_path(name) == inside
+    for name in ("here.safetensors", "here", str(tmp_path / "here"), Path("here.safetensors")):
+        assert lora_path(name).absolute() == tmp_path / "here.safetensors"
+    write_lora(Path("sets") / "peft" / "adapter_model.safetensors", {})
+    assert lora_path("sets/peft") == Path("sets/peft")
+    place = tmp_path / "ComfyUI" / "custom_nodes" / "dimoo-nodes" / "dimoo_core" / "pipeline.py"
+    monkeypatch.setattr("dimoo_core.pipeline.__file__", str(place))
+    there = write_lora(tmp_path / "ComfyUI" / "models" / "loras" / "ink.safetensors", {})
+    assert lora_path("ink") == there
+
+
+def test_a_lora_that_is_absent_is_told_with_names_that_are_near(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"'style' is no file, .* in models/loras: give the path of a \.safetensors"):
+        lora_path("style")
+    for name in ("models/loras/ink/styled.safetensors", "styles.safetensors", "models/loras/._style.safetensors"):
+        write_lora(Path(name), {})
+    Path("style.safetensors").symlink_to("nowhere")
+    for name in ("style", "style.safetensors"):
+        with pytest.raises(ValueError, match=r": name one of styles\.safetensors"):
+            lora_path(name)
+    with pytest.raises(ValueError, match=r": name one of styles\.safetensors, ink/styled\.safetensors\.$"):
+        lora_path("style.safetensor")
+    with pytest.raises(ValueError, match=r": name one of ink/styled\.safetensors"):
+        lora_path("ink/style.safetensors")
+
+
+def test_what_has_to_be_said_of_a_lora_is_in_the_log(tiny, style: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tiny.with_lora(style)
+    assert caplog.text == ""
+    state = random_lora(tiny.checkpoint)
+    tiny.with_lora({key: tensor * 0 for key, tensor in state.items()} | {"te.lora_down.weight": torch.ones(1)})
+    assert "The LoRA changes nothing" in caplog.text
+    assert "1 of the keys in The LoRA fit no module of this model and are not used: te.lora_down.weight." in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("lora", "strength", "sentence"),
+    [
+        (5, 1.0, "Got a LoRA of type int; expected a file, its name, or tensors by key"),
+        ("", 1.0, "'' is no file"),
+        ({}, float("nan"), "strength is nan; expected a number from -100 to 100"),
+        ({}, 101, "strength is 101; expected a number from -100 to 100"),
+        ({}, "1", "strength is '1'; expected a number"),
+        ({}, 1.0, "has no key that fits this model"),
+    ],
+)
+def test_a_lora_that_is_none_is_one_sentence(tiny, lora: object, strength: object, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence) as told:
+        tiny.with_lora(lora, strength)
+    assert "\n" not in str(told.value)
+
+
+def test_a_lora_that_was_read_for_another_model_is_refused(tiny, pipe) -> None:
+    found = tiny.checkpoint
+    file = read_adapter(random_lora(found), found.config, found.table.code_offset, name="style")
+    assert tiny.with_lora(file).model.adapters
+    deeper = {name.replace("blocks.0", "blocks.99"): branch for name, branch in file.branches.items()}
+    for model, other, sentence in (
+        (pipe, file, r"blocks\.0\.q_proj \[32, 32\], which this one has as \[160, 160\]"),
+        (tiny, replace(file, adapter=Adapter(deeper)), r"blocks\.99\.q_proj \[32, 32\], which this one does not have"),
+    ):
+        with pytest.raises(
+            ValueError, match=rf"^style was read for another model: it changes model\.transformer\.{sentence}"
+        ):
+            model.with_lora(other)
+
+
+def test_a_lora_that_is_too_strong_is_one_sentence(tiny) -> None:
+    state = {
+        key: tensor * 1e29 if key.endswith("alpha") else tensor for key, tensor in random_lora(tiny.checkpoint).items()
+    }
+    with pytest.raises(ValueError, match=r"numbers are not finite .* or lower the strength of a LoRA\.$"):
+        tiny.with_lora(state, 100).generate("x", size=(64, 64), **QUICK)
+
+
+# Where models and memory are ----------------------------------------------------------------------------------------
 
 
 def test_the_hubs_name_finds_what_was_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

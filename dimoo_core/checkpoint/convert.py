@@ -13,8 +13,9 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -50,7 +51,7 @@ OnStep = Callable[[int, int, object], None]
 
 
 @dataclass(frozen=True)
-class _Tensor:
+class Stored:
     """A tensor of the file to be: its name, the file's name for its dtype, its shape."""
 
     name: str
@@ -63,7 +64,7 @@ class _Tensor:
 
 
 @dataclass(frozen=True)
-class _Chunk:
+class Chunk:
     """A part of a tensor: the tensor's name, the byte of it that the part begins at, and the numbers."""
 
     name: str
@@ -80,41 +81,41 @@ class _Source:
     stored: str
     quantisation: Quantised | None = None
 
-    def tensors(self) -> Iterator[_Tensor]:
+    def tensors(self) -> Iterator[Stored]:
         """All tensors that it becomes."""
-        yield _Tensor(self.name, self.stored, self.entry.shape)
+        yield Stored(self.name, self.stored, self.entry.shape)
         if self.quantisation is not None:
-            yield _Tensor(f"{self.name}_scale", "F32", self.quantisation.format.scale_shape(self.entry.shape[0]))
+            yield Stored(f"{self.name}_scale", "F32", self.quantisation.format.scale_shape(self.entry.shape[0]))
 
-    def chunks(self) -> Iterator[_Chunk]:
+    def chunks(self) -> Iterator[Chunk]:
         """Their numbers, read chunk by chunk."""
         if self.quantisation is not None:
             yield from self._quantised(self.quantisation.format)
             return
         offset = 0
-        for chunk in _rows(self.entry):
+        for chunk in rows_of(self.entry):
             numbers = chunk.to(FLOATS[self.stored])
-            yield _Chunk(self.name, offset, numbers)
+            yield Chunk(self.name, offset, numbers)
             offset += numbers.nbytes
 
-    def _quantised(self, format: Format) -> Iterator[_Chunk]:
+    def _quantised(self, format: Format) -> Iterator[Chunk]:
         """A matrix with one scale is read twice: the scale is known only at its end."""
         one_scale, offset, scale_offset = None, 0, 0
         if not format.per_row:
-            magnitudes = torch.stack([largest_magnitude(chunk, format) for chunk in _rows(self.entry)])
+            magnitudes = torch.stack([largest_magnitude(chunk, format) for chunk in rows_of(self.entry)])
             one_scale = scale_of(magnitudes.amax(), format)
-            yield _Chunk(f"{self.name}_scale", 0, one_scale)
-        for chunk in _rows(self.entry):
+            yield Chunk(f"{self.name}_scale", 0, one_scale)
+        for chunk in rows_of(self.entry):
             scale = scale_of(largest_magnitude(chunk, format), format) if one_scale is None else one_scale
             if one_scale is None:
-                yield _Chunk(f"{self.name}_scale", scale_offset, scale)
+                yield Chunk(f"{self.name}_scale", scale_offset, scale)
                 scale_offset += scale.nbytes
             numbers = quantise(chunk, scale, format)
-            yield _Chunk(self.name, offset, numbers)
+            yield Chunk(self.name, offset, numbers)
             offset += numbers.nbytes
 
 
-def _rows(entry: Entry) -> Iterator[Tensor]:
+def rows_of(entry: Entry) -> Iterator[Tensor]:
     """A stored tensor in chunks of rows, as it is stored; each has a mapping to itself that ends with it."""
     if not entry.shape:
         yield entry.read()
@@ -150,8 +151,22 @@ def convert(found: Found, output: Path, kind: str, *, on_step: OnStep | None = N
     tokenizer = torch.frombuffer(bytearray(found.tokenizer_text().encode("utf-8")), dtype=torch.uint8)
     sources = [*_transformer_sources(found, kind), *_vq_sources(found)]
     tensors = [tensor for source in sources for tensor in source.tensors()]
-    tensors.append(_Tensor(TOKENIZER, "U8", (len(tokenizer),)))
-    header, offsets = _header(_metadata(found, sources), tensors)
+    tensors.append(Stored(TOKENIZER, "U8", (len(tokenizer),)))
+    chunks = chain([Chunk(TOKENIZER, 0, tokenizer)], *(source.chunks() for source in sources))
+    return write_streamed(output, _metadata(found, sources), tensors, chunks, on_step=on_step)
+
+
+def write_streamed(
+    output: Path,
+    metadata: dict[str, str],
+    tensors: Sequence[Stored],
+    chunks: Iterable[Chunk],
+    *,
+    on_step: OnStep | None = None,
+) -> int:
+    """Writes a safetensors file of these `tensors`, whose numbers come as `chunks` in any order, whole or not at all;
+    returns its size in bytes. `on_step` as for `convert`. Raises ValueError where the disk has no room for it."""
+    header, offsets = _header(metadata, tensors)
     total = len(header) + sum(tensor.nbytes for tensor in tensors)
     output.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(output.parent).free
@@ -159,12 +174,11 @@ def convert(found: Found, output: Path, kind: str, *, on_step: OnStep | None = N
         raise ValueError(f"{output} needs {total} bytes, {free} are free; make room or name another folder.")
 
     with atomic_write(output, sync=True) as part, part.open("wb") as file:
-        file.write(header)
-        done = _put(file, offsets[TOKENIZER], tokenizer)
-        for chunk in (chunk for source in sources for chunk in source.chunks()):
+        done = file.write(header)
+        for chunk in chunks:
             done += _put(file, offsets[chunk.name] + chunk.offset, chunk.numbers)
             if on_step is not None:
-                on_step(len(header) + done, total, None)
+                on_step(done, total, None)
     return total
 
 
@@ -200,7 +214,7 @@ def _metadata(found: Found, sources: Sequence[_Source]) -> dict[str, str]:
     return metadata | ({QUANTISATION: quantisation_metadata(layers)} if layers else {})
 
 
-def _header(metadata: dict[str, str], tensors: Sequence[_Tensor]) -> tuple[bytes, dict[str, int]]:
+def _header(metadata: dict[str, str], tensors: Sequence[Stored]) -> tuple[bytes, dict[str, int]]:
     """The header, its length included, and by the name of every tensor the byte of the file that it begins at.
 
     Wide numbers come first, as in files that the safetensors library writes: so every tensor is aligned.

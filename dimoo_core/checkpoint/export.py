@@ -33,14 +33,14 @@ def export_transformer(
     folder.mkdir(parents=True, exist_ok=True)
     atomic_write_text(folder / "tokenizer.json", tokenizer)
     _write_weights(module_to_hub(transformer.state_dict()), folder / "model.safetensors", dtype)
-    _write_config(folder, fields)
+    write_config(folder, fields)
 
 
 def export_vq(folder: Path, vq: VQ, *, fields: Mapping[str, Any], dtype: torch.dtype = torch.bfloat16) -> None:
     """Writes the VQ's weights and `config.json` into its own folder."""
     folder.mkdir(parents=True, exist_ok=True)
     _write_weights(vq.state_dict(), folder / "diffusion_pytorch_model.safetensors", dtype)
-    _write_config(folder, fields)
+    write_config(folder, fields)
 
 
 def copy_vq(folder: Path, found: Found, *, fields: Mapping[str, Any]) -> None:
@@ -49,7 +49,7 @@ def copy_vq(folder: Path, found: Found, *, fields: Mapping[str, Any]) -> None:
     export_vq(folder, vq, fields=fields, dtype=vq.quantize.embedding.weight.dtype)
 
 
-def _write_config(folder: Path, fields: Mapping[str, Any]) -> None:
+def write_config(folder: Path, fields: Mapping[str, Any]) -> None:
     """`config.json`, always written last: where it is, the rest is complete."""
     atomic_write_text(folder / "config.json", json.dumps(dict(fields), indent=1) + "\n")
 

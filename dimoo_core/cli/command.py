@@ -36,6 +36,11 @@ class Command:
     stopped: str = "nothing was written"
 
 
+def run_job(args: argparse.Namespace) -> None:
+    """The `run` of a command with jobs, each of whose parsers sets `job_run`."""
+    args.job_run(args)
+
+
 def shown(line: str) -> str:
     """An example as it is typed."""
     return line if line.startswith(SHELL) else f"{PROGRAM} {line}"

@@ -6,13 +6,13 @@ import argparse
 from collections.abc import Iterable
 from typing import NoReturn
 
-from . import pictures, prompt_list, train, weights, words
+from . import lora, pictures, prompt_list, train, weights, words
 from .command import PROGRAM, SHELL, Command, shown
 from .messages import shortened
 
-_GROUPS = (pictures, words, prompt_list, weights, train)
+_GROUPS = (pictures, words, prompt_list, weights, lora, train)
 # In the order in which one may try them: the first example of each finds what those above it have made.
-_ORDER = ("generate", "edit", "inpaint", "describe", "list", "caption", "download", "convert", "train")
+_ORDER = ("generate", "edit", "inpaint", "describe", "list", "caption", "download", "convert", "train", "lora")
 _ROWS: dict[str, Command] = {command.name: command for group in _GROUPS for command in group.COMMANDS}
 COMMANDS: dict[str, Command] = {name: _ROWS[name] for name in _ORDER}
 

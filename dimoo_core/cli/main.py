@@ -4,7 +4,8 @@
     commands.py  all of them, the parser      words.py        describe, caption
     options.py   options that they share      prompt_list.py  list; prompt_file.py reads the lists
     settings.py  what decides a picture       weights.py      download, convert
-    output.py    files, metadata, progress    train.py        train encode, tune, nano
+    output.py    files, metadata, progress    lora.py         lora info, merge
+                                              train*.py       train encode, lora, tune, nano
 
 What a user got wrong is a ValueError or OSError of one sentence and ends the program with status 2. Everything heavy
 is imported inside `main`, so that Ctrl-C ends the program quietly in its first seconds too.
@@ -79,7 +80,9 @@ def _run(arguments: Sequence[str] | None, stops: Stops) -> int:
         say(f"{_title(args)}: {sentence(error, args)}", sys.stderr)
         return FAILED
     except (RuntimeError, MemoryError) as error:
-        if type(error).__name__ not in ("OutOfMemoryError", "MemoryError"):  # torch's is one class per version
+        from ..devices import is_out_of_memory
+
+        if not is_out_of_memory(error):
             raise
         remedy = "a smaller picture, --batch 1, an int8 file (see `convert`) or --device cpu takes less"
         say(f"{_title(args)}: the device has too little memory; {remedy}.", sys.stderr)

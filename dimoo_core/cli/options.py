@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from .. import pipeline
 from ..checkpoint.defaults import Defaults
-from ..checkpoint.find import NANO
-from ..pipeline import DTYPES, ImageOptions, Pipeline, TextOptions
+from ..checkpoint.find import NANO, Found, find
+from ..checkpoint.load import check_weights
+from ..checks import number_in
+from ..model.adapters import MOST_STRENGTH, Applied
+from ..pipeline import DTYPES, ImageOptions, Pipeline, TextOptions, checkpoint_path, load_loras
 from ..sampling.ml_cache import CANDIDATES, PRESETS, CachePolicy
 from ..sampling.text_cache import SPEEDS
 from ..sequence.prompt import DESCRIBE_QUESTION
+from .messages import say
 from .output import Output
+from .settings import Lora
 
 
 def load(args: argparse.Namespace) -> Pipeline:
-    """The checkpoint that the user named, on the device and in the dtype that they named."""
-    return pipeline.load(args.checkpoint, device=args.device, dtype=args.dtype, tiles=args.vq_strips or None)
+    """The checkpoint that the user named, on the device and in the dtype that they named, with their LoRAs. These are
+    read first, since they are small, and one that does not fit should cost no minute of loading."""
+    loras = read_loras(find(checkpoint_path(args.checkpoint)), args.loras) if args.loras else []
+    pipe = pipeline.load(args.checkpoint, device=args.device, dtype=args.dtype, tiles=args.vq_strips or None)
+    return pipe.with_adapters(loras) if loras else pipe
+
+
+def read_loras(found: Found, loras: Sequence[Lora]) -> list[Applied]:
+    """The LoRAs that the user named, for a checkpoint; what has to be said of one is said on stderr."""
+    check_weights(found)
+    return load_loras(found, [(lora.path, lora.strength) for lora in loras], lambda remark: say(remark, sys.stderr))
 
 
 def image_options(args: argparse.Namespace) -> ImageOptions:
@@ -44,6 +60,20 @@ def text_options(args: argparse.Namespace) -> TextOptions:
         "cfg": args.cfg,
         "speed": args.speed,
     }
+
+
+def lora(text: str) -> Lora:
+    """FILE or FILE:STRENGTH: a strength is what follows the last colon where that is a number, so that a drive's letter
+    begins a path."""
+    file, _, number = text.rpartition(":")
+    try:
+        strength = float(number)
+    except ValueError:
+        return Lora(text)
+    try:
+        return Lora(file, number_in("its strength", strength, -MOST_STRENGTH, MOST_STRENGTH))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"got {text!r:.80}; {error}") from None
 
 
 def size(text: str) -> tuple[int, int]:
@@ -78,6 +108,16 @@ def common_arguments(parser: argparse.ArgumentParser) -> None:
         default=NANO,
         metavar="PATH",
         help="a checkpoint folder, or a file made by `convert` (the built-in DiMOO-nano)",
+    )
+    group.add_argument(
+        "--lora",
+        dest="loras",
+        type=lora,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="FILE or FILE:STRENGTH, such as style.safetensors:0.8: a LoRA file, a folder of PEFT, or a name in "
+        f"models/loras; may be given several times (STRENGTH 1, from {-MOST_STRENGTH:g} to {MOST_STRENGTH:g})",
     )
     group.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps ... (auto)")
     group.add_argument(

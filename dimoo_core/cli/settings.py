@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from .. import provenance
-from ..checkpoint.find import NANO, Found
+from ..checkpoint.adapter_file import adapter_files
+from ..checkpoint.find import Found
 from ..devices import device
+from ..pipeline import lora_path
 from ..sampling.ml_cache import CachePolicy
 
 File = Mapping[str, str]  # name and fingerprint of a checkpoint or picture
@@ -32,12 +33,31 @@ _COMPUTING = ("dtype", "vq_strips")
 
 
 @dataclass(frozen=True)
+class Lora:
+    """A LoRA as it is named on the command line, and how strongly it acts."""
+
+    name: str
+    strength: float = 1.0
+
+    @property
+    def path(self) -> Path:
+        """Its file or folder. Raises ValueError where there is none."""
+        return lora_path(self.name)
+
+    def identified(self) -> dict[str, Any]:
+        """Its file's name and fingerprint, and its strength. Raises OSError where the file cannot be read."""
+        path = self.path
+        return {**provenance.identified(path.name, adapter_files(path)), "strength": self.strength}
+
+
+@dataclass(frozen=True)
 class PictureSettings:
     """All that decides a picture; what a command does not have is None. A setting that is added later needs the default
     that makes the pictures of today, since older files do not name it.
 
     size: (width, height) px. image, reference, mask: the files of an edit or inpaint. side: px. mask_width,
-    mask_height: shares of the picture. grow: cells.
+    mask_height: shares of the picture. grow: cells. loras: name, fingerprint and strength of those that act, ordered by
+    the last two, since the order in which they are given changes nothing.
     """
 
     checkpoint: File
@@ -60,6 +80,7 @@ class PictureSettings:
     mask_height: float | None = None
     outpaint: bool | None = None
     grow: int | None = None
+    loras: tuple[Mapping[str, Any], ...] = ()
 
     @classmethod
     def from_arguments(cls, args: argparse.Namespace, found: Found) -> PictureSettings:
@@ -71,14 +92,17 @@ class PictureSettings:
             if value is None:
                 value = getattr(found.defaults, name, given.get(name))
             given[name] = provenance.identified(value.name, [value]) if isinstance(value, Path) else value
-        return cls(checkpoint=identified(found), **given)
+        acting = [lora.identified() for lora in args.loras if lora.strength != 0]
+        loras = tuple(sorted(acting, key=lambda one: (one["fingerprint"], one["strength"])))
+        return cls(checkpoint=provenance.identified_checkpoint(found), loras=loras, **given)
 
     def metadata(self, args: argparse.Namespace) -> dict[str, Any]:
         """What a picture's file says: these settings, the command, and what computed."""
         own = {name: getattr(self, name) for name in (*_SHARED, *_OWN[args.command])}
         computing = {name: getattr(args, name) for name in _COMPUTING} | {"device": device(args.device).type}
         named = {"checkpoint": self.checkpoint, "command": args.command}
-        return _as_json({**provenance.versions(), **named, **own, **computing})
+        loras = {"loras": self.loras} if self.loras else {}
+        return _as_json({**provenance.versions(), **named, **loras, **own, **computing})
 
     def made(self, metadata: Mapping[str, Any]) -> bool:
         """Whether a picture with such metadata was made with these settings. Checkpoints and files are told by their
@@ -90,12 +114,6 @@ class PictureSettings:
         )
 
 
-def identified(found: Found) -> dict[str, str]:
-    """Name and fingerprint of a checkpoint."""
-    path = Path(os.path.abspath(found.path))  # not resolved: the links of the hub's cache lead to nameless files
-    return provenance.identified("DiMOO-nano" if path == NANO.absolute() else path.name, found.files)
-
-
 def _deciding(name: str, value: Any) -> Any:
     """A value as it can be compared with one that was read from a file."""
     if name == "ml_cache" and isinstance(value, Mapping):
@@ -103,6 +121,8 @@ def _deciding(name: str, value: Any) -> Any:
             return _as_json(CachePolicy(**value))  # with today's defaults for what it did not have then
         except (TypeError, ValueError):
             return value
+    if name == "loras" and isinstance(value, (list, tuple)):
+        return [(one.get("fingerprint"), one.get("strength")) for one in value if isinstance(one, Mapping)]
     if isinstance(value, Mapping):
         return value.get("fingerprint")
     return _as_json(value)

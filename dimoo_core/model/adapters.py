@@ -11,6 +11,7 @@ Shapes: K inputs, N outputs, r rank, V rows of an embedding, D width.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from .in_place import overwritable
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "attn_out", "ff_proj", "up_proj", "ff_out")  # the linears of a block
+MOST_STRENGTH = 100.0  # of either sign
 _BLOCKS = "model.transformer.blocks."
 
 
@@ -140,17 +142,27 @@ _NONE: Mapping[str, Sequence[Branch]] = {}
 class Adapters:
     """What one call of the transformer adds: the branches of several adapters, by module.
 
-    Those of strength 0 are left out, so that they cost nothing and change nothing.
+    One that is given several times acts once, with the sum of its strengths. Those of strength 0 are left out, so that
+    they cost nothing and change nothing.
     """
 
     def __init__(self, applied: Iterable[Applied] = ()):
-        acting = [one for one in applied if one.strength != 0]
-        self.applied = tuple(sorted(acting, key=lambda one: (one.adapter.digest, one.strength)))
+        same: dict[object, list[Applied]] = {}
+        for one in sorted(applied, key=lambda one: (one.adapter.digest, one.strength)):
+            if one.strength != 0:
+                same.setdefault(one.adapter.digest or id(one.adapter), []).append(one)
+        self.applied: tuple[Applied, ...] = ()
         self._inside: dict[str, dict[str, list[Branch]]] = {}
-        for one in self.applied:
-            for name, branch in one.adapter.branches.items():
-                prefix, _, leaf = name.rpartition(".")
-                self._inside.setdefault(prefix, {}).setdefault(leaf, []).append((branch, one.strength))
+        for ones in same.values():
+            strength = math.fsum(one.strength for one in ones)  # in any order the same
+            if strength != 0:
+                self.applied += tuple(ones)
+                self._add(ones[0].adapter, strength)
+
+    def _add(self, adapter: Adapter, strength: float) -> None:
+        for name, branch in adapter.branches.items():
+            prefix, _, leaf = name.rpartition(".")
+            self._inside.setdefault(prefix, {}).setdefault(leaf, []).append((branch, strength))
 
     def inside(self, module: str) -> Mapping[str, Sequence[Branch]]:
         """The branches beside the layers of a module, by the layer's name in it."""

@@ -112,9 +112,10 @@ def dequantise(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
 def linear(x: Tensor, weight: Tensor, scale: Tensor, quantisation: Quantised) -> Tensor:
     """x [...,K] -> [...,N] in the dtype of x, by a stored weight [N,K] and its scale.
 
-    Where autograd follows x only the weight is rounded: rounding activations has no gradient.
+    While gradients are recorded only the weight is rounded: rounding activations has none, and a layer that autograd
+    does not follow should not differ from its neighbours.
     """
-    if x.requires_grad and torch.is_grad_enabled():
+    if torch.is_grad_enabled():
         return _Frozen.apply(x, weight, scale)
     if quantisation.format is INT8 and not quantisation.full_precision and x.device.type in _INT_MM:
         return _int8_linear(x, weight, scale)

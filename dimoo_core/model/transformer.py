@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Protocol, cast
 
 import torch
@@ -181,6 +182,9 @@ class Block(nn.Module):
         self.up_proj = ops.Linear(width, hidden, bias=False, **where)
         self.ff_out = ops.Linear(hidden, width, bias=False, **where)
 
+    def _project(self, branches: Branches, name: str, x: Tensor) -> Tensor:
+        return branching.linear(getattr(self, name), x, branches.get(name, ()))
+
     def _heads(self, x: Tensor) -> Tensor:
         return rearrange(x, "b n (h d) -> b h n d", d=self.head_dim)
 
@@ -229,10 +233,7 @@ class Block(nn.Module):
         branches: Branches,
     ) -> Tensor:
         """x + attention(x), [B,n,D] or [B,r,D]. This takes the most memory, so nothing is held longer than needed."""
-
-        def project(name: str, x: Tensor) -> Tensor:
-            return branching.linear(getattr(self, name), x, branches.get(name, ()))
-
+        project = partial(self._project, branches)
         normed = self.attn_norm(x)
         keys, own = rotate_in_chunks_(self._heads(project("k_proj", normed)), table, chunk_rows), normed
         if rows is not None:
@@ -260,12 +261,9 @@ class Block(nn.Module):
         return (flat if overwritten else torch.cat(fed, dim=1)).view(x.shape)
 
     def _feed_forward(self, x: Tensor, branches: Branches) -> Tensor:
+        project = partial(self._project, branches)
         normed = self.ff_norm(x)
-        gate, up = (
-            branching.linear(layer, normed, branches.get(name, ()))
-            for name, layer in (("ff_proj", self.ff_proj), ("up_proj", self.up_proj))
-        )
-        return branching.linear(self.ff_out, swiglu_(gate, up), branches.get("ff_out", ()))
+        return project("ff_out", swiglu_(project("ff_proj", normed), project("up_proj", normed)))
 
 
 class Transformer(nn.Module):

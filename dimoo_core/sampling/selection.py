@@ -54,7 +54,7 @@ def check_finite(finite: bool, step: int) -> None:
     if not finite:
         raise ValueError(
             f"The model's numbers are not finite (step {step + 1}): the weights hold NaN or infinity, or outgrow the "
-            "dtype; download the checkpoint again, or load it in bf16 or fp32."
+            "dtype; download the checkpoint again, load it in bf16 or fp32, or lower the strength of a LoRA."
         )
 
 

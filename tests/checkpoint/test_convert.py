@@ -35,15 +35,6 @@ def folder(tmp_path: Path) -> Path:
     return write_checkpoint(tmp_path / "hub", transformer=TRANSFORMER | WIDTHS, shards=2)
 
 
-@pytest.fixture(scope="module")
-def nano(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """DiMOO-nano in every kind."""
-    place = tmp_path_factory.mktemp("nano")
-    for kind in KINDS:
-        convert(find(NANO), place / f"{kind}.safetensors", kind)
-    return {kind: place / f"{kind}.safetensors" for kind in KINDS}
-
-
 def made(folder: Path, kind: str) -> Path:
     output = folder.parent / "files" / f"{kind}.safetensors"
     size = convert(find(folder), output, kind)
@@ -70,9 +61,9 @@ def draw_and_tell(path: Path) -> tuple[torch.Tensor, list[str]]:
     return picture, answers
 
 
-def test_nano_in_one_bf16_file_gives_the_same_tokens(nano: dict[str, Path]) -> None:
+def test_nano_in_one_bf16_file_gives_the_same_tokens(nano_files: dict[str, Path]) -> None:
     picture, answers = draw_and_tell(NANO)
-    again, same = draw_and_tell(nano["bf16"])
+    again, same = draw_and_tell(nano_files["bf16"])
     assert torch.equal(picture, again) and answers == same
 
 
@@ -139,22 +130,22 @@ def test_tensor_by_tensor_in_parts(folder: Path, kind: str, monkeypatch) -> None
 
 
 @pytest.mark.parametrize(("kind", "most", "agreeing"), [("fp8", 0.15, 0.9), ("int8", 0.08, 0.95)])
-def test_logits_stay_close(nano: dict[str, Path], kind: str, most: float, agreeing: float) -> None:
+def test_logits_stay_close(nano_files: dict[str, Path], kind: str, most: float, agreeing: float) -> None:
     """Measured: fp8 0.08 to 0.12 and 0.96 of the likeliest tokens, int8 0.03 to 0.06 and 0.98."""
     ids = torch.randint(0, 534, (2, 100), generator=torch.Generator().manual_seed(0))
     plain = load_transformer(find(NANO), dtype=torch.float32)(ids)
-    came = load_transformer(find(nano[kind]), dtype=torch.float32)(ids)
+    came = load_transformer(find(nano_files[kind]), dtype=torch.float32)(ids)
     assert 0 < (came - plain).pow(2).mean().sqrt() / plain.std() <= most
     assert (came.argmax(-1) == plain.argmax(-1)).float().mean() >= agreeing
 
 
 @pytest.mark.parametrize("kind", ["fp8", "int8"])
-def test_asked_for_they_are_dequantised_while_loading(nano: dict[str, Path], kind: str) -> None:
-    found, ids = find(nano[kind]), torch.arange(60)[None]
+def test_asked_for_they_are_dequantised_while_loading(nano_files: dict[str, Path], kind: str) -> None:
+    found, ids = find(nano_files[kind]), torch.arange(60)[None]
     plain = load_transformer(found, dtype=torch.float32, dequantised=True)
     assert {part.dtype for part in plain.parameters()} == {torch.float32}
     kept = load_transformer(found, dtype=torch.float32)
-    assert found.formats and not find(nano["bf16"]).formats
+    assert found.formats and not find(nano_files["bf16"]).formats
     if kind == "fp8":
         assert torch.equal(kept(ids), plain(ids))
     stored = sum(part.nbytes for part in kept.parameters())

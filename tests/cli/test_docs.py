@@ -63,6 +63,7 @@ def test_help_is_complete_and_plain() -> None:
     """Every argument has a help text, in today's words."""
     parser = build_parser()
     every = {"": parser, **subparsers(parser), **subparsers(subparsers(parser)["train"])}
+    every |= subparsers(subparsers(parser)["lora"])
     for name, one in every.items():
         for action in one._actions:
             if not isinstance(action, argparse._SubParsersAction):

@@ -71,6 +71,8 @@ GIVES: dict[str, Callable[[str], None]] = {
     "describe": lambda out: says(out, "generate-0.png"),
     "list": lambda _: shows("pictures/00001.png", "a purple triangle on a white background"),
     "caption": lambda _: captions("pictures"),
+    "train lora": lambda _: Path("runs/style/lora.safetensors").stat(),
+    "lora info": lambda out: out.index("fits: DiMOO-nano\nrank: "),
     "train encode": lambda _: [grid.shape for grid in read_codes("codes.safetensors")[0].values()].index((8, 8)),
     "train tune": lambda _: find(Path("runs/mine/checkpoint")),
 }

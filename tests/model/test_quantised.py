@@ -68,6 +68,7 @@ def test_weight_only_equals_the_dequantised_matrix(layer: Quantised, dtype: torc
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (17, 160, 448), (5, 13, 7), (0, 8, 8)], ids=str)
+@torch.no_grad()
 def test_int8_is_the_exact_product_of_what_was_rounded(shape: tuple[int, int, int]) -> None:
     tokens, columns, rows = shape
     weight, x = matrix(rows, columns), matrix(tokens, columns, seed=1)
@@ -78,6 +79,7 @@ def test_int8_is_the_exact_product_of_what_was_rounded(shape: tuple[int, int, in
     torch.testing.assert_close(layer_of(weight, Quantised(INT8))(x).double(), wanted, rtol=1e-5, atol=1e-5)
 
 
+@torch.no_grad()
 def test_int8_strays_from_the_dequantised_matrix_by_half_a_step_of_each_number_at_most() -> None:
     weight, x = matrix(64, 96), matrix(40, 96, seed=1)
     numbers, scale = stored(weight, INT8)

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.live_bytes import LiveBytes
 from dimoo_core.checkpoint.find import NANO, find
 from dimoo_core.checkpoint.load import load_vq
 from dimoo_core.model import vq_tiles as tiles
 from dimoo_core.model.config import VQConfig
 from dimoo_core.model.vq import VQ
+from dimoo_core.training.live_bytes import LiveBytes
 
 from ..tiny import AUTOENCODER
 
