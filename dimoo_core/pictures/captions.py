@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -82,17 +83,18 @@ def _walk(root: Path, look: Callable[[Path], _Content]) -> Iterator[tuple[Path, 
 
 
 def _scan(folder: Path, *, all_pictures: bool = True) -> _Content:
-    """What is in a folder; of the pictures only the first unless `all_pictures`."""
+    """What is in a folder; of the pictures only the first unless `all_pictures`. Links that lead nowhere are not."""
     pictures, folders, links = list[str](), list[str](), list[str]()
     with os.scandir(folder) as entries:
         for entry in entries:
             if is_hidden(entry.name):
                 continue
-            if os.path.splitext(entry.name)[1].lower() in SUFFIXES and entry.is_file():
-                if all_pictures or not pictures:
-                    pictures.append(entry.name)
-            elif entry.is_dir():
-                (links if entry.is_symlink() else folders).append(entry.name)
+            with suppress(OSError):  # a link to itself
+                if os.path.splitext(entry.name)[1].lower() in SUFFIXES and entry.is_file():
+                    if all_pictures or not pictures:
+                        pictures.append(entry.name)
+                elif entry.is_dir():
+                    (links if entry.is_symlink() else folders).append(entry.name)
     return _Content(tuple(pictures), tuple(folders), tuple(links))
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..checks import number_in, whole_number
-from .pixels import from_pil, has_alpha, open_picture
+from .pixels import fit, from_pil, has_alpha, open_picture
 from .sizes import CELL
 
 RECTANGLE = 0.5  # a cell belongs to a drawn rectangle if more than half of it does, as in the released code
@@ -108,6 +108,24 @@ def mask_to_cells(mask: Tensor, grid: tuple[int, int], *, coverage: float = PAIN
     if grow:
         marked = F.max_pool2d(marked, 2 * grow + 1, stride=1, padding=grow)
     return marked[:, 0] > 0.5
+
+
+def marked_cells(path: Path, size: tuple[int, int] | None, fitted: tuple[int, int]) -> Tensor:
+    """Cells (bool [H,W]) that a mask file marks of a picture of `size` (width, height) px that `pixels.fit` brings to
+    `fitted` px. size None: that of the mask. Raises ValueError where the mask cannot be read, has not the picture's
+    shape, or marks only what the crop cuts off."""
+    mask = load_mask(path)  # [1,h,w]
+    own, (width, height) = (mask.shape[2], mask.shape[1]), fitted
+    across, down = size or own
+    if abs(own[0] * down - own[1] * across) > max(across, down):
+        raise ValueError(
+            f"The mask {path} has {own[0]}x{own[1]} px and the picture {across}x{down} px; expected the same shape."
+        )
+    cropped = fit(scale_mask(mask, down, across)[:, None], width, height)[:, 0]
+    cells = mask_to_cells(cropped, (height // CELL, width // CELL))[0]
+    if not bool(cells.any()):
+        raise ValueError(f"The mask {path} marks only what the crop to {width}x{height} px cuts off: mark more.")
+    return cells
 
 
 def cells_to_mask(mask_cells: Tensor, scale: int = CELL) -> Tensor:

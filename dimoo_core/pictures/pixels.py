@@ -6,9 +6,10 @@ Decided differently from the released code: the crop of a fitted picture is cent
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -35,22 +36,40 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = tuple(_TURNS[orientation] for orientation in (5, 6, 7, 8))
 
 
 def fit(pixels: Tensor, width: int, height: int) -> Tensor:
     """pixels [B,3,h,w] of any size resized to cover width x height px, then cropped in the centre."""
+    pixels = _halved(pixels, width, height)
+    scale = _covering_scale(pixels, width, height)
+    # Of a picture much longer than the frame only the middle is needed: resized whole it could fill any memory.
+    pixels = _middle(pixels, math.ceil(2 * width / scale), math.ceil(2 * height / scale))
+    return _middle(cover(pixels, width, height), width, height).contiguous()
+
+
+def cover(pixels: Tensor, width: int, height: int) -> Tensor:
+    """pixels [B,3,h,w] of any size resized so that they just cover width x height px: halved while both sides are at
+    least twice as long, then by bicubic interpolation, as in training."""
+    pixels = _halved(pixels, width, height)
+    scale = _covering_scale(pixels, width, height)
+    old_height, old_width = pixels.shape[2:]
+    size = (max(height, round(old_height * scale)), max(width, round(old_width * scale)))
+    if size == (old_height, old_width):
+        return pixels
+    return F.interpolate(pixels, size, mode="bicubic", antialias=True).clamp(0, 1)
+
+
+def _halved(pixels: Tensor, width: int, height: int) -> Tensor:
     old_height, old_width = pixels.shape[2:]
     while old_width >= 2 * width and old_height >= 2 * height:
         old_width, old_height = old_width // 2, old_height // 2
         pixels = F.interpolate(pixels, (old_height, old_width), mode="area")
-    scale = max(width / old_width, height / old_height)
-    # Of a picture much longer than the frame only the middle is needed: resized whole it could fill any memory.
-    pixels = _middle(pixels, math.ceil(2 * width / scale), math.ceil(2 * height / scale))
-    old_height, old_width = pixels.shape[2:]
-    size = (max(height, round(old_height * scale)), max(width, round(old_width * scale)))
-    if size != (old_height, old_width):
-        pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True).clamp(0, 1)
-    return _middle(pixels, width, height).contiguous()
+    return pixels
+
+
+def _covering_scale(pixels: Tensor, width: int, height: int) -> float:
+    return max(width / pixels.shape[3], height / pixels.shape[2])
 
 
 def _middle(pixels: Tensor, width: int, height: int) -> Tensor:
@@ -153,6 +172,28 @@ def open_picture(path: str | Path) -> Iterator[Image.Image]:
     Raises ValueError, naming the file, for whatever goes wrong here or inside the `with`, except for a lack of memory:
     decoders raise dozens of kinds of exception for damaged files.
     """
+    with _opened(path) as image:
+        image.load()
+        yield _turned(image)
+
+
+def picture_size(path: str | Path) -> tuple[int, int]:
+    """The (width, height) px that a picture file has once it is turned as its EXIF says, from its header: no pixel is
+    decoded, except of a TIFF. EXIF that a PNG has behind its pixels is not looked for.
+
+    Raises ValueError, naming the file, where the header cannot be read.
+    """
+    with _opened(path) as image:
+        if image.format == "TIFF":  # turned already by newer versions of PIL, and not by older ones
+            image.load()
+            return _turned(image).size
+        turn = _turn(partial(Image.Image.getexif, image))  # a PNG's own would decode it
+        return image.size[::-1] if turn in _SIDEWAYS else image.size
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
+    """A picture file of which the header is read, with the errors of `open_picture`."""
     try:
         opened = Image.open(path, formats=known_formats())
     except MemoryError:
@@ -166,8 +207,7 @@ def open_picture(path: str | Path) -> Iterator[Image.Image]:
                 "pixels are read: scale it down first."
             )
         try:
-            opened.load()
-            yield _turned(opened)
+            yield opened
         except MemoryError:
             raise
         except Exception as error:
@@ -197,17 +237,22 @@ def known_formats() -> list[str]:
 
 def _turned(image: Image.Image) -> Image.Image:
     """A decoded picture turned as its EXIF says; as it is where the EXIF is damaged."""
-    try:
-        turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
-    except MemoryError:
-        raise
-    except Exception:
-        turn = None
+    turn = _turn(image.getexif)
     if turn is None:
         return image
     turned = image.transpose(turn)
     turned.info = dict(image.info)
     return turned
+
+
+def _turn(exif: Callable[[], Image.Exif]) -> Image.Transpose | None:
+    """How EXIF says to turn a picture; None where it does not, or is damaged."""
+    try:
+        return _TURNS.get(exif().get(_ORIENTATION, 1))
+    except MemoryError:
+        raise
+    except Exception:
+        return None
 
 
 def _dpi(image: Image.Image) -> tuple[float, float] | None:

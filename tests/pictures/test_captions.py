@@ -69,6 +69,13 @@ def test_links_to_folders_are_followed_and_circles_end(tmp_path: Path) -> None:
     assert found == ["linked/deep", "own"], "each folder once, under its own name"
 
 
+def test_a_link_to_itself_hides_no_picture(tmp_path: Path) -> None:
+    put(tmp_path / "a.png")
+    (tmp_path / "round.png").symlink_to("round.png")
+    (tmp_path / "round").symlink_to("round")
+    assert names(tmp_path) == ["a.png"]
+
+
 def test_folders_that_did_not_change_are_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(*(tmp_path / "in" / f"{folder}" / "a.png" for folder in range(5)))
     for number in range(300):
