@@ -2,7 +2,8 @@
 
 Every case goes through the functions that the nodes call. Prints one line per case, then `N of M cases equal`; the exit
 status is 1 if any differs. No size is assumed: networks come from the folder's `model/`, ids from `golden.json`, and
-the cases are those that the two files name.
+the cases are those that the two files name. A folder laid out like `tests/golden_training` is replayed in
+`replay_training`.
 """
 
 from __future__ import annotations
@@ -33,12 +34,10 @@ from ..sampling.text import TextSettings, sample_text
 from ..sequence.canvas import Canvas
 from ..sequence.layout import cut_answer, image_answer, image_ids, prompt_prefix, text_answer
 from ..sequence.prompt import DESCRIBE, GENERATE, Prompt, Task, edit_task, prompt_strings
-from ..sequence.token_table import RELEASED, TokenTable
-
-TOLERANCE = 1e-4  # absolute, of logits and pixels
-_NAMES = {"boi": "image_begin", "eoi": "image_end", "boa": "answer_begin", "eoa": "answer_end", "eos": "end_of_text"}
-_NAMES |= {"codebook": "codebook_size", "image_token_offset": "code_offset", "mask_token": "mask"}
-_NAMES |= {"newline_token": "newline", "answer_start": "answer_begin"}
+from ..sequence.token_table import RELEASED
+from .recorded import NAMES, differs, far, token_table
+from .recorded_training import TRAINING, TrainingRecord
+from .replay_training import report
 
 Case = tuple[str, Callable[[], str]]  # its name, and a function that says how it differs ("" where it is equal)
 
@@ -250,12 +249,6 @@ class Replay:
         return differs(torch.cat((prefix, image_answer(canvas, self.table)), dim=1), sequence)
 
 
-def token_table(vocab: Mapping[str, int]) -> TokenTable:
-    """The id table of a recorded vocabulary, whose names are the released code's."""
-    ids = {_NAMES.get(name, name): number for name, number in vocab.items()}
-    return TokenTable.from_dict({name: number for name, number in ids.items() if name in RELEASED.to_dict()})
-
-
 def unknown(name: str, _: Mapping[str, Any]) -> str:
     """For a case of an unknown kind, which must not pass unnoticed."""
     return f"there is no replay for cases like {name}"
@@ -286,7 +279,7 @@ def prompt_differs(task: Task, expected: Sequence[str], text: str) -> str:
 def released_differ(expected: Mapping[str, int]) -> str:
     """How the published checkpoint's ids differ."""
     ids = RELEASED.to_dict() | {"vocab_size": RELEASED.codes.stop}
-    return differs({name: ids.get(_NAMES.get(name, name)) for name in expected}, dict(expected))
+    return differs({name: ids.get(NAMES.get(name, name)) for name in expected}, dict(expected))
 
 
 def sequence_differs(grid: tuple[int, int], expected: Sequence[int]) -> str:
@@ -294,24 +287,6 @@ def sequence_differs(grid: tuple[int, int], expected: Sequence[int]) -> str:
     answer = image_answer(Canvas.empty(1, *grid), RELEASED)
     prompt = list(expected[: len(expected) - answer.shape[1]])
     return differs(torch.cat((prompt_prefix(prompt, (), RELEASED), answer), dim=1)[0].tolist(), list(expected))
-
-
-def differs(got: Any, expected: Any) -> str:
-    """ "" where both are equal, otherwise a few words on how they differ."""
-    if isinstance(got, Tensor) and isinstance(expected, Tensor):
-        if got.shape != expected.shape:
-            return f"shape {list(got.shape)} instead of {list(expected.shape)}"
-        wrong = int((got != expected).sum())
-        return f"{wrong} of {got.numel()} values differ" if wrong else ""
-    return "" if got == expected else f"{got!r:.200} instead of {expected!r:.200}"
-
-
-def far(got: Tensor, expected: Tensor) -> str:
-    """ "" where both are within the tolerance, otherwise how far apart they are."""
-    if got.shape != expected.shape:
-        return f"shape {list(got.shape)} instead of {list(expected.shape)}"
-    distance = float((got.double() - expected.double()).abs().max())
-    return "" if distance <= TOLERANCE else f"off by up to {distance:.2g}, expected at most {TOLERANCE:g}"
 
 
 def replay(folder: str | Path) -> Iterator[tuple[str, str]]:
@@ -324,19 +299,25 @@ def replay(folder: str | Path) -> Iterator[tuple[str, str]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print a line per case and the sum; 0 if all are equal, otherwise 1."""
+    """Print a line per case and the sum, or per part of a training's record; 0 if all are equal, otherwise 1."""
     parser = argparse.ArgumentParser(prog="python -m dimoo_core.evaluation.replay", description=__doc__.split("\n")[0])
-    parser.add_argument("folder", type=Path, help="a folder with golden.json, golden.safetensors and model/")
+    parser.add_argument("folder", type=Path, help="a folder laid out like tests/golden, or like tests/golden_training")
     folder = parser.parse_args(arguments).folder
-    equal = total = 0
     try:
-        for name, wrong in replay(folder):
-            total += 1
-            equal += not wrong
-            sys.stdout.write(f"{'differs' if wrong else 'equal  '}  {name}{f': {wrong}' if wrong else ''}\n")
+        if (folder / TRAINING).exists():
+            return report(TrainingRecord(folder), sys.stdout.write)
+        return _report(folder)
     except (OSError, ValueError, KeyError) as error:
         sys.stderr.write(f"{folder} cannot be replayed: {error}\n")
         return 1
+
+
+def _report(folder: Path) -> int:
+    equal = total = 0
+    for name, wrong in replay(folder):
+        total += 1
+        equal += not wrong
+        sys.stdout.write(f"{'differs' if wrong else 'equal  '}  {name}{f': {wrong}' if wrong else ''}\n")
     sys.stdout.write(f"{equal} of {total} cases equal\n")
     return int(equal < total or not total)
 

@@ -17,7 +17,6 @@ from ..sequence.prompt import DESCRIBE, GENERATE, Prompt, edit_task
 from ..sequence.token_table import TokenTable
 from ..sequence.tokenizer import TextTokenizer
 from ..training.examples import Condition, Examples, draw_condition, rarity
-from ..training.mixture import random_rectangle
 from ..training.objective import Batch
 from .recipe import cells, edge_scenes
 from .scenes import FORMATS, OPEN, Scene, SceneEdit, caption, coverage, every_edit, every_scene, held_out
@@ -31,6 +30,14 @@ _EDIT_KINDS = {"remove": 0.1, "recolour": 0.2, "replace": 0.2, "background": 0.2
 Hide = Callable[[random.Random, Scene, int, int], tuple[Tensor, bool]]
 # codes [H,W] of every picture of the world, by (scene, edge map?, H, W)
 Codes = Mapping[tuple[Scene, bool, int, int], Tensor]
+
+
+def random_rectangle(choose: random.Random, height: int, width: int) -> Tensor:
+    """A bool mask [H,W], true in a rectangle of at least one cell."""
+    rows, columns = (sorted(choose.sample(range(side + 1), 2)) for side in (height, width))
+    hole = torch.zeros(height, width, dtype=torch.bool)
+    hole[rows[0] : rows[1], columns[0] : columns[1]] = True
+    return hole
 
 
 @cache

@@ -31,6 +31,9 @@ class Condition:
     images: bool = True
 
 
+WHOLE_PROMPT = Condition()
+
+
 def draw_condition(choose: random.Random, unconditional: float, *, images: bool) -> Condition:
     """All of the prompts, or with chance `unconditional` what one of the guidance branches sees of them."""
     chance = choose.random()
@@ -48,6 +51,16 @@ def rarity(codes: Tensor) -> Tensor:
     flat = codes.flatten(1)
     counts = (flat[:, :, None] == flat[:, None, :]).sum(dim=2)
     return counts.float().rsqrt().view(codes.shape)
+
+
+def ended_answer(words: list[int], length: int, table: TokenTable) -> tuple[Tensor, Tensor]:
+    """The tokens [N] of a text answer, and how much each counts: the words, answer end and, up to `length` tokens, end
+    of text."""
+    filler = length - len(words) - 1
+    tokens = torch.tensor([*words, table.answer_end, *[table.end_of_text] * filler])
+    weights = torch.ones(length)
+    weights[len(words) + 1 :] = min(0.3, FILLER_WEIGHT / max(filler, 1))
+    return tokens, weights
 
 
 class Examples:
@@ -78,17 +91,14 @@ class Examples:
     def texts(self, prompts: Sequence[Prompt], answers: Sequence[str], *, length: int, share: float = 1.0) -> Batch:
         """Answers that are words, each followed by answer end and, up to `length` tokens, by end of text."""
         prefix = torch.cat([self._prefix(prompt, Condition()) for prompt in prompts])
-        rows = [[*self.words(answer), self.table.answer_end] for answer in answers]
-        tokens = torch.full((len(rows), length), self.table.end_of_text)
-        weights = torch.ones(len(rows), length)
-        for row, answer in enumerate(rows):
-            if len(answer) > length:
-                raise ValueError(f"The answer {answers[row]!r:.80} has {len(answer)} tokens; at most {length} fit.")
-            tokens[row, : len(answer)] = torch.tensor(answer)
-            weights[row, len(answer) :] = min(0.3, FILLER_WEIGHT / max(length - len(answer), 1))
-        ids = torch.cat((prefix, text_answer(tokens, self.table)), dim=1)
+        rows = [self.words(answer) for answer in answers]
+        for answer, row in zip(answers, rows, strict=True):
+            if len(row) >= length:
+                raise ValueError(f"The answer {answer!r:.80} has {len(row) + 1} tokens; at most {length} fit.")
+        tokens, weights = zip(*(ended_answer(row, length, self.table) for row in rows), strict=True)
+        ids = torch.cat((prefix, text_answer(torch.stack(tokens), self.table)), dim=1)
         positions = torch.arange(length) + prefix.shape[1] + 1
-        return Batch(ids, positions, weights=weights, share=share)
+        return Batch(ids, positions, weights=torch.stack(weights), share=share)
 
     def words(self, text: str) -> list[int]:
         """Ids of an answer's words, in which nothing is control."""
