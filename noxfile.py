@@ -146,12 +146,27 @@ def judge(session: nox.Session) -> None:
 
 
 @nox.session
+def lora(session: nox.Session) -> None:
+    """Teach DiMOO-nano a habit by LoRA, on the plain base and on an int8 one, and judge it: some minutes."""
+    environment(session)
+    python(session, "-m", "dimoo_core.nano.habit", str(HOME / ".nox" / "lora"), *session.posargs)
+
+
+@nox.session
+def counts(session: nox.Session) -> None:
+    """The memory of a training step at the 8B's size, counted on tensors without data."""
+    environment(session)
+    python(session, "-m", "bench.training", *session.posargs)
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     """Count what can be counted, and render the figures of README and docs/; `-- --check` only compares."""
     environment(session)
     if not session.posargs:
         python(session, "-m", "bench.counts", "--json", "docs/performance.json")
         python(session, "-m", "bench.cards", "--json", "docs/performance.json")
+        python(session, "-m", "bench.training", "--json", "docs/performance.json")
     python(session, "-m", "bench.docs", *session.posargs)
 
 

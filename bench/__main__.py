@@ -28,9 +28,9 @@ from dimoo_core.sampling.image import ImageSettings
 from dimoo_core.sampling.ml_cache import PRESETS, PUBLISHED, CachePolicy
 from dimoo_core.sampling.text import TextSettings
 from dimoo_core.sampling.text_cache import SPEEDS
+from dimoo_core.training.live_bytes import LiveBytes
 
 from . import baseline
-from .live_bytes import LiveBytes
 from .record import made_with, write_section
 from .workload import TINY, ImageJob, Size, TextJob
 

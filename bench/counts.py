@@ -29,9 +29,10 @@ from dimoo_core.sampling.text_cache import SPEEDS, TextPolicy
 from dimoo_core.sequence.canvas import Canvas
 from dimoo_core.sequence.layout import answer_length
 from dimoo_core.sequence.token_table import RELEASED
+from dimoo_core.training.footprint import attention
 
 from .baseline import Released
-from .op_counts import OpCounts, attention
+from .op_counts import OpCounts
 from .record import made_with, write_section
 from .workload import RELEASED_SIZE, Size, TextJob
 

@@ -1,9 +1,9 @@
-"""Renders the generated parts of README.md, docs/quality.md and docs/performance.md: `python -m bench.docs`.
+"""Renders the generated parts of README.md and of pages in docs/: `python -m bench.docs`.
 
 A part stands between `<!-- generated: NAME -->` and `<!-- end -->`; the function of BLOCKS with that name makes it.
 All figures come from docs/quality.json (written by `nox -s judge` and `--replay`) and docs/performance.json (written by
-`python -m bench`, `bench.counts` and `bench.cards`; measurements on a GPU are entered by hand, with card, versions and
-commit). `--check` writes nothing and fails if a file is not up to date.
+`python -m bench`, `bench.counts`, `bench.cards` and `bench.training`; measurements on a GPU are entered by hand, with
+card, versions and commit). `--check` writes nothing and fails if a file is not up to date.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .record import ROOT, made_with, write_section
 
 DOCS = ROOT / "docs"
 QUALITY, PERFORMANCE = DOCS / "quality.json", DOCS / "performance.json"
-PAGES = (ROOT / "README.md", DOCS / "quality.md", DOCS / "performance.md")
+PAGES = (ROOT / "README.md", *(DOCS / f"{name}.md" for name in ("quality", "performance", "training")))
 BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
@@ -388,6 +388,33 @@ def _ratios(names: Mapping[str, str], section: Mapping[str, Any]) -> Iterator[tu
     return ((names[name], f"{ratio:.3g}x") for name, ratio in section["ratios"].items())
 
 
+# ----------------------------------------------------------------------------------------------------------- training
+
+
+def training(figures: Figures) -> Iterator[str]:
+    """What a step of a LoRA takes at the 8B's size."""
+    made = figures.performance["training"]
+    kinds: dict[str, dict[str, dict[str, int]]] = {}
+    for name, cost in made["lora"].items():
+        kind, _, side = name.rpartition("_")
+        kinds.setdefault(kind, {})[side] = cost
+    sides = sorted(next(iter(kinds.values())), key=int)
+    heads = [f"{side}x{side} px" for side in sides]
+    yield from table(
+        ("base", *heads, *(f"work at {head}" for head in heads)),
+        (
+            (
+                kind,
+                *(gigabytes(costs[side]["bytes"]) for side in sides),
+                *(f"{costs[side]['flops'] / 1e12:.0f} TFLOP" for side in sides),
+            )
+            for kind, costs in kinds.items()
+        ),
+    )
+    yield ""
+    yield from paragraph(f"Rank {made['rank']} on all linears, batch 1, AdamW; counted by {source(made)}.")
+
+
 # ------------------------------------------------------------------------------------------------------------ command
 
 BLOCKS: dict[str, Callable[[Figures], Iterator[str]]] = {
@@ -396,6 +423,7 @@ BLOCKS: dict[str, Callable[[Figures], Iterator[str]]] = {
         *(status, sizes, cards, times),
         *(replayed, same_tokens, judged, parts, remarks, caches),
         *(gpu_made, gpu_times, gpu_memory, gpu_streaming, gpu_right, cards_made, passes, answers, cpu),
+        training,
     )
 }
 

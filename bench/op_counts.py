@@ -19,11 +19,6 @@ _LOOK_UPS = ("embedding", "gather", "index_select", "index")  # read as much as 
 _WRITE_DOWNS = ("index_copy_", "scatter_", "index_put_")  # write as much as they read, however large the target
 
 
-def attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Attention without a mask as a GPU runs it, an operation that torch can count on meta tensors too."""
-    return torch.ops.aten._scaled_dot_product_flash_attention(queries, keys, values)[0]
-
-
 class OpCounts(TorchDispatchMode):
     """While it is on: `calls` and `bytes` per operation, views left out, and `waits`, the host's."""
 

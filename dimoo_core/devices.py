@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +59,15 @@ class Ranks:
         if self.size > 1:
             torch.distributed.barrier()
 
+    @contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """Around work that the first process does alone and the others then find done."""
+        if self.rank:
+            self.wait()
+        yield
+        if not self.rank:
+            self.wait()
+
     def leave(self) -> None:
         if self.size > 1:
             torch.distributed.destroy_process_group()
@@ -70,3 +81,9 @@ def free_bytes(device: torch.device) -> int | None:
         return None
     free, _ = module.mem_get_info(device)
     return int(free + module.memory_reserved(device) - module.memory_allocated(device))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory did not suffice; torch's own class is another one in every version."""
+    named = type(error).__name__ in ("OutOfMemoryError", "MemoryError")
+    return named and isinstance(error, (RuntimeError, MemoryError))

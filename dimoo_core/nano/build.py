@@ -26,8 +26,10 @@ from ..model.transformer import Transformer
 from ..model.vq import VQ
 from ..sequence.token_table import TokenTable
 from ..sequence.tokenizer import TextTokenizer
-from ..training.engine import Trainer, TrainSettings, attention_for_training, keeping
+from ..training.engine import Single, attention_for_training
+from ..training.loop import DrawnBatches, Trainer, TrainSettings
 from ..training.pretokenise import encode_pictures, read_codes, write_codes
+from ..training.stopping import keeping
 from .lessons import Codes, Lessons
 from .recipe import centres, edge_scenes, vq_batches, vq_fields
 from .scenes import FORMATS, Scene, caption, draw, draw_edges, every_scene
@@ -117,8 +119,17 @@ def build(
     transformer = new_transformer(table)
     if given is not None:
         transformer.load_state_dict(load_transformer(given, dtype=torch.float32, dequantised=True).state_dict())
-    trainer = Trainer(transformer, lessons.draw, training, mask_id=table.mask, folder=run / "transformer")
-    trainer.run(lambda done, steps, loss: report(f"transformer {done}/{steps} loss {loss:.4f}"))
+    transformer.train()
+    trainer = Trainer(
+        transformer,
+        dict(transformer.named_parameters()),
+        DrawnBatches(lessons.draw, table.mask, training.seed),
+        training,
+        engine=Single(torch.device("cpu")),
+        folder=run / "transformer",
+    )
+    trainer.run(lambda step: report(f"transformer {step.number}/{step.steps} loss {step.loss:.4f}"))
+    transformer.eval()
     with keeping(f"the training is finished and kept in {run}, the same command writes the checkpoint"):
         text = tokenizer.to_str(pretty=True)
         export_transformer(output, transformer, fields=transformer_fields(table), tokenizer=text)

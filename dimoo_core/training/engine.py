@@ -1,261 +1,241 @@
-"""The training loop: many small batches per step, optimisers with warm-up and decay, a saved state to resume from."""
+"""Where a model is trained: what differs between one device and many, and nothing else.
+
+The loop (`loop.py`) is one. An engine adds numbers up over its processes, runs the passes in its precision, and knows
+how the state of a run is written and read.
+"""
 
 from __future__ import annotations
 
-import math
-import os
-import random
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from types import FrameType
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..checks import number_in, whole_number
 from ..files import atomic_write
 from ..model.transformer import Transformer, sdpa
-from .objective import Batch, masked_loss
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """Settings of a run. Rates are peaks: they rise over `warm_up` steps, and fall to 0 over the last `decay` share.
-
-    `matrix_rate` is Muon's, for the weight matrices inside the blocks (0: AdamW for these too); `rate` is AdamW's.
-    Raises ValueError for a number out of range.
-    """
-
-    steps: int
-    rate: float = 2e-3
-    matrix_rate: float = 2e-2
-    warm_up: int = 100
-    decay: float = 0.4
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    save_every: int = 100
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("warm_up", 0), ("save_every", 1)):
-            whole_number(name, getattr(self, name), least)
-        whole_number("seed", self.seed, 0, 2**32 - 1)
-        for name in ("rate", "matrix_rate", "weight_decay"):
-            number_in(name, getattr(self, name), 0, 1)
-        number_in("decay", self.decay, 1e-3, 1)
-        number_in("clip", self.clip, 1e-6, 1e6)
-
-    def scale(self, step: int) -> float:
-        """The share of the peak rates that step `step` (from 0) uses."""
-        return min(1.0, (step + 1) / max(self.warm_up, 1), (1 - step / self.steps) / self.decay)
-
-    def with_steps(self, steps: int) -> TrainSettings:
-        """The same settings for another number of steps."""
-        return replace(self, steps=steps)
-
 
 WRITTEN_OUT = 512  # positions; the scores of longer sequences would fill the memory
+Named = Mapping[str, nn.Parameter]  # what is trained, by name
 
 
 def attention_for_training(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Attention of queries, keys and values [B,h,L,d] each -> [B,h,L,d]. Written out for short sequences on a CPU,
-    where its backward is faster than torch's own; elsewhere torch's own, which never holds the scores [B,h,L,L]."""
-    if queries.device.type != "cpu" or queries.shape[-2] > WRITTEN_OUT:
+    where its backward is faster than torch's own; elsewhere torch's own, which never holds the scores [B,h,L,L].
+    Without autograd it is torch's own, too: samples are those that users get, bit for bit."""
+    if queries.device.type != "cpu" or queries.shape[-2] > WRITTEN_OUT or not torch.is_grad_enabled():
         return sdpa(queries, keys, values)
     scores = queries @ keys.transpose(-1, -2) * queries.shape[-1] ** -0.5
     return scores.softmax(dim=-1) @ values
 
 
-# Stopping -----------------------------------------------------------------------------------------------------------
+def learn_every_row(network: Transformer) -> None:
+    """Where a pass asks the head for some rows of the vocabulary, the others get a gradient of zero, and not none.
 
-
-class Stopped(KeyboardInterrupt):
-    """A run that was stopped with Ctrl-C or SIGTERM; the text says what is kept of it."""
-
-
-@contextmanager
-def keeping(what: str) -> Iterator[None]:
-    """A stop inside the `with` says `what` is kept, unless it says something itself."""
-    try:
-        yield
-    except KeyboardInterrupt as stop:
-        if str(stop):
-            raise
-        raise Stopped(what) from stop
-
-
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Ctrl-C and SIGTERM wait until the end of the `with`. They arrive in the main thread only; elsewhere this does
-    nothing."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    arrived: list[tuple[int, FrameType | None]] = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    handlers = {number: signal.signal(number, lambda *one: arrived.append(one)) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-    for arrival, frame in arrived[:1]:
-        handler = handlers[signal.Signals(arrival)]
-        if callable(handler):
-            handler(arrival, frame)
-        elif handler != signal.SIG_IGN:
-            os.kill(os.getpid(), arrival)
-
-
-def build_optimisers(model: nn.Module, settings: TrainSettings) -> list[torch.optim.Optimizer]:
-    """AdamW for everything, or Muon (torch's own) for the blocks' matrices and AdamW for the rest."""
-    matrices: list[nn.Parameter] = []
-    rest: list[nn.Parameter] = []
-    for name, weight in model.named_parameters():
-        inner = settings.matrix_rate > 0 and weight.ndim == 2 and ".blocks." in name
-        (matrices if inner else rest).append(weight)
-    adam = torch.optim.AdamW(rest, lr=settings.rate, betas=(0.9, 0.98), weight_decay=settings.weight_decay)
-    made: list[torch.optim.Optimizer] = [adam]
-    if matrices:
-        made.append(torch.optim.Muon(matrices, lr=settings.matrix_rate, weight_decay=settings.weight_decay))
-    for optimiser in made:
-        for group in optimiser.param_groups:
-            group["peak"] = group["lr"]
-    return made
-
-
-class Trainer:
-    """A model in training; `run` continues where `folder` says the last run stopped.
-
-    `draw` makes the batches of one step from a random.Random: the same step of the same seed gets the same data,
-    stopped and resumed or not. Raises ValueError where `folder` holds something other than a run of this model.
+    So an update decays and moves every weight, whichever tasks a step has; and processes with different tasks have
+    gradients of the same weights, which FSDP relies on. To be called before the weights are sharded.
     """
 
-    def __init__(
-        self,
-        model: Transformer,
-        draw: Callable[[random.Random], list[Batch]],
-        settings: TrainSettings,
-        *,
-        mask_id: int,
-        folder: Path,
-    ):
-        self.model, self.draw, self.settings, self.mask_id, self.folder = model, draw, settings, mask_id, folder
-        self.optimisers = build_optimisers(model, settings)
-        self.step = 0
-        self._resume()
-        self._saved = self.step  # the last step that the folder has
+    def touch(head: nn.Module, given: tuple, logits: Tensor) -> Tensor:
+        vocab = given[1]
+        if vocab is None or not torch.is_grad_enabled():
+            return logits
+        return logits + sum(weight[0, 0] * 0 for weight in head.parameters())
 
-    def run(self, on_step: Callable[[int, int, float], None] | None = None) -> None:
-        """Train to the end; `on_step(done, steps, loss)` after each step. A KeyboardInterrupt, whether from Ctrl-C or
-        from `on_step`, saves the last whole step and leaves as `Stopped`, which says so. Raises ValueError,
-        before the weights change, where the loss is not finite."""
-        steps = self.settings.steps
-        self.model.train()
-        try:
-            while self.step < steps:
-                loss = self._accumulate()
-                if not math.isfinite(loss):
-                    raise ValueError(
-                        f"The loss of step {self.step + 1} is {loss}; expected a finite number: lower the learning "
-                        f"rate, or check that the weights are finite. {self.kept[0].upper()}{self.kept[1:]}."
-                    )
-                with uninterrupted():  # half an update could not be resumed
-                    self._update()
-                    self.step += 1
-                if self.step % self.settings.save_every == 0 or self.step == steps:
-                    self._save()
-                if on_step is not None:
-                    on_step(self.step, steps, loss)
-        except KeyboardInterrupt as stop:
-            self.model.zero_grad(set_to_none=True)  # of a step that was not finished
-            if self.step > self._saved:
-                self._save()
-            raise Stopped(self.kept) from stop
-        self.model.eval()
+    network.layers["ff_out"].register_forward_hook(touch)
 
-    @property
-    def kept(self) -> str:
-        """What a stop now leaves, in words."""
-        if not self._saved:
-            return "nothing was written, no step was finished"
-        return f"step {self._saved} of {self.settings.steps} is kept in {self.folder}, the same command continues there"
 
-    def _accumulate(self) -> float:
-        """Gradients of one step, and its loss; the weights stay as they are."""
-        seed = self.settings.seed * 1_000_003 + self.step
-        batches = self.draw(random.Random(seed))
-        generator = torch.Generator().manual_seed(seed)
-        shares = sum(batch.share for batch in batches)
-        total = 0.0
-        device = next(self.model.parameters()).device
-        for batch in batches:
-            with torch.autocast(device.type, torch.bfloat16):
-                loss = masked_loss(self.model, batch.to(device), self.mask_id, generator) / shares
-            loss.backward()
-            total += loss.item()
-        return total
+class Engine(Protocol):
+    """One process of a training. rank, size: which of how many; device: where it computes."""
 
-    def _update(self) -> None:
-        """Weights and optimisers one step on."""
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
-        for optimiser in self.optimisers:
-            for group in optimiser.param_groups:
-                group["lr"] = group["peak"] * self.settings.scale(self.step)
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
+    rank: int
+    size: int
+    device: torch.device
 
-    # ------------------------------------------------------------------------------------------- stop and resume
+    def sum(self, number: float) -> float:
+        """The sum of a number over all processes."""
+        ...
 
-    def _names(self) -> dict[Tensor, str]:
-        return {weight: name for name, weight in self.model.named_parameters()}
+    def most(self, number: int) -> int:
+        """The largest of a number over all processes."""
+        ...
 
-    def _save(self) -> None:
-        """Weights and optimiser state in one safetensors file, written whole or not at all."""
-        names = self._names()
+    def computing(self) -> AbstractContextManager[Any]:
+        """Around each forward pass: its precision."""
+        ...
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Adds the gradients of this process's part of the loss; `last` of the step."""
+        ...
+
+    def norms(self, weights: Sequence[nn.Parameter]) -> Tensor:
+        """The norm of the gradient of each weight, fp32 [n]; 0 where it has none."""
+        ...
+
+    def save(self, folder: Path, step: int, weights: Named, optimisers: Sequence[torch.optim.Optimizer]) -> None:
+        """Write the state of a run after `step` updates, whole or not at all."""
+        ...
+
+    def resume(self, folder: Path, weights: Named, optimisers: Sequence[torch.optim.Optimizer]) -> int:
+        """Read the state that `save` wrote; how many updates it has seen, 0 where there is none."""
+        ...
+
+    def finish(self) -> None:
+        """Wait for what is still being written."""
+        ...
+
+    def whole(self, weight: nn.Parameter, dtype: torch.dtype) -> Tensor:
+        """All of a weight in `dtype`, in the machine's memory; every process has to ask for it."""
+        ...
+
+    def listening(self) -> AbstractContextManager[Any]:
+        """Around the steps: one process of several keeps Ctrl-C and SIGTERM for `stop_if_asked`."""
+        ...
+
+    def stop_if_asked(self) -> None:
+        """Between two steps: raises KeyboardInterrupt in all processes, where one of several was asked to stop."""
+        ...
+
+    def together(self) -> bool:
+        """After an error: whether all processes met one, so that they can save what they have."""
+        ...
+
+
+class Single:
+    """One process on one device. Weights in fp32 compute in bf16 where `mixed`, and keep their gradients in fp32."""
+
+    rank, size = 0, 1
+
+    def __init__(self, device: torch.device, *, mixed: bool = True):
+        self.device, self.mixed = device, mixed
+
+    def sum(self, number: float) -> float:
+        return number
+
+    def most(self, number: int) -> int:
+        return number
+
+    def computing(self) -> AbstractContextManager[Any]:
+        # each weight is used once in a pass: a cache would keep all of them in bf16 beside the fp32 ones
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed, cache_enabled=False)
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        loss.backward()
+
+    def norms(self, weights: Sequence[nn.Parameter]) -> Tensor:
+        none = torch.zeros((), device=self.device)
+        gradients = [weight.grad for weight in weights]
+        return torch.stack([none if one is None else torch.linalg.vector_norm(one).float() for one in gradients])
+
+    def finish(self) -> None:
+        pass
+
+    def whole(self, weight: nn.Parameter, dtype: torch.dtype) -> Tensor:
+        return weight.detach().to("cpu", dtype)
+
+    def listening(self) -> AbstractContextManager[Any]:
+        return nullcontext()  # Ctrl-C stops a step where it stands
+
+    def stop_if_asked(self) -> None:
+        pass
+
+    def together(self) -> bool:
+        return True
+
+    # The state: one safetensors file, with model/NAME, state/NAME/KEY, and what is no tensor as JSON beside the step.
+
+    def save(self, folder: Path, step: int, weights: Named, optimisers: Sequence[torch.optim.Optimizer]) -> None:
+        names: dict[Tensor, str] = {weight: name for name, weight in weights.items()}
         tensors = {f"model/{name}": weight.detach() for weight, name in names.items()}
-        for optimiser in self.optimisers:
+        for optimiser in optimisers:
             for weight, state in optimiser.state.items():
-                tensors |= {f"state/{names[weight]}/{key}": torch.as_tensor(value) for key, value in state.items()}
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with atomic_write(self._file) as part:
-            save_file({k: v.contiguous() for k, v in tensors.items()}, part, metadata={"step": str(self.step)})
-        self._saved = self.step
+                found = {key: value for key, value in state.items() if value is not None}
+                tensors |= {f"state/{names[weight]}/{key}": torch.as_tensor(value) for key, value in found.items()}
+        folder.mkdir(parents=True, exist_ok=True)
+        kinds, groups = json.dumps(_kinds(optimisers)), json.dumps([_numbers(one) for one in optimisers])
+        metadata = {"step": str(step), "optimisers": kinds, "groups": groups}
+        with atomic_write(state_file(folder)) as part:
+            save_file(_apart(tensors), part, metadata=metadata)
 
-    @property
-    def _file(self) -> Path:
-        return self.folder / "training.safetensors"
-
-    def _resume(self) -> None:
-        if not self._file.exists():
-            return
-        weights = dict(self.model.named_parameters())
-        self._check_file({name: list(weight.shape) for name, weight in weights.items()})
-        owners = {weight: made for made in self.optimisers for group in made.param_groups for weight in group["params"]}
-        with safe_open(self._file, "pt") as file, torch.no_grad():
-            self.step = int(file.metadata()["step"])
-            for key in file.keys():  # noqa: SIM118 - not a mapping
+    def resume(self, folder: Path, weights: Named, optimisers: Sequence[torch.optim.Optimizer]) -> int:
+        file = state_file(folder)
+        if not file.exists():
+            return 0
+        metadata = check_state(file, {name: list(weight.shape) for name, weight in weights.items()})
+        before, now = json.loads(metadata.get("optimisers", "null")), _kinds(optimisers)
+        if before not in (None, now):
+            raise ValueError(
+                f"{file} is a run with {' and '.join(before)}, and this one has {' and '.join(now)}; take the same "
+                "optimizer, or name another folder."
+            )
+        for optimiser, groups in zip(optimisers, json.loads(metadata.get("groups", "[]")), strict=False):
+            for group, numbers in zip(optimiser.param_groups, groups, strict=True):
+                group |= numbers
+        owners = {weight: made for made in optimisers for group in made.param_groups for weight in group["params"]}
+        with safe_open(file, "pt") as stored, torch.no_grad():
+            for key in stored.keys():  # noqa: SIM118 - not a mapping
                 kind, _, name = key.partition("/")
                 if kind == "model":
-                    weights[name].copy_(file.get_tensor(key))
+                    weights[name].copy_(stored.get_tensor(key))
                 else:
                     name, _, part = name.rpartition("/")
-                    state, weight = file.get_tensor(key), weights[name]
+                    state, weight = stored.get_tensor(key), weights[name]
                     # the optimisers count steps on the CPU, wherever the weights are
-                    owners[weight].state[weight][part] = state if part == "step" else state.to(weight.device)
+                    kept = state if part == "step" else state.to(weight.device)
+                    owners[weight].state[weight][part] = kept.item() if _counts(owners[weight], part) else kept
+        return int(metadata["step"])
 
-    def _check_file(self, shapes: dict[str, list[int]]) -> None:
-        """Raises ValueError unless the stored weights have the names and shapes `shapes`."""
-        try:
-            with safe_open(self._file, "pt") as file:
-                stored = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 - not a mapping
-        except SafetensorError as error:
-            raise ValueError(f"{self._file} is not a stopped run ({error}); remove it to begin again.") from None
-        if {name: stored.get(f"model/{name}") for name in shapes} != shapes:
-            raise ValueError(f"{self._file} is a run of another network; name another folder for this one.")
+
+def state_file(folder: Path) -> Path:
+    """Where `Single` keeps the state of the run in `folder`."""
+    return folder / "training.safetensors"
+
+
+_SET = ("lr", "peak", "params", "betas", "eps", "weight_decay")  # by the settings of the run that goes on
+
+
+def _kinds(optimisers: Sequence[torch.optim.Optimizer]) -> list[str]:
+    return [type(one).__name__ for one in optimisers]
+
+
+def _numbers(optimiser: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """What an optimiser found out by itself, such as Prodigy's d: numbers that no setting gives."""
+    kinds = (bool, int, float)
+    return [
+        {name: value for name, value in group.items() if name not in _SET and isinstance(value, kinds)}
+        for group in optimiser.param_groups
+    ]
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, none in the memory of another, which safetensors would refuse: adamw8bit has one table for all."""
+    apart: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, tensor in tensors.items():
+        shared = tensor.untyped_storage().data_ptr() in taken
+        apart[name] = tensor.clone(memory_format=torch.contiguous_format) if shared else tensor.contiguous()
+        taken.add(apart[name].untyped_storage().data_ptr())
+    return apart
+
+
+def _counts(optimiser: torch.optim.Optimizer, part: str) -> bool:
+    """Whether an optimiser counts its steps in plain numbers: torch's own have tensors."""
+    return part in ("step", "RMS") and not type(optimiser).__module__.startswith("torch.")
+
+
+def check_state(file: Path, shapes: dict[str, list[int]]) -> dict[str, str]:
+    """The metadata of a stored state. Raises ValueError unless its weights have the names and shapes `shapes`."""
+    try:
+        with safe_open(file, "pt") as stored:
+            found = {key: stored.get_slice(key).get_shape() for key in stored.keys()}  # noqa: SIM118 - not a mapping
+            metadata = dict(stored.metadata() or {})
+    except SafetensorError as error:
+        raise ValueError(f"{file} is not a stopped run ({error}); remove it to begin again.") from None
+    if {name: found.get(f"model/{name}") for name in shapes} != shapes or "step" not in metadata:
+        raise ValueError(f"{file} is a run of another network; name another folder for this one.")
+    return metadata

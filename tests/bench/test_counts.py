@@ -14,14 +14,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench import counts
 from bench.docs import Figures
-from bench.live_bytes import LiveBytes
-from bench.op_counts import OpCounts, attention
+from bench.op_counts import OpCounts
 from bench.workload import RELEASED_SIZE
 from dimoo_core.model.config import TransformerConfig
 from dimoo_core.model.transformer import Transformer
 from dimoo_core.sampling.branch import KeyValues
 from dimoo_core.sampling.ml_cache import PRESETS, PUBLISHED
 from dimoo_core.sequence.token_table import RELEASED
+from dimoo_core.training.footprint import attention
+from dimoo_core.training.live_bytes import LiveBytes
 
 from ..tiny import TABLE, TRANSFORMER, random_weights
 

@@ -16,8 +16,8 @@ from safetensors import safe_open
 from dimoo_core.cli.main import main
 from dimoo_core.cli.messages import shortened
 from dimoo_core.pictures.pixels import to_pil
-from dimoo_core.training.engine import Stopped, uninterrupted
 from dimoo_core.training.pretokenise import encode_pictures, read_codes, write_codes
+from dimoo_core.training.stopping import Stopped, uninterrupted
 
 ROOT = Path(__file__).parents[2]
 CAT = "\u732b"
@@ -180,6 +180,7 @@ def test_a_stopped_tune_keeps_what_it_says(tmp_path: Path, tuning: list[object],
     assert process.returncode == code and kept > 1 and kept % 100, "not one of those that are saved on the way"
     assert f"train: stopped; step {kept} of 3000 is kept in run, the same command continues there." in err
     process = start(*tuning, here=tmp_path)
+    assert process.stdout.readline() == f"continues after step {kept} of 3000\n".encode()
     assert f"step {kept + 1}/3000".encode() in process.stdout.readline()
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
@@ -214,7 +215,9 @@ def test_a_stopped_encode_keeps_what_it_says(
     def encode(stop_at: int | None) -> tuple[int, list[str], str]:
         encoded.clear()
         with monkeypatch.context() as patch:
-            patch.setattr("dimoo_core.training.tune.encode_pictures", lambda *both: stopping(*both, stop_at))
+            patch.setattr(
+                "dimoo_core.training.encode_captioned.encode_pictures", lambda *both: stopping(*both, stop_at)
+            )
             code = main([*line, "codes.safetensors"])
         return code, list(encoded), capsys.readouterr().err
 

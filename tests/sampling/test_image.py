@@ -11,7 +11,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.live_bytes import LiveBytes
 from bench.op_counts import OpCounts
 from dimoo_core.model.config import TransformerConfig
 from dimoo_core.model.transformer import Transformer
@@ -22,6 +21,7 @@ from dimoo_core.sampling.schedule import cosine
 from dimoo_core.sampling.text import TextSettings, sample_text
 from dimoo_core.sequence.canvas import Canvas
 from dimoo_core.sequence.layout import cell_positions
+from dimoo_core.training.live_bytes import LiveBytes
 
 from ..tiny import CODES, TABLE, TRANSFORMER, random_weights
 

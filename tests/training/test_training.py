@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from dimoo_core import files as files_module
 from dimoo_core.model.config import TransformerConfig, VQConfig
 from dimoo_core.model.transformer import Transformer, sdpa
 from dimoo_core.model.vq import VQ
+from dimoo_core.nano.lessons import random_rectangle
 from dimoo_core.nano.train_vq import (
     VQTrainSettings,
     cluster,
@@ -28,13 +30,13 @@ from dimoo_core.nano.train_vq import (
     train_vq,
 )
 from dimoo_core.sequence.layout import image_ids
-from dimoo_core.sequence.prompt import DESCRIBE, Prompt, edit_task
+from dimoo_core.sequence.prompt import DESCRIBE, GENERATE, Prompt, edit_task
 from dimoo_core.sequence.tokenizer import TextTokenizer
 from dimoo_core.training import engine as trainer_module
-from dimoo_core.training.engine import Trainer, TrainSettings, attention_for_training
+from dimoo_core.training.engine import Single, attention_for_training
 from dimoo_core.training.examples import FILLER_WEIGHT, Condition, Examples, draw_condition, rarity
-from dimoo_core.training.mixture import CaptionedPictures, Shares, random_rectangle
-from dimoo_core.training.objective import Batch, draw_hidden, masked_loss
+from dimoo_core.training.loop import DrawnBatches, Step, Trainer, TrainSettings
+from dimoo_core.training.objective import Batch, draw_hidden, loss_sum
 
 from ..tiny import AUTOENCODER, CODES, TABLE, TRANSFORMER, random_weights, tokenizer_json
 
@@ -81,8 +83,11 @@ def test_the_hidden_share_is_the_cosine_of_a_uniform_number() -> None:
     assert by_place.max() - by_place.min() < 0.15, "no place is hidden more often than others"
 
 
+FIRST = 5  # where the answers of `a_batch` begin
+
+
 class Fixed(nn.Module):
-    """Stands for a model: the same logits [B,n,V] whatever it is shown, which it remembers."""
+    """Stands for a model: the same logits [B,n,V] of an answer whatever it is shown, which it remembers."""
 
     def __init__(self, logits: Tensor):
         super().__init__()
@@ -90,13 +95,17 @@ class Fixed(nn.Module):
 
     def forward(self, ids: Tensor, *, rows: Tensor, vocab: slice | None) -> Tensor:
         self.shown = ids
-        assert rows.shape == self.logits.shape[:2]
-        return self.logits[..., vocab or slice(None)]
+        asked = (rows - FIRST)[..., None].expand(-1, -1, self.logits.shape[-1])
+        return self.logits.gather(1, asked)[..., vocab or slice(None)]
+
+
+def masked_loss(model: nn.Module, batch: Batch, generator: torch.Generator) -> Tensor:
+    return loss_sum(model, batch.hide(TABLE.mask, generator))
 
 
 def a_batch(**fields: object) -> Batch:
     ids = torch.randint(TABLE.code_offset, VOCABULARY, (3, 30), generator=dice(1))
-    return Batch(ids, torch.arange(5, 29), **fields)
+    return Batch(ids, torch.arange(FIRST, 29), **fields)
 
 
 @pytest.mark.parametrize("vocab", [None, TABLE.codes])
@@ -106,7 +115,7 @@ def test_the_loss_is_that_of_hidden_places_each_answer_counting_alike(vocab: sli
     batch = a_batch(vocab=vocab, maskable=maskable)
     before = batch.ids.clone()
     model = Fixed(torch.randn(3, 24, VOCABULARY, generator=dice(2)))
-    loss = masked_loss(model, batch, TABLE.mask, dice(3))
+    loss = masked_loss(model, batch, dice(3))
     hidden = model.shown[:, batch.positions] == TABLE.mask
     assert hidden.any(dim=1).all() and len(set(hidden.sum(dim=1).tolist())) > 1
     by_answer = []
@@ -125,12 +134,12 @@ def test_the_loss_is_that_of_hidden_places_each_answer_counting_alike(vocab: sli
 
 def test_weights_and_share_count_as_they_say() -> None:
     model = Fixed(torch.randn(3, 24, VOCABULARY, generator=dice(2)))
-    plain = masked_loss(model, a_batch(), TABLE.mask, dice())
+    plain = masked_loss(model, a_batch(), dice())
     hidden = model.shown[:, 5:29] == TABLE.mask
-    assert masked_loss(model, a_batch(share=2.0), TABLE.mask, dice()) == 2 * plain
-    torch.testing.assert_close(masked_loss(model, a_batch(weights=torch.full((3, 24), 0.2)), TABLE.mask, dice()), plain)
+    assert masked_loss(model, a_batch(share=2.0), dice()) == 2 * plain
+    torch.testing.assert_close(masked_loss(model, a_batch(weights=torch.full((3, 24), 0.2)), dice()), plain)
     first = hidden & (hidden.cumsum(dim=1) == 1)
-    loss = masked_loss(model, a_batch(weights=first.float()), TABLE.mask, dice())
+    loss = masked_loss(model, a_batch(weights=first.float()), dice())
     targets = a_batch().ids[:, 5:29][first]
     torch.testing.assert_close(loss, F.cross_entropy(model.logits[first], targets))
 
@@ -141,7 +150,7 @@ def test_a_batch_goes_where_the_model_is() -> None:
     ids, positions = torch.zeros(2, 9, dtype=torch.int64), torch.arange(4, 8)
     may, all_of_it = torch.ones(2, 4, dtype=torch.bool), torch.tensor([True, False])
     for batch in (Batch(ids, positions), Batch(ids, positions, None, may, all_of_it, torch.ones(2, 4), 2.0)):
-        loss = masked_loss(model, batch.to("meta"), TABLE.mask, dice())
+        loss = loss_sum(model, batch.hide(TABLE.mask, dice()).to("meta"))
         assert loss.device.type == "meta" and loss.shape == ()
 
 
@@ -211,57 +220,19 @@ def test_text_answers_end_and_are_filled_up() -> None:
 
 def test_control_strings_in_a_caption_are_words() -> None:
     assert not set(EXAMPLES.words("</answer><|mdm_mask|> x")) & {TABLE.answer_end, TABLE.mask}
-    named = {"a": "a <image>", "b": "<|endoftext|>"}
-    pictures = CaptionedPictures(EXAMPLES, {name: grids(1, 2, 2)[0] for name in named}, named)
-    for seed in range(20):
-        for batch in pictures.draw(random.Random(seed)):
-            assert (batch.ids == TABLE.image_begin).sum(dim=1).tolist() == [1] * len(batch.ids)
-            assert TABLE.mask not in batch.ids
+    codes, words = grids(2, 2, 2), ["a <image>", "<|endoftext|>"]
+    drawn = EXAMPLES.images(
+        [Prompt(GENERATE, text) for text in ("<image> foxy", "</image> fox")], codes, condition=Condition()
+    )
+    asked = [Prompt(DESCRIBE, "<image>", images=(grid[None],)) for grid in codes]
+    for batch in (drawn, *(EXAMPLES.texts([one], [word], length=30) for one, word in zip(asked, words, strict=True))):
+        assert (batch.ids == TABLE.image_begin).sum(dim=1).tolist() == [1] * len(batch.ids)
+        assert TABLE.mask not in batch.ids
 
 
 def test_rare_codes_weigh_more() -> None:
     weights = rarity(torch.tensor([[[5, 5, 5, 5], [5, 5, 5, 5], [5, 7, 8, 8]]]))
     assert weights[0, 2].tolist() == pytest.approx([9**-0.5, 1, 2**-0.5, 2**-0.5])
-
-
-# --------------------------------------------------------------------------------------------------------- mixture
-
-CAPTIONS = {"a": "a fox", "b": "a hat", "c": "a long sentence about a fox", "d": "a hut", "e": "a fox"}
-PICTURES = {name: grids(1, 2 + (name == "d"), 3, index)[0] for index, name in enumerate(CAPTIONS)}
-
-
-def test_a_mixture_pairs_each_picture_with_its_own_words() -> None:
-    data = CaptionedPictures(EXAMPLES, PICTURES, CAPTIONS, shares=Shares(unconditional=0.25))
-    whole = {name: image_ids(grid[None], TABLE)[0] for name, grid in PICTURES.items()}
-    seen, textless, held_back = set(), 0, 0
-    for seed in range(60):
-        images, holes, texts = data.draw(random.Random(seed))
-        assert [len(batch.ids) for batch in (images, holes, texts)] == [8, 2, 2]
-        for batch in (images, holes, texts):
-            assert batch.ids.min() >= 0 and batch.ids.max() < VOCABULARY and TABLE.mask not in batch.ids
-            for ids in batch.ids:
-                (name,) = [n for n, picture in whole.items() if ids.unfold(0, len(picture), 1).eq(picture).all(1).any()]
-                unconditional = TABLE.uncondition in ids
-                assert unconditional or CAPTIONS[name] in text_of(ids)
-                seen.add((name, batch is texts))
-        textless += int(TABLE.uncondition in images.ids)
-        held_back += int((~holes.maskable).sum())
-        assert images.maskable is None and holes.maskable.any(dim=1).all()
-        assert TABLE.uncondition not in texts.ids
-    assert seen == {(name, words) for name in CAPTIONS for words in (False, True)}
-    assert 5 <= textless <= 25 and held_back > 0
-
-
-def test_the_same_dice_draw_the_same_batches() -> None:
-    data = CaptionedPictures(EXAMPLES, PICTURES, CAPTIONS)
-    first, again, other = (data.draw(random.Random(seed)) for seed in (1, 1, 2))
-    assert all(torch.equal(a.ids, b.ids) for a, b in zip(first, again, strict=True))
-    assert not all(a.ids.shape == b.ids.shape and torch.equal(a.ids, b.ids) for a, b in zip(first, other, strict=True))
-
-
-def test_codes_of_another_vq_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"picture b has codes up to 99, but the checkpoint knows 32; encode"):
-        CaptionedPictures(EXAMPLES, PICTURES | {"b": torch.full((2, 2), 99)}, CAPTIONS)
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 1000))
@@ -277,7 +248,17 @@ def test_a_random_rectangle_is_one(height: int, width: int, seed: int) -> None:
 # ------------------------------------------------------------------------------------------------------ the trainer
 
 SHORT = TrainSettings(steps=6, warm_up=2, save_every=2)
-DATA = CaptionedPictures(EXAMPLES, PICTURES, CAPTIONS, shares=Shares(generate=2, inpaint=1, describe=1))
+
+
+def draw_data(choose: random.Random) -> list[Batch]:
+    """Two pictures from words, and a picture described."""
+    codes = grids(3, 2, 3, choose.randrange(9))
+    drawn = [Prompt(GENERATE, choose.choice(("a fox", "a hat"))) for _ in range(2)]
+    asked = Prompt(DESCRIBE, "what?", images=(codes[2:],))
+    return [
+        EXAMPLES.images(drawn, codes[:2], condition=draw_condition(choose, 0.1, images=False)),
+        EXAMPLES.texts([asked], ["a hut"], length=6 + choose.randrange(4)),
+    ]
 
 
 def new_model(seed: int = 1) -> Transformer:
@@ -286,16 +267,24 @@ def new_model(seed: int = 1) -> Transformer:
     return model
 
 
+def trainer_of(
+    model: Transformer, plan: TrainSettings, folder: Path, draw: Callable[[random.Random], list[Batch]] = draw_data
+) -> Trainer:
+    batches = DrawnBatches(draw, TABLE.mask, plan.seed)
+    weights = dict(model.named_parameters())
+    return Trainer(model, weights, batches, plan, engine=Single(torch.device("cpu")), folder=folder)
+
+
 def trained(folder: Path, plan: TrainSettings = SHORT, *, seed: int = 1, stop_at: int | None = None) -> Transformer:
     """A run in `folder`; `stop_at` ends it after that step as Ctrl-C would."""
     model = new_model(seed)
 
-    def on_step(done: int, steps: int, loss: float) -> None:
-        if done == stop_at:
+    def on_step(step: Step) -> None:
+        if step.number == stop_at:
             raise KeyboardInterrupt
 
     try:
-        Trainer(model, DATA.draw, plan, mask_id=TABLE.mask, folder=folder).run(on_step)
+        trainer_of(model, plan, folder).run(on_step)
     except KeyboardInterrupt:
         assert stop_at is not None
     return model
@@ -313,7 +302,6 @@ def test_a_run_that_was_stopped_ends_like_an_unbroken_one(tmp_path: Path, matrix
     trained(tmp_path / "broken", plan, seed=2, stop_at=5)
     resumed = trained(tmp_path / "broken", plan, seed=3)
     assert same(resumed, unbroken) and not same(unbroken, new_model())
-    assert not resumed.training
 
 
 def test_a_run_that_ended_is_not_run_again(tmp_path: Path) -> None:
@@ -323,7 +311,7 @@ def test_a_run_that_ended_is_not_run_again(tmp_path: Path) -> None:
         raise AssertionError("no data is needed")
 
     model = new_model(5)
-    Trainer(model, draw, SHORT, mask_id=TABLE.mask, folder=tmp_path).run()
+    trainer_of(model, SHORT, tmp_path, draw).run()
     assert same(model, ended)
 
 
@@ -344,7 +332,7 @@ def test_a_kill_while_saving_leaves_the_last_state_whole(
             *((trainer_module, "save_file") if moment == "while writing" else (files_module.os, "replace")), killed
         )
         with pytest.raises(KeyboardInterrupt):
-            Trainer(new_model(), DATA.draw, SHORT, mask_id=TABLE.mask, folder=tmp_path / "broken").run()
+            trainer_of(new_model(), SHORT, tmp_path / "broken").run()
     assert same(trained(tmp_path / "broken", seed=2), unbroken)
 
 
@@ -354,14 +342,14 @@ def test_a_step_gets_the_same_data_whatever_came_before(tmp_path: Path) -> None:
 
         def draw(choose: random.Random) -> list[Batch]:
             numbers[trainer.step] = choose.random()
-            return DATA.draw(choose)
+            return draw_data(choose)
 
-        def on_step(done: int, steps: int, loss: float) -> None:
-            losses.append(loss)
-            if done == stop_at:
+        def on_step(step: Step) -> None:
+            losses.append(step.loss)
+            if step.number == stop_at:
                 raise KeyboardInterrupt
 
-        trainer = Trainer(new_model(), draw, plan, mask_id=TABLE.mask, folder=tmp_path / folder)
+        trainer = trainer_of(new_model(), plan, tmp_path / folder, draw)
         if stop_at is None:
             trainer.run(on_step)
         else:
@@ -381,8 +369,8 @@ def test_a_step_gets_the_same_data_whatever_came_before(tmp_path: Path) -> None:
 def test_it_learns(tmp_path: Path) -> None:
     losses: list[float] = []
     plan = TrainSettings(steps=30, warm_up=5, rate=1e-2, matrix_rate=0.0)
-    trainer = Trainer(new_model(), DATA.draw, plan, mask_id=TABLE.mask, folder=tmp_path)
-    trainer.run(lambda done, steps, loss: losses.append(loss))
+    trainer = trainer_of(new_model(), plan, tmp_path)
+    trainer.run(lambda step: losses.append(step.loss))
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
 
 
@@ -402,7 +390,7 @@ def test_rates_rise_stay_and_fall(steps: int, warm_up: int, decay: float) -> Non
 
 def test_the_optimisers_follow_the_schedule(tmp_path: Path) -> None:
     plan = TrainSettings(steps=6, warm_up=3, rate=0.1, matrix_rate=0.02)
-    trainer = Trainer(new_model(), DATA.draw, plan, mask_id=TABLE.mask, folder=tmp_path)
+    trainer = trainer_of(new_model(), plan, tmp_path)
     rates: list[list[float]] = []
     trainer.run(lambda *_: rates.append([group["lr"] for made in trainer.optimisers for group in made.param_groups]))
     assert rates == [[peak * plan.scale(step) for peak in (0.1, 0.02)] for step in range(6)]
@@ -417,10 +405,10 @@ def test_what_is_no_run_of_this_model_is_refused(tmp_path: Path) -> None:
     trained(tmp_path, stop_at=3)
     wider = Transformer(TransformerConfig.from_dict(TRANSFORMER | {"mlp_hidden_size": 64}), code_offset=272)
     with pytest.raises(ValueError, match="run of another network; name another folder"):
-        Trainer(wider, DATA.draw, SHORT, mask_id=TABLE.mask, folder=tmp_path)
+        trainer_of(wider, SHORT, tmp_path)
     (tmp_path / "training.safetensors").write_bytes(b"half a fi")
     with pytest.raises(ValueError, match=r"is not a stopped run .* remove it"):
-        Trainer(new_model(), DATA.draw, SHORT, mask_id=TABLE.mask, folder=tmp_path)
+        trainer_of(new_model(), SHORT, tmp_path)
 
 
 @pytest.mark.parametrize("kind", [TrainSettings, VQTrainSettings])
@@ -573,7 +561,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_spoils_nothing(tmp_path: Pat
     with torch.no_grad():
         next(model.parameters()).fill_(float("nan"))
     further = TrainSettings(steps=9, warm_up=2, save_every=1)
-    trainer = Trainer(model, DATA.draw, further, mask_id=TABLE.mask, folder=tmp_path / "other")
+    trainer = trainer_of(model, further, tmp_path / "other")
     with pytest.raises(ValueError, match=r"The loss of step 1 is nan; .*Nothing was written"):
         trainer.run()
     assert not (tmp_path / "other").exists() and (tmp_path / "training.safetensors").read_bytes() == before
