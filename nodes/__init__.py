@@ -10,10 +10,12 @@ from .crop import CropAroundMask, Stitch
 from .describe import Describe
 from .edit import ImageEdit
 from .loader import Loader
+from .lora import Lora
 from .paint import MaskPaint
 from .prompt import TextEncode
 from .provenance import add_note
 from .sampler import CacheSettings, Sampler
+from .train import TrainLora
 
 NODES = [
     Loader,
@@ -31,6 +33,8 @@ NODES = [
     BestOf,
     CaptionFolder,
     SaveText,
+    Lora,
+    TrainLora,
 ]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,10 @@ def folders() -> list[str]:
     return sorted(listed()) or [NOTHING]
 
 
-def chosen_folder(name: str) -> Path:
-    """The folder of a name, as listed or as on disk; raises ValueError for one that is not listed, wherever it lies."""
-    folder = listed().get(host.without_html(name))
+def chosen_folder(name: str, among: Mapping[str, Path] | None = None) -> Path:
+    """The folder of a name, as listed (`among`; None: those of `listed`) or as on disk; raises ValueError for one that
+    is not listed, wherever it lies."""
+    folder = (listed() if among is None else among).get(host.without_html(name))
     if folder is None:
         raise ValueError(
             f"There is no folder {shown(name)} with pictures in ComfyUI's input folder; put pictures there, refresh "

@@ -5,6 +5,7 @@ Whatever differs between ComfyUI 0.3.75 and newer ones is told apart here and no
 
 from __future__ import annotations
 
+import gc
 import glob
 import html
 import inspect
@@ -12,7 +13,8 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -71,6 +73,28 @@ def model_folders() -> list[Path]:
     if FOLDER not in folder_paths.folder_names_and_paths:
         return []
     return [Path(folder) for folder in folder_paths.get_folder_paths(FOLDER)]
+
+
+def lora_files() -> list[str]:
+    """Names of the safetensors files in ComfyUI's LoRA folders, those in sub-folders with their path, as ComfyUI
+    writes them on this system."""
+    try:
+        names = folder_paths.get_filename_list("loras")
+    except OSError as error:  # a drive that is away must not take the pack's nodes with it
+        log_once("DiMOO: the LoRA folders cannot be read (%s).", error)
+        return []
+    return [name for name in names if name.endswith(".safetensors") and not Path(name).name.startswith("._")]
+
+
+def lora_path(name: str) -> Path | None:
+    """Where a file of `lora_files` lies; None where it is gone."""
+    found = folder_paths.get_full_path("loras", name)
+    return None if found is None else Path(found)
+
+
+def lora_folder() -> Path:
+    """Where a new LoRA goes: the first of ComfyUI's LoRA folders."""
+    return Path(folder_paths.get_folder_paths("loras")[0])
 
 
 # Devices and memory -------------------------------------------------------------------------------------------------
@@ -235,18 +259,45 @@ def managed(module: nn.Module, devices: tuple[torch.device, torch.device]):
     return patcher(module, load_device=devices[0], offload_device=devices[1])
 
 
-def ready(patcher, scratch: int) -> torch.device:
+def ready(patcher, scratch: int, beside: Sequence = ()) -> torch.device:
     """Brings a model into memory, beside `scratch` bytes to work in, and tells its device.
 
-    To be called at every execution: another node may have sent the model away since.
+    To be called at every execution: another node may have sent the model away since. beside: patchers of small modules
+    that work with it. ComfyUI streams its own layers, but would leave a part of these where the layer cannot reach it;
+    so they come whole, and the model makes room.
     """
-    memory.load_models_gpu([patcher], memory_required=scratch)
+    memory.load_models_gpu([patcher, *beside], memory_required=scratch)
+    if any(one.loaded_size() < one.model_size() for one in beside):
+        for one in beside:
+            one.detach()  # ComfyUI takes one that is there in part for complete
+        memory.load_models_gpu(beside, memory_required=scratch, force_full_load=True)
     return patcher.load_device
 
 
 def free_bytes(device: torch.device) -> int:
     """Bytes of memory that are free on a device, as ComfyUI counts."""
     return memory.get_free_memory(device)
+
+
+def make_room() -> None:
+    """Sends all models away from the card, for work that needs it to itself; in inference mode, in which ComfyUI
+    loaded them."""
+    with torch.inference_mode():
+        memory.unload_all_models()
+    memory.soft_empty_cache()
+
+
+@contextmanager
+def training() -> Iterator[None]:
+    """Around a training, with the card to itself. ComfyUI runs nodes in torch's inference mode, in which nothing is
+    learnt; here that is off. A network made in here is not ComfyUI's to send away."""
+    make_room()
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        gc.collect()
+        memory.soft_empty_cache()
 
 
 def within_memory(first: Callable[[], Tensor], instead: Callable[[], Tensor]) -> Tensor:
@@ -359,6 +410,19 @@ def on_prompt(change: Callable[[dict], dict]) -> None:
 def input_folder() -> Path:
     """Where ComfyUI keeps what users give it."""
     return Path(folder_paths.get_input_directory())
+
+
+def output_folder() -> Path:
+    """Where ComfyUI keeps what it makes."""
+    return Path(folder_paths.get_output_directory())
+
+
+def shown_pictures(paths: Iterable[Path]) -> list[dict[str, str]]:
+    """Pictures in the output folder, in the form in which a node's `ui` shows them; those that are missing are left
+    out."""
+    root = output_folder()
+    parts = [(path.name, path.parent.relative_to(root).as_posix()) for path in paths if path.is_file()]
+    return [{"filename": name, "subfolder": folder, "type": "output"} for name, folder in parts]
 
 
 _VARIABLES = re.compile("%(?:width|height|year|month|day|hour|minute|second|batch_num)%")

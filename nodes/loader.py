@@ -81,7 +81,7 @@ def load_model(found: Found, dtype: torch.dtype | None, palette: Palette) -> Loa
     kept = ", ".join([*sorted(one.name for one in formats), str(weight)])
     host.log("DiMOO: %s, %.1f M weights in %s, computing in %s", found.path, parameters / 1e6, kept, compute)
     core = jobs.Model(transformer, tokenizer, found.table, found.defaults.sides, formats)
-    return LoadedModel(core, host.managed(transformer, devices), compute.itemsize, palette)
+    return LoadedModel(core, host.managed(transformer, devices), compute, palette, found)
 
 
 def load_autoencoder(found: Found) -> LoadedVQ:

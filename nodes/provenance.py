@@ -1,36 +1,66 @@
-"""Metadata of saved pictures: the versions and the checkpoints that made them.
+"""Metadata of saved pictures: the versions, the checkpoints and the LoRAs that made them.
 
 ComfyUI writes prompt and workflow into its pictures, which hold every setting, but neither the version of a pack nor
-which weights the name of a checkpoint stood for. Both are added under a key of their own. That happens when a prompt is
-queued and not when a node runs: a cached result of an earlier prompt does not run again, but is saved all the same.
+which weights the name of a checkpoint or a LoRA stood for. Both are added under a key of their own. That happens when a
+prompt is queued and not when a node runs: a cached result of an earlier prompt does not run again, but is saved all the
+same.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
+from ..dimoo_core.checkpoint.adapter_file import adapter_files
 from ..dimoo_core.provenance import KEY, identified, versions
 from .loader import chosen
+from .lora import Lora, resolve
 
 
 def metadata(prompt: Any) -> dict[str, Any] | None:
-    """Versions, and per node the checkpoint that it names, for a prompt in API form; None where no node is ours."""
+    """Versions, and per node the checkpoint or the LoRA that it names, for a prompt in API form; None where no node is
+    ours. What is gone or broken is left out: the node that names it will say so."""
     nodes = prompt.items() if isinstance(prompt, dict) else ()
     ours = {key: one for key, one in nodes if isinstance(one, dict) and str(one.get("class_type")).startswith("Dimoo")}
     if not ours:
         return None
-    named = {key: one["inputs"].get("checkpoint") for key, one in ours.items() if isinstance(one.get("inputs"), dict)}
-    checkpoints = {key: _identified(name) for key, name in named.items() if isinstance(name, str)}
-    return {**versions(), "checkpoints": {key: one for key, one in checkpoints.items() if one is not None}}
+    inputs = {key: one["inputs"] for key, one in ours.items() if isinstance(one.get("inputs"), dict)}
+    checkpoints = {key: _identified(one.get("checkpoint"), _checkpoint) for key, one in inputs.items()}
+    loras = {key: _lora(one) for key, one in inputs.items() if ours[key]["class_type"] == Lora.GET_SCHEMA().node_id}
+    told = {**versions(), "checkpoints": _known(checkpoints)}
+    return told | {"loras": _known(loras)} if _known(loras) else told
 
 
-def _identified(name: str) -> dict[str, str] | None:
-    """The checkpoint of a name of the loader's list; None where it is gone or broken, which the loader will report."""
+def _known(found: Mapping[str, dict[str, Any] | None]) -> dict[str, dict[str, Any]]:
+    return {key: one for key, one in found.items() if one is not None}
+
+
+def _identified(name: Any, files: Callable[[str], Iterable[Path] | None]) -> dict[str, str] | None:
     try:
-        found = chosen(name)
-        return None if found is None else identified(name, found.files)
+        found = files(name) if isinstance(name, str) else None
+        return None if found is None else identified(name, found)
     except (ValueError, OSError):
         return None
+
+
+def _checkpoint(name: str) -> Iterable[Path] | None:
+    """The files of a name of the loader's list; None: still to be downloaded."""
+    found = chosen(name)
+    return None if found is None else found.files
+
+
+def _lora(inputs: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Name, fingerprint and strength of a LoRA that acts; one that a node trained has that node's key instead, whose
+    settings stand in the prompt."""
+    strength = {"strength": inputs.get("strength")}
+    if strength["strength"] == 0:
+        return None
+    trained = inputs.get("lora_model")
+    if isinstance(trained, list) and trained:
+        return {"trained_by": trained[0], **strength}
+    found = _identified(inputs.get("lora"), lambda name: adapter_files(resolve(name)))
+    return None if found is None else found | strength
 
 
 def add_note(request: dict[str, Any]) -> dict[str, Any]:

@@ -6,8 +6,8 @@ travel with their patcher: ComfyUI holds patchers weakly, so what travels keeps 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from ..dimoo_core import jobs, memory
+from ..dimoo_core.checkpoint.find import Found
+from ..dimoo_core.model.adapters import Adapter, Applied
 from ..dimoo_core.model.vq import VQ
 from ..dimoo_core.model.vq_tiles import TILE
 from ..dimoo_core.pictures.crop import Region
@@ -29,15 +31,17 @@ PromptSocket = host.io.Custom("DIMOO_PROMPT")
 CanvasSocket = host.io.Custom("DIMOO_CANVAS")
 CacheSocket = host.io.Custom("DIMOO_CACHE")
 CropSocket = host.io.Custom("DIMOO_CROP")
+LoraSocket = host.io.Custom("LORA_MODEL")  # ComfyUI's own: the tensors of a LoRA by name
+LossSocket = host.io.Custom("LOSS_MAP")  # ComfyUI's own: {"loss": the loss of every step}
 
 
-def _ready(patcher: Any, whole: int, in_parts: int) -> tuple[torch.device, bool]:
-    """Brings weights into memory beside `whole` bytes, or beside `in_parts` where `whole` does not fit. The device,
-    and whether it fits."""
-    device = host.ready(patcher, whole)
+def _ready(patcher: Any, whole: int, in_parts: int, beside: Sequence[Any] = ()) -> tuple[torch.device, bool]:
+    """Brings weights into memory beside `whole` bytes, or beside `in_parts` where `whole` does not fit; `beside` as for
+    `host.ready`. The device, and whether it fits."""
+    device = host.ready(patcher, whole, beside)
     fits = host.free_bytes(device) >= whole
     if not fits:
-        host.ready(patcher, in_parts)  # leaves more room to the weights
+        host.ready(patcher, in_parts, beside)  # leaves more room to the weights
     return device, fits
 
 
@@ -112,24 +116,39 @@ class Palette:
 class LoadedModel:
     """What travels on DIMOO_MODEL: transformer, tokenizer and ids, and the colours that previews are made of.
 
-    itemsize: bytes of a number that is computed with.
+    compute: the dtype that is computed in. found: the checkpoint that it was loaded from. adapters: patchers of the
+    LoRAs that act in `core`; a model with LoRAs shares all else with the one it was made of.
     """
 
     core: jobs.Model
     patcher: Any
-    itemsize: int
+    compute: torch.dtype
     palette: Palette
+    found: Found
+    adapters: tuple[Any, ...] = ()
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a number that is computed with."""
+        return self.compute.itemsize
+
+    def with_lora(self, adapter: Adapter, strength: float, name: str) -> LoadedModel:
+        """The same network with a further LoRA, whose tensors are cast once, for good."""
+        devices = self.patcher.load_device, self.patcher.offload_device
+        patcher = host.managed(adapter.to(devices[1], self.compute), devices)
+        core = self.core.with_adapters([Applied(adapter, strength, name)])
+        return replace(self, core=core, adapters=(*self.adapters, patcher))
 
     def place(self, plan: jobs.Plan) -> jobs.Placement:
         """Brings the weights into memory beside what a plan needs; it runs all at once where the memory for that is
         free, else in chunks."""
         whole, in_chunks = (plan.scratch_bytes(self.itemsize, rows) for rows in (None, memory.CHUNK_ROWS))
-        device, fits = _ready(self.patcher, whole, in_chunks)
+        device, fits = _ready(self.patcher, whole, in_chunks, self.adapters)
         return jobs.Placement(device, None if fits else memory.CHUNK_ROWS)
 
     def get_ram_usage(self) -> int:
         """Bytes; asked for by ComfyUI when it has to choose which results to forget."""
-        return self.patcher.model_size()
+        return sum(one.model_size() for one in (self.patcher, *self.adapters))
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,6 +169,7 @@ _KINDS = {
     "canvas": (Canvas, "DiMOO Empty Canvas, Image Edit, Mask Paint or VQ Encode"),
     "cache": (CachePolicy, "DiMOO Cache Settings"),
     "crop": (Crop, "DiMOO Crop Around Mask"),
+    "lora_model": (Mapping, "DiMOO Train LoRA"),
 }
 
 

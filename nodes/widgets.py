@@ -10,6 +10,7 @@ from ..dimoo_core.sampling.noise import SEEDS
 from .host import io
 
 Meaning = TypeVar("Meaning")
+Widget = TypeVar("Widget", bound=io.WidgetInput)
 
 
 def integer(
@@ -22,12 +23,20 @@ def integer(
 
 
 def number(
-    name: str, default: float, bounds: tuple[float, float], tooltip: str, *, step: float, optional: bool = False
+    name: str,
+    default: float,
+    bounds: tuple[float, float],
+    tooltip: str,
+    *,
+    step: float,
+    finest: float = 0.001,
+    optional: bool = False,
 ) -> io.Float.Input:
-    """A number within `bounds`, both included; `step` is one click on the arrows, finer values can be typed."""
+    """A number within `bounds`, both included; `step` is one click on the arrows, values as fine as `finest` can be
+    typed."""
     least, most = map(float, bounds)
     return io.Float.Input(
-        name, default=default, min=least, max=most, step=step, round=0.001, optional=optional, tooltip=tooltip
+        name, default=default, min=least, max=most, step=step, round=finest, optional=optional, tooltip=tooltip
     )
 
 
@@ -35,6 +44,14 @@ def choice(name: str, options: Iterable[str], tooltip: str, *, optional: bool = 
     """One of `options`, the first by default."""
     options = list(options)
     return io.Combo.Input(name, options=options, default=options[0], optional=optional, tooltip=tooltip)
+
+
+def advanced(inputs: Iterable[Widget]) -> list[Widget]:
+    """The inputs, which pages that know of such a thing keep folded away."""
+    made = list(inputs)
+    for one in made:
+        one.extra_dict["advanced"] = True  # as an argument only newer ComfyUIs take it
+    return made
 
 
 def chosen(name: str, value: str, meanings: Mapping[str, Meaning]) -> Meaning:

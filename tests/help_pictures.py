@@ -6,7 +6,9 @@ A picture shows what a node is for: tiles in reading order, an arrow where one b
 
 from __future__ import annotations
 
+import copy
 import sys
+import tempfile
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,9 +20,11 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from dimoo_core import jobs
+from dimoo_core.checkpoint.adapter_file import read_adapter
 from dimoo_core.checkpoint.find import NANO, find
 from dimoo_core.checkpoint.load import load_tokenizer, load_transformer, load_vq
 from dimoo_core.judge import by_description
+from dimoo_core.model.adapters import Applied
 from dimoo_core.nano.judge import judge, matches
 from dimoo_core.pictures.crop import region_around, resize, resize_mask, stitch, working_size
 from dimoo_core.pictures.pixels import mosaic, to_pil
@@ -30,7 +34,13 @@ from dimoo_core.sampling.image import ImageSettings
 from dimoo_core.sampling.ml_cache import PRESETS
 from dimoo_core.sampling.text import TextSettings
 from dimoo_core.sequence.canvas import Canvas
-from dimoo_core.sequence.prompt import Prompt
+from dimoo_core.sequence.prompt import GENERATE, Prompt
+from dimoo_core.training.code_cache import encode_list
+from dimoo_core.training.loop import TrainSettings
+from dimoo_core.training.lora import LoraBase, LoraData, LoraSettings, Watch, load_base, train_lora
+from dimoo_core.training.samples import Request
+
+from .lora_files import word_lora
 
 FOLDER = Path(__file__).parent.parent / "web" / "docs"
 TILE, GAP, LINE = 128, 24, 16  # px: side of a tile, room between two, height of a line of words
@@ -40,6 +50,7 @@ STAR = "a large blue star on the left on a white background"
 OPEN = "a small green star"  # a caption that leaves something open, where nano now and then fails
 FIRST_SEED = 11  # of four pictures of it that differ in quality
 ADDED = "a large blue star in the middle on a white background"  # painted into an empty corner of a larger CIRCLE
+TAUGHT, WORD = "a large yellow star in the middle on a black background", "sks"  # the latter nano does not know
 QUESTION = "describe the picture"
 ANSWER = TextSettings(max_tokens=32, steps=32, block_length=32)
 SCENES = (
@@ -113,6 +124,13 @@ class Studio:
     def say(self, picture: Tensor) -> str:
         """What nano says of a picture [1,3,h,w]."""
         return jobs.describe(self.model, self.vq, [picture], QUESTION, settings=ANSWER)[0]
+
+    def taught(self, word: str, meant: str) -> Studio:
+        """The same studio with a LoRA that lets nano read `word` as `meant`."""
+        other, network = copy.copy(self), self.model.transformer
+        file = read_adapter(word_lora(word, meant), network.config, self.model.table.code_offset)
+        other.model = self.model.with_adapters([Applied(file.adapter)])
+        return other
 
     def decode(self, canvas: Canvas) -> Tensor:
         return jobs.decode(self.vq, canvas)
@@ -321,6 +339,37 @@ def ranked(studio: Studio) -> Image.Image:
     return strip(*(Tile(picture(pixels), (f"{share:.0%}", *broken(words))) for share, words, pixels in found))
 
 
+def adapted(studio: Studio) -> Image.Image:
+    blue, star = studio.taught("red", "blue"), studio.taught("circle", "star")
+    both = blue.taught("circle", "star")
+    rows = {"no LoRA": studio, "LoRA: red is blue": blue, "LoRA: a circle is a star": star, "both": both}
+    return strip(*(Tile(picture(one.paint(CIRCLE, seed=2)), (words,)) for words, one in rows.items()))
+
+
+def learnt(studio: Studio) -> Image.Image:
+    """What nano paints of a word that it does not know while it is taught it."""
+    seen = studio.decode(studio.good(TAUGHT)[-1])
+    train = TrainSettings(
+        steps=40, rate=2e-3, matrix_rate=0.0, warm_up=5, betas=(0.9, 0.99), schedule="constant", save_every=40
+    )
+    settings = LoraSettings(train, rank=8, batch=4, sample_every=20)
+    base = LoraBase(
+        load_base(studio.found, device=torch.device("cpu"), dtype=torch.float32, recompute=False),
+        studio.vq,
+        {"name": "nano", "fingerprint": ""},
+        ImageSettings(steps=16, temperature=0.6, guidance=Guidance(0, 0)),
+    )
+    data = LoraData(
+        encode_list([seen[0]], [WORD], studio.vq, side=TILE), requests=[Request(Prompt(GENERATE, WORD), 8, 8, seed=2)]
+    )
+    painted: dict[int, Image.Image] = {}
+    watch = Watch(on_samples=lambda step, pictures: painted.update({step: pictures[0]}))
+    with tempfile.TemporaryDirectory() as folder:
+        train_lora(base, data, settings, run=Path(folder), output=Path(folder, "sks.safetensors"), watch=watch)
+    taught = Tile(picture(seen), (f'taught as "{WORD}"',))
+    return strip(taught, *(Tile(one, (f'"{WORD}", step {step}',), step > 0) for step, one in painted.items()))
+
+
 SHEETS: dict[str, Callable[[Studio], Image.Image]] = {
     "DimooLoader": lambda studio: strip(*(Tile(finished(studio, text)) for text in SCENES)),
     "DimooTextEncode": captions,
@@ -337,6 +386,8 @@ SHEETS: dict[str, Callable[[Studio], Image.Image]] = {
     "DimooDescribe": described,
     "DimooCaptionFolder": captioned,
     "DimooSaveText": saved,
+    "DimooLora": adapted,
+    "DimooTrainLora": learnt,
 }
 
 

@@ -56,6 +56,7 @@ def test_dialog_shows_every_workflow_with_its_thumbnail(page: Any) -> None:
 
 @pytest.mark.parametrize("name", workflow.names())
 def test_template_opens_whole_and_readable_and_runs_as_it_stands(page: Any, client: Client, name: str) -> None:
+    workflow.make_ready(client, name)
     open_template(page, name)
     assert page.locator(".comfy-missing-nodes, .comfy-missing-models, .comfy-error-report").count() == 0
     nodes = page.evaluate(NODES)
@@ -73,7 +74,8 @@ def test_template_opens_whole_and_readable_and_runs_as_it_stands(page: Any, clie
     findings = expect.inspect(name, shown(page, client))
     assert all(finding.right for finding in findings), findings
     frames = previews(page)
-    samplers = {str(node["id"]) for node in workflow.load(name)["nodes"] if node["type"] == "DimooSampler"}
+    paint = ("DimooSampler", "DimooTrainLora")
+    samplers = {str(node["id"]) for node in workflow.load(name)["nodes"] if node["type"] in paint}
     assert {node for node, _ in frames} == samplers
     moving = [first[1] != second[1] for first, second in pairwise(frames) if first[0] == second[0]]
     assert len(moving) > 10 and all(moving)

@@ -71,6 +71,17 @@ def shows(title: str, wanted: str, box: Box | None = None) -> Check:
     return check
 
 
+def lacks(title: str, other: str, box: Box | None = None) -> Check:
+    """The picture of a node, or what is in a box of it, shows something else than a caption says."""
+    check = shows(title, other, box)
+
+    def opposite(results: Results) -> Finding:
+        found = check(results)
+        return Finding(found.place, found.seen, not found.right)
+
+    return opposite
+
+
 def outlines(title: str, shape: str, size: str, place: str) -> Check:
     """The edge map of a node shows the outline of a shape."""
 
@@ -145,6 +156,12 @@ def keeps(before: str, after: str, box: Box, *, inside: bool) -> Check:
     return check
 
 
+STAR = "a large yellow star in the middle on a black background"  # what train-lora teaches
+# of the sheet of samples: a row of two pictures below a line of 18 px for each of three steps
+FIRST, LAST, LAST_RIGHT = (
+    (left, 18 + 146 * row, left + 128, 146 + 146 * row) for left, row in ((0, 0), (0, 2), (130, 2))
+)
+
 CHECKS: dict[str, tuple[Check, ...]] = {
     "text-to-image": (shows("Picture", "a large red circle on the left on a white background"),),
     "text-to-image-ml-cache": (shows("Picture", "a small yellow star at the top on a black background"),),
@@ -182,6 +199,13 @@ CHECKS: dict[str, tuple[Check, ...]] = {
         says("DiMOO Describe", "a small orange triangle at the bottom on a brown background"),
         says("What it says", "a small orange triangle at the bottom on a brown background"),
     ),
+    "train-lora": (
+        lacks("Teach it", STAR, FIRST),
+        shows("Teach it", STAR, LAST),
+        shows("Teach it", STAR, LAST_RIGHT),
+        shows("With the LoRA", STAR),
+    ),
+    "lora": (lacks("Without the LoRA", STAR), shows("With the LoRA", STAR)),
     "describe-and-regenerate": (
         shows("First picture", "a large yellow triangle on the right on a black background"),
         says("DiMOO Describe", "a large yellow triangle on the right on a black background"),

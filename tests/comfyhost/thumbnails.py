@@ -15,12 +15,16 @@ from .workflow import FOLDER
 SIDE = 400  # px, square as the dialog's cards are
 GAP = 8
 CAPTION = 96  # px below the pictures where there are words to show
+# of workflows that also say how they work: the nodes whose first picture is shown, without words
+PICTURES = {"train-lora": ("Teach it",), "lora": ("Without the LoRA", "With the LoRA")}
 BACKGROUND, INK = (32, 32, 36), (236, 236, 236)
 
 
 def write(name: str, results: Results) -> Path:
     """Write the thumbnail of a workflow beside it."""
     path = FOLDER / f"{name}.jpg"
+    if name in PICTURES:
+        results = Results({title: results.pictures[title][:1] for title in PICTURES[name]})
     thumbnail(results).save(path, "JPEG", quality=85, optimize=True)
     return path
 

@@ -11,10 +11,11 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from .client import Workflow
+from .client import Client, Workflow
 from .server import PACK
 
 FOLDER = PACK / "workflows"
+AFTER = {"lora": "train-lora"}  # a workflow that uses what another has made
 ONLY_ON_THE_CANVAS = {"Note", "MarkdownNote"}
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 SEEDS = {"seed", "noise_seed"}  # names that the page treats as seeds whether or not the node says so
@@ -25,12 +26,20 @@ Saved = dict[str, Any]
 
 
 def names() -> list[str]:
-    """The workflows that the pack ships."""
-    return sorted(path.stem for path in FOLDER.glob("*.json"))
+    """The workflows that the pack ships, those that use what another has made after it."""
+    return sorted((path.stem for path in FOLDER.glob("*.json")), key=lambda name: (name in AFTER, name))
 
 
 def load(name: str) -> Saved:
     return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def make_ready(client: Client, name: str) -> None:
+    """Run what a workflow uses the results of. Raises RuntimeError where that fails."""
+    if name in AFTER:
+        result = client.run(to_api(load(AFTER[name]), client.object_info()))
+        if result.status != "success":
+            raise RuntimeError(f"{AFTER[name]}, which {name} needs: {result.error()}")
 
 
 def to_api(saved: Saved, object_info: dict[str, Any]) -> Workflow:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bench.live_bytes import LiveBytes
+from dimoo_core.training.live_bytes import LiveBytes
 
 from .. import nodepack
 from ..tiny import AUTOENCODER, write_checkpoint
@@ -182,7 +182,7 @@ def test_a_pass_with_quantised_weights_takes_what_was_estimated(
 def test_a_model_with_quantised_weights_asks_for_their_room_too(loaded, monkeypatch) -> None:
     host, quantised, rooms = nodepack.part("nodes.host"), nodepack.part("dimoo_core.model.quantised"), []
     jobs, text = nodepack.part("dimoo_core.jobs"), nodepack.part("dimoo_core.sampling.text")
-    monkeypatch.setattr(host, "ready", lambda _, scratch: rooms.append(scratch) or torch.device("cpu"))
+    monkeypatch.setattr(host, "ready", lambda _, scratch, beside: rooms.append(scratch) or torch.device("cpu"))
     for formats in ((), (quantised.FP8,)):
         model = replace(loaded[0], core=replace(loaded[0].core, formats=formats))
         model.place(jobs.plan_text(model.core, [torch.zeros(1, 2, 2, dtype=torch.int64)], "x", text.TextSettings()))

@@ -203,7 +203,7 @@ def test_with_part_of_the_weights_in_memory_every_job_gives_the_same(kind: str, 
 
     for share in (0.0, 0.3, 0.7):
 
-        def ready(patcher, _scratch: int, share: float = share) -> torch.device:
+        def ready(patcher, _scratch: int, _beside: tuple = (), share: float = share) -> torch.device:
             patcher.unpatch_model(patcher.offload_device)
             patcher.load(patcher.load_device, lowvram_model_memory=max(int(share * patcher.model_size()), 1))
             assert any(streamed(patcher.model)), "something did not fit"

@@ -124,6 +124,43 @@ CARD = {
         {"captions": "STRING", "files": "STRING"},
     ),
     "DimooSaveText": ({"text": "STRING", "filename_prefix": ("STRING", "dimoo/caption")}, {"file": "STRING"}),
+    "DimooLora": (
+        {
+            "model": MODEL,
+            "lora": ("COMBO", "none"),
+            "strength": ("FLOAT", 1.0, -100.0, 100.0),
+            "lora_model": "LORA_MODEL",
+        },
+        {"model": MODEL},
+    ),
+    "DimooTrainLora": (
+        {
+            "model": MODEL,
+            "vq": VQ,
+            "folder": ("COMBO", "none"),
+            "name": ("STRING", "my-lora"),
+            "trigger": ("STRING", ""),
+            "steps": ("INT", 1000, 1, 1_000_000),
+            "learning_rate": ("FLOAT", 1e-4, 0.0, 1.0),
+            "rank": ("INT", 16, 1, 1024),
+            "batch_size": ("INT", 1, 1, 1024),
+            "side": ("INT", 0, 0, 4096),
+            "training_seed": ("INT", 0, 0, 2**32 - 1),
+            "sample_prompts": ("STRING", ""),
+            "sample_every": ("INT", 100, 0, 1_000_000),
+            "save_every": ("INT", 250, 1, 1_000_000),
+            "images": "IMAGE",
+            "texts": "STRING",
+            "alpha": ("FLOAT", 0.0, 0.0, 1024.0),
+            "warm_up": ("INT", 50, 0, 1_000_000),
+            "schedule": ("COMBO", "constant"),
+            "accumulate": ("INT", 1, 1, 1024),
+            "caption_dropout": ("FLOAT", 0.1, 0.0, 1.0),
+            "held_back": ("FLOAT", 0.0, 0.0, 0.5),
+            "optimizer": ("COMBO", "adamw"),
+        },
+        {"lora": "LORA_MODEL", "loss": "LOSS_MAP", "steps": "INT", "file": "STRING"},
+    ),
 }
 # inputs that may be left unconnected or out of a workflow, by node
 OPTIONAL = {
@@ -133,7 +170,13 @@ OPTIONAL = {
     "DimooSampler": {"cache", "guidance_start"},
     "DimooDescribe": {"all_in_one_question", "speed", "image_2", "image_3"},
     "DimooStitch": {"mask"},
+    "DimooLora": {"lora_model"},
+    "DimooTrainLora": {
+        *("images", "texts", "alpha", "warm_up", "schedule", "accumulate", "caption_dropout", "held_back"),
+        "optimizer",
+    },
 }
+ADVANCED = {"alpha", "warm_up", "schedule", "accumulate", "caption_dropout", "held_back", "optimizer"}
 STEPS = {("DimooEmptyCanvas", "width"): 16, ("DimooEmptyCanvas", "height"): 16, ("DimooImageEdit", "side"): 32}
 STEPS |= {("DimooCropAroundMask", "side"): 16, ("DimooCropAroundMask", "context"): 0.25}
 
@@ -175,6 +218,12 @@ def test_sizes_go_in_steps_of_cells_and_seeds_can_change_by_themselves() -> None
     assert STEPS.keys() == {(name, key) for name in CARD for key in inputs(name) if (name, key) in STEPS}
 
 
+def test_what_few_need_is_folded_away_and_fine_numbers_can_be_typed() -> None:
+    found = {(name, key) for name in CARD for key, (_, options) in inputs(name).items() if options.get("advanced")}
+    assert found == {("DimooTrainLora", key) for key in ADVANCED}
+    assert inputs("DimooTrainLora")["learning_rate"][1]["round"] <= 1e-7
+
+
 def test_choices_are_those_of_the_core() -> None:
     prompt, cache = nodepack.part("dimoo_core.sequence.prompt"), nodepack.part("dimoo_core.sampling.ml_cache")
     assert inputs("DimooImageEdit")["edit_type"][1]["options"] == list(prompt.EDITS)
@@ -200,7 +249,7 @@ def test_an_unknown_choice_is_one_short_sentence(value: object) -> None:
 
 def test_nodes_with_words_to_show_end_a_graph_and_give_lists() -> None:
     ends = [name for name, info in INFO.items() if info["output_node"]]
-    assert ends == ["DimooDescribe", "DimooBestOf", "DimooCaptionFolder", "DimooSaveText"]
+    assert ends == ["DimooDescribe", "DimooBestOf", "DimooCaptionFolder", "DimooSaveText", "DimooTrainLora"]
     assert [name for name, info in INFO.items() if any(info["output_is_list"])] == [ends[0], ends[2]]
 
 

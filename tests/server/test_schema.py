@@ -22,8 +22,8 @@ def summary(declaration: dict[str, Any]) -> dict[str, Any]:
             kept = {key: options[key] for key in KEPT_OPTIONS if key in options}
             if isinstance(kind, list):
                 kind, kept["options"] = "COMBO", kind
-            if name in ("checkpoint", "folder"):
-                kept.pop("options")  # depends on the files in the model or input folder
+            if name in ("checkpoint", "folder", "lora"):
+                kept.pop("options")  # depends on the files in the model or input folders
             if group != "hidden":
                 inputs.append({"name": name, "group": group, "type": kind, **kept})
     outputs = zip(declaration["output_name"], declaration["output"], declaration["output_is_list"], strict=True)

@@ -22,6 +22,7 @@ LARGEST = tuple(0.75 * side * 14 / 8 - 20 for side in (1280, 762))
 
 @pytest.mark.parametrize("name", workflow.names())
 def test_workflow_makes_what_was_asked(client: Client, object_info: dict[str, Any], name: str) -> None:
+    workflow.make_ready(client, name)
     prompt = workflow.to_api(workflow.load(name), object_info)
     result = client.run(prompt)
     assert result.status == "success", result.error()
