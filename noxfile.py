@@ -33,7 +33,7 @@ NEEDED = [
     *("pydantic-settings~=2.0", "pyyaml", "requests", "safetensors>=0.4.2", "scipy", "sentencepiece", "SQLAlchemy"),
     *("tokenizers>=0.13.3", "torchsde", "tqdm", "transformers>=4.50.3", "websocket-client", "yarl>=1.18"),
 ]
-CHECKS = ["diffusers==0.34.0", "hypothesis", "mypy", "pytest>=8.4", "ruff"]
+CHECKS = ["diffusers==0.34.0", "hypothesis", "mypy", "pytest>=8.4", "pytest-xdist", "ruff"]
 BROWSER = ["playwright"]
 
 
@@ -96,7 +96,9 @@ def tests(session: nox.Session) -> None:
     environment(session)
     install(session, CHECKS)
     check(session)
-    python(session, "-m", "pytest", "--ignore=tests/browser", *session.posargs)
+    # two processes, one file of tests at a time each; more threads in one of them would only wait for each other
+    shared = ("-n", "2", "--dist", "loadfile")
+    python(session, "-m", "pytest", "--ignore=tests/browser", *shared, *session.posargs, OMP_NUM_THREADS="1")
 
 
 def chromium(session: nox.Session) -> None:

@@ -6,10 +6,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed
+
+PATIENCE = timedelta(days=7)  # of processes that wait for others: torch's own ends a run after half an hour
 
 
 def accelerators() -> list[torch.device]:
@@ -45,7 +48,7 @@ class Ranks:
         if size == 1:
             return cls()
         if not torch.distributed.is_initialized():
-            torch.distributed.init_process_group("gloo")
+            torch.distributed.init_process_group("gloo", timeout=PATIENCE)
         return cls(torch.distributed.get_rank(), size)
 
     @property

@@ -1,4 +1,4 @@
-"""Files: written in full or not at all, texts read in whatever encoding they have."""
+"""Files: written in full or not at all, and whether they can be; texts read in whatever encoding they have."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import logging
 import os
 import secrets
 import stat
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -78,6 +79,30 @@ def atomic_write_text(path: Path, text: str) -> None:
     """Write a UTF-8 text file, in full or not at all; half a character (a lone surrogate) becomes a question mark."""
     with atomic_write(path) as part:
         part.write_text(text, encoding="utf-8", errors="replace", newline="\n")
+
+
+def check_writable(folder: Path, names: Iterable[str] = ()) -> None:
+    """Raises ValueError unless files of these `names` can be written into `folder`, which need not exist.
+
+    Tried in a folder of our own, which is removed: another process may be at work under the real names just now.
+    """
+    existing = next((path for path in (folder, *folder.parents) if os.path.exists(path)), Path())
+    if not os.path.isdir(existing):
+        raise ValueError(f"{existing} is a file, expected a folder: name another place.")
+    target = folder
+    try:
+        with tempfile.TemporaryDirectory(prefix=".dimoo-", dir=existing) as probe:
+            inside = Path(probe, folder.relative_to(existing))
+            inside.mkdir(parents=True, exist_ok=True)
+            for name in names:
+                target = folder / name
+                if os.path.isdir(target):
+                    raise ValueError(f"{target} is a folder, expected the name of a file: name another file.")
+                (inside / name).touch()
+    except OSError as error:
+        raise ValueError(
+            f"{target} cannot be written ({error.strerror or error}): name another place, or make it writable."
+        ) from None
 
 
 def read_text(path: str | Path, *, most: int = MAX_TEXT, report: Callable[[str], None] | None = None) -> str:

@@ -88,7 +88,7 @@ def load_autoencoder(found: Found) -> LoadedVQ:
     """The VQ under ComfyUI's memory management."""
     dtype, devices = host.vq_dtype(), host.vq_devices()
     vq = load_vq(found, ops=host.layers(dtype, dtype, devices[0]), device=devices[1], dtype=dtype)
-    return LoadedVQ(vq, host.managed(vq, devices), dtype.itemsize)
+    return LoadedVQ(vq, host.managed(vq, devices), dtype.itemsize, found)
 
 
 class Loader(host.io.ComfyNode):

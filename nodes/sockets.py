@@ -48,11 +48,13 @@ def _ready(patcher: Any, whole: int, in_parts: int, beside: Sequence[Any] = ()) 
 @dataclass(frozen=True, eq=False)
 class LoadedVQ:
     """What travels on DIMOO_VQ: a `jobs.Autoencoder`. Results are on the device where results lie between nodes. Each
-    call first brings the weights into memory, and works on one item of a batch at a time."""
+    call first brings the weights into memory, and works on one item of a batch at a time. found: the checkpoint that it
+    was loaded from."""
 
     vq: VQ
     patcher: Any
     itemsize: int
+    found: Found
 
     @property
     def scale(self) -> int:

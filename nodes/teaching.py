@@ -7,6 +7,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -17,10 +18,10 @@ from PIL import Image
 from torch import Tensor
 
 from ..dimoo_core import jobs, memory, provenance
-from ..dimoo_core.checkpoint.find import Found
 from ..dimoo_core.checks import shown
 from ..dimoo_core.devices import free_bytes
-from ..dimoo_core.files import atomic_write_text
+from ..dimoo_core.files import atomic_write_text, check_writable
+from ..dimoo_core.locks import folder_lock
 from ..dimoo_core.pictures.sizes import CELL, fit_size
 from ..dimoo_core.sampling.guidance import Guidance
 from ..dimoo_core.sampling.image import ImageSettings
@@ -33,13 +34,16 @@ from ..dimoo_core.training.loop import Step
 from ..dimoo_core.training.lora import LoraBase, LoraData, LoraSettings, Taught, Watch, load_base, train_lora
 from ..dimoo_core.training.plan import check_memory, plan_lines, step_cost, time_in_words
 from ..dimoo_core.training.run_log import CURVE
+from ..dimoo_core.training.run_settings import SETTINGS
 from ..dimoo_core.training.samples import SHEET, Request, requests_of, sheet
 from . import host, pixels
 from .sockets import LoadedModel, LoadedVQ
 
 RUNS = Path("dimoo", "train")  # below ComfyUI's output folder
 _RUN = "run.json"  # in the folder of a run: which one it is
-_NAME = re.compile(r"\w(?:[\w .+-]{0,98}[\w+-])?")
+_NAME = re.compile(r"\w(?:[\w .+-]*[\w+-])?")
+_RESERVED = re.compile(r"(?:con|prn|aux|nul|(?:com|lpt)[0-9])(?: *\..*)?", re.IGNORECASE)
+_LONGEST = 200  # bytes of a name; numbers and an ending come on top, and a system takes 255
 _FOLLOWING = ("sample_every", "check_every")  # settings that change nothing of what is learnt
 _SAID_EVERY = 0.5  # seconds between two texts on the node
 
@@ -63,12 +67,13 @@ class Material:
         return sum(item.repeats for item in self.items)
 
 
-def from_folder(folder: Path, found: Found, *, side: int, trigger: str) -> Material:
-    """A folder, read as `train lora` reads it; raises ValueError where nothing in it can be taught."""
-    seen = survey(folder, side=side, sides=found.defaults.sides, trigger=trigger)
+def from_folder(folder: Path, vq: LoadedVQ, *, side: int, sides: tuple[int, int], trigger: str) -> Material:
+    """A folder, read as `train lora` reads it; raises ValueError where nothing in it can be taught. sides: of the
+    buckets of pictures that are asked about."""
+    seen = survey(folder, side=side, sides=sides, trigger=trigger)
 
-    def encode(vq: jobs.Autoencoder, cache: Path, report: Report, on_step: OnStep) -> Dataset:
-        return encode_folder(seen, vq, cache, codec=codec_name(found), report=report, on_step=on_step)
+    def encode(outside: jobs.Autoencoder, cache: Path, report: Report, on_step: OnStep) -> Dataset:
+        return encode_folder(seen, outside, cache, codec=codec_name(vq.found), report=report, on_step=on_step)
 
     return Material(seen.items, seen.report(), _digest(part for item in seen.items for part in _parts(item)), encode)
 
@@ -128,24 +133,33 @@ class Place:
 
 def check_name(name: Any) -> str:
     """A name that a file can have on every system, without its ending. Raises ValueError for another."""
-    if not isinstance(name, str) or not _NAME.fullmatch(name.strip()):
+    named = name.strip() if isinstance(name, str) else ""
+    if not _NAME.fullmatch(named) or len(named.encode()) > _LONGEST:
         raise ValueError(
             f"The name is {shown(name)}; expected the name of a file, of letters, digits, spaces and - _ + . between "
-            "them, up to 100."
+            f"them, up to {_LONGEST} bytes."
         )
-    return name.strip()
+    if _RESERVED.fullmatch(named):
+        raise ValueError(f"The name is {shown(name)}, which Windows keeps for a device; choose another.")
+    return named
 
 
 def place_of(name: str, key: str) -> Place:
     """Where the run `key` lies: where it was begun, else NAME, or the first of NAME-2, NAME-3 and so on that neither
-    another run nor another file has."""
+    another run has, unless that one never came to its first step, nor a file in any of ComfyUI's LoRA folders.
+
+    Raises ValueError where the run or the LoRA could not be written there.
+    """
+    check_writable(host.output_folder() / RUNS)
+    check_writable(host.lora_folder())
     for number in count(1):
         stem = name if number == 1 else f"{name}-{number}"
         place = Place(host.output_folder() / RUNS / stem, host.lora_folder() / f"{stem}.safetensors")
         known = _run_in(place.run)
         if known == key:
             return place
-        if known is None and not place.file.exists():
+        never_begun = known is None or (known and not (place.run / SETTINGS).exists())
+        if never_begun and host.lora_path(place.file.name) is None:
             place.run.mkdir(parents=True, exist_ok=True)
             atomic_write_text(place.run / _RUN, json.dumps({"run": key}) + "\n")
             return place
@@ -157,7 +171,7 @@ def _run_in(folder: Path) -> str | None:
     try:
         found = json.loads((folder / _RUN).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return "" if (folder / "settings.json").exists() else None
+        return "" if (folder / SETTINGS).exists() else None
     except (ValueError, OSError):
         return ""
     return str(found.get("run", "")) if isinstance(found, dict) else ""
@@ -275,9 +289,10 @@ class Lesson:
         base = provenance.identified_checkpoint(found)
         for line in self.material.report:
             follower.report(line)
-        with host.training():
+        with host.training(), ExitStack() as held:
             self._check_memory()
             place = place_of(self.name, run_key(base, self.material, self.settings, self.held_back))
+            held.enter_context(folder_lock(place.run))  # another ComfyUI may have the same output folder
             cache = host.output_folder() / RUNS / self.name  # the runs of one name mostly have the same pictures
             dataset = self.material.encode(vq, cache, follower.report, follower.on_encoding)
             taught, held_back = split(dataset, self.held_back, self.settings.train.seed)

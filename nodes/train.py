@@ -15,7 +15,7 @@ from ..dimoo_core.pictures.sizes import MAX_SIDE, PATCH
 from ..dimoo_core.training.lora import LORA_TRAINING, LoraSettings
 from ..dimoo_core.training.optimise import OPTIMISERS, SCHEDULES, check_installed
 from . import captions, host, widgets
-from .sockets import LoadedModel, LoraSocket, LossSocket, ModelSocket, VQSocket, check_sockets
+from .sockets import LoadedModel, LoadedVQ, LoraSocket, LossSocket, ModelSocket, VQSocket, check_sockets
 from .teaching import Follower, Lesson, Material, check_name, from_folder, from_lists, pictures_of
 
 NONE = "none"  # of the list of folders; no folder below input/ is offered under that name
@@ -126,16 +126,21 @@ class TrainLora(host.io.ComfyNode):
 
     @classmethod
     def execute(cls, model, vq, images=(), texts=(), **values):
-        (model,), (vq,) = model, vq
+        model, vq = model[0], vq[0]
         check_sockets(model=model, vq=vq)
-        asked = {name: one for name, (one, *_) in values.items()}
+        asked = {name: several[0] for name, several in values.items() if several}
         settings, name = settings_of(**asked), check_name(asked.get("name"))
         if model.core.adapters:
             raise ValueError(
                 "The model has a LoRA already, and a new one is taught on the model alone; connect DiMOO Loader."
             )
+        if vq.codebook_size != model.core.table.codebook_size:
+            raise ValueError(
+                f"The VQ knows {vq.codebook_size} codes, the model {model.core.table.codebook_size}; connect the vq of "
+                "the DiMOO Loader that gives the model."
+            )
         side = asked.get("side") or model.found.defaults.side
-        material = _material(model, asked.get("folder", NONE), images, texts, side=side, trigger=settings.trigger)
+        material = _material(model, vq, asked.get("folder", NONE), images, texts, side=side, trigger=settings.trigger)
         node = getattr(cls.hidden, "unique_id", None)
         colours = model.palette.colours() if host.wants_previews() else None
         follower = Follower(node, settings.train.steps, colours)
@@ -154,7 +159,9 @@ class TrainLora(host.io.ComfyNode):
         )
 
 
-def _material(model: LoadedModel, folder: str, images: Any, texts: Any, *, side: int, trigger: str) -> Material:
+def _material(
+    model: LoadedModel, vq: LoadedVQ, folder: str, images: Any, texts: Any, *, side: int, trigger: str
+) -> Material:
     """What the node is connected to, or the folder that was chosen; raises ValueError where it is neither or both."""
     listed_too = len(images) or len(texts)
     if (folder == NONE) == (not listed_too):
@@ -164,7 +171,8 @@ def _material(model: LoadedModel, folder: str, images: Any, texts: Any, *, side:
             else "There is nothing to learn from: choose a folder with pictures and texts, or connect images and texts."
         )
     if folder != NONE:
-        return from_folder(captions.chosen_folder(folder, listed()), model.found, side=side, trigger=trigger)
+        chosen, sides = captions.chosen_folder(folder, listed()), model.found.defaults.sides
+        return from_folder(chosen, vq, side=side, sides=sides, trigger=trigger)
     if not len(images) or not len(texts):
         raise ValueError("Connect images and texts, both of them: a text says what a picture shows.")
     return from_lists(images, texts, side=side, trigger=trigger)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ def read_only(fill: Callable[[Path], object]) -> Iterator[Path]:
         root = os.geteuid() == 0
         try:
             if root:
+                codecs.lookup("utf-8-sig")  # imported on first use, and somebody else may not read root's Python
                 os.seteuid(NOBODY)
             yield folder
         finally:

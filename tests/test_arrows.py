@@ -19,7 +19,7 @@ BENCH = ROOT / "bench"
 # Row by row, from the bottom: a package, or a single file, imports only from rows above its own in this list. Files of
 # one package may import each other, as long as no circle comes of it.
 ROWS = (
-    ("checks", "files", "devices"),
+    ("checks", "files", "devices", "locks"),
     ("model", "sequence", "pictures", "hub"),
     ("sampling", "checkpoint"),
     ("provenance", "memory"),

@@ -29,16 +29,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..checks import printable, shown
-from ..files import atomic_write
 from ..model.adapters import Adapter, LowRank, digest_of
 from ..model.config import TransformerConfig
 from ..model.quantised import LAYERS
 from ..model.transformer import Transformer, hub_shapes, hub_to_module
-from .headers import FLOATS, read_header, read_json, refuse_pickle, some
+from .headers import FLOATS, read_header, read_json, refuse_pickle, some, write_tensors
 
 PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq")  # PEFT's ways to begin
@@ -193,10 +191,9 @@ def adapter_state(adapter: Adapter, dtype: torch.dtype) -> dict[str, Tensor]:
 def write_adapter(
     path: str | Path, adapter: Adapter, metadata: Mapping[str, str], dtype: torch.dtype = torch.float16
 ) -> None:
-    """Writes a LoRA, whole or not at all; the errors are those of `adapter_state`, and OSError."""
+    """Writes a LoRA, whole or not at all; the errors are those of `adapter_state` and `write_tensors`."""
     state = adapter_state(adapter, dtype)
-    with atomic_write(path) as part:
-        save_file(state, part, metadata={"format": "pt", **metadata})
+    write_tensors(path, state, {"format": "pt", **metadata})
 
 
 # What was given -----------------------------------------------------------------------------------------------------

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ..files import atomic_write, atomic_write_text
+from ..files import atomic_write_text
 from ..model.transformer import Transformer, module_to_hub
 from ..model.vq import VQ
 from .find import Found
+from .headers import write_tensors
 from .load import load_vq
 
 
@@ -56,5 +56,4 @@ def write_config(folder: Path, fields: Mapping[str, Any]) -> None:
 
 def _write_weights(state: Mapping[str, Tensor], file: Path, dtype: torch.dtype) -> None:
     tensors = {name: tensor.detach().to(dtype).contiguous() for name, tensor in state.items()}
-    with atomic_write(file) as part:
-        save_file(tensors, part, metadata={"format": "pt"})
+    write_tensors(file, tensors, {"format": "pt"})

@@ -19,10 +19,11 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ..checks import printable, rust_errors, shown
-from ..files import decoded, is_hidden
+from ..files import atomic_write, decoded, is_hidden
 from ..model.quantised import Quantised
 
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -147,6 +148,16 @@ def _diagnosis(path: Path, error: str) -> str:
     if size < 8 or size < promised <= MAX_HEADER or "ncomplete" in error:
         return f"{path} is cut short or garbled: it has {size} bytes, its header says otherwise; download it again."
     return f"{path} is not a usable safetensors file ({error}); download it again."
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file, whole or not at all. Raises OSError where no file can be made there, and ValueError
+    where it cannot be filled, as on a full disk."""
+    with (
+        atomic_write(path) as part,
+        rust_errors(lambda message: f"{path} cannot be written ({message}): make room on the disk."),
+    ):
+        save_file(dict(tensors), part, metadata=dict(metadata))
 
 
 def refuse_pickle(path: Path) -> None:

@@ -13,13 +13,14 @@ from ..checkpoint.find import NANO, find
 from ..checkpoint.load import check_weights
 from ..checkpoint.merge import WEIGHTS, merge
 from ..checks import printable
+from ..files import check_writable
 from ..model.adapters import Adapters
 from ..pipeline import checkpoint_path, lora_path
 from ..provenance import identified_checkpoint
 from .command import Command, run_job
 from .messages import say
 from .options import lora, read_loras
-from .output import check_not_read, check_writable, progress
+from .output import check_not_read, progress
 from .pictures import FIRST
 from .train import LORA
 

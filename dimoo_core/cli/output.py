@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from tqdm import tqdm
 
 from .. import provenance
 from ..checkpoint.find import Found
+from ..files import check_writable
 from ..sampling.noise import SEEDS
 from .messages import say
 from .settings import PictureSettings
@@ -121,30 +121,6 @@ def check_not_read(output: Path, inputs: Iterable[Path]) -> None:
     for path in inputs:
         if os.path.exists(output) and os.path.exists(path) and output.samefile(path):
             raise ValueError(f"--output {output} is the file that is read; name another file.")
-
-
-def check_writable(folder: Path, names: Iterable[str] = ()) -> None:
-    """Raises ValueError unless files of these `names` can be written into `folder`, which need not exist.
-
-    Tried in a folder of our own, which is removed: another process may be at work under the real names just now.
-    """
-    existing = next((path for path in (folder, *folder.parents) if os.path.exists(path)), Path())
-    if not os.path.isdir(existing):
-        raise ValueError(f"{existing} is a file, expected a folder: name another place.")
-    target = folder
-    try:
-        with tempfile.TemporaryDirectory(prefix=".dimoo-", dir=existing) as probe:
-            inside = Path(probe, folder.relative_to(existing))
-            inside.mkdir(parents=True, exist_ok=True)
-            for name in names:
-                target = folder / name
-                if os.path.isdir(target):
-                    raise ValueError(f"{target} is a folder, expected the name of a file: name another file.")
-                (inside / name).touch()
-    except OSError as error:
-        raise ValueError(
-            f"{target} cannot be written ({error.strerror or error}): name another place, or make it writable."
-        ) from None
 
 
 def unused(folder: Path, stem: str) -> Path:

@@ -25,17 +25,17 @@ from .. import provenance
 from ..checkpoint.find import Found, find
 from ..checkpoint.load import load_tokenizer
 from ..devices import Ranks, device
-from ..files import atomic_write_text
+from ..files import atomic_write_text, check_writable
 from ..jobs import text_prompt
+from ..locks import folder_lock
 from ..pictures.sizes import CELL
 from ..provenance import KEY
 from ..sampling.guidance import Guidance
 from ..sequence.prompt import prompt_strings
 from .command import Command
-from .locks import folder_lock
 from .messages import say
 from .options import load, sampling_arguments, size_argument
-from .output import Output, check_not_read, check_writable
+from .output import Output, check_not_read
 from .prompt_file import Job, read_jobs
 from .settings import PictureSettings
 from .vocabulary import name_unknown_words

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..checkpoint.find import Found
+from ..files import check_writable
 from .messages import say
-from .output import check_writable
 
 
 def run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +37,14 @@ def check_folders(args: argparse.Namespace, source: Found | None) -> None:
         if folder.resolve() in read:
             raise ValueError(f"{name} {folder} is the checkpoint that is being read; name another folder.")
         check_writable(folder)
+
+
+def check_outside(flag: str, folder: Path, read: Path) -> None:
+    """Raises ValueError where a folder to be written lies in the one that is read."""
+    if folder.resolve().is_relative_to(read.resolve()):
+        raise ValueError(
+            f"{flag} is {folder}, in the folder that is read: what is written would be taught, too; name one outside."
+        )
 
 
 def reporter(every: float = 5.0) -> Callable[[str], None]:

@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 
 from ..checkpoint.find import find
+from ..locks import folder_lock
 from ..nano.build import FURTHER, TRAINING, build
 from .command import Command, run_job
-from .locks import folder_lock
 from .pictures import FIRST
 from .runs import check_folders, reporter, run_arguments
 from .train_lora import lora_arguments, teach

@@ -17,12 +17,15 @@ from ..checkpoint.find import NANO, Found, find
 from ..checkpoint.load import check_weights, load_vq
 from ..checks import number_in, whole_number
 from ..devices import Ranks
+from ..files import check_writable
+from ..locks import folder_lock
 from ..model.adapters import TARGETS
 from ..pictures.sizes import CELL
 from ..pipeline import DTYPES, Pipeline, PlacedVQ, checkpoint_path
 from ..provenance import identified_checkpoint
 from ..sampling.noise import SEEDS
 from ..sequence.prompt import GENERATE, Prompt, check_text
+from ..training.batches import check_shares
 from ..training.code_cache import FolderDataset, codec_name, encode_folder
 from ..training.dataset import MOST_HELD, split
 from ..training.folder import Survey, survey
@@ -33,9 +36,9 @@ from ..training.plan import check_memory, plan_lines, step_cost
 from ..training.processes import Replicated, joined, launched, own_device
 from ..training.samples import Request, requests_of
 from ..training.stopping import keeping
-from .locks import folder_lock
 from .messages import say
-from .output import check_not_read, check_writable, progress, say_above
+from .output import check_not_read, progress, say_above
+from .runs import check_outside
 
 _DEFAULTS = LoraSettings()
 
@@ -44,13 +47,14 @@ def teach(args: argparse.Namespace) -> None:
     """A LoRA from a folder of pictures, captions, edits, questions; by one process or by all that torchrun starts."""
     found = find(checkpoint_path(args.checkpoint))
     check_weights(found)
-    settings = settings_of(args)
     run: Path = args.run_folder or Path("runs") / args.pictures.resolve().name
     output: Path = args.output or run / "lora.safetensors"
     _check_places(args, found, run, output)
+    settings = settings_of(args)
     where = own_device(args.device)
     with joined(where) if launched() else nullcontext():
         ranks = Ranks.from_environment()
+        check_shares(settings.batch * settings.accumulate, ranks.size)
         report = say if ranks.rank == 0 else _silent
         side = found.defaults.side if args.side is None else args.side
         seen = survey(args.pictures, side=side, sides=found.defaults.sides, trigger=args.trigger)
@@ -77,10 +81,7 @@ def _check_places(args: argparse.Namespace, found: Found, run: Path, output: Pat
     check_writable(run)
     check_writable(output.parent, [output.name])
     check_not_read(output, found.files)
-    if run.resolve().is_relative_to(args.pictures.resolve()):
-        raise ValueError(
-            f"--run is {run}, in the folder that is read: its samples would be taught, too; name one outside."
-        )
+    check_outside("--run", run, args.pictures)
 
 
 def settings_of(args: argparse.Namespace) -> LoraSettings:

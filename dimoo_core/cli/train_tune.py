@@ -8,15 +8,15 @@ from pathlib import Path
 
 from ..checkpoint.find import NANO, find
 from ..devices import Ranks
+from ..files import check_writable
+from ..locks import folder_lock
 from ..training.encode import encode_records
 from ..training.encode_captioned import encode
 from ..training.loop import Step
 from ..training.optimise import OPTIMISERS, SCHEDULES
 from ..training.tune import OURS, PRESETS, RELEASED, Placement, TuneSettings, Watch, tune
-from .locks import folder_lock
 from .messages import say
-from .output import check_writable
-from .runs import check_folders, reporter, run_arguments
+from .runs import check_folders, check_outside, reporter, run_arguments
 
 _CHOSEN = ("rate", "batch", "accumulate", "warm_up", "schedule", "clip", "weight_decay", "optimizer")
 
@@ -68,6 +68,8 @@ def train_tune(args: argparse.Namespace) -> None:
         **{name: getattr(args, name) for name in _CHOSEN},
     )
     check_folders(args, found)
+    for flag, folder in (("--run", args.run_folder), ("--output", args.output)):
+        check_outside(flag, folder, args.data)
     report = reporter()
 
     def on_step(step: Step) -> None:

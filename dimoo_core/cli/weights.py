@@ -8,11 +8,12 @@ from pathlib import Path
 
 from ..checkpoint.convert import KINDS, convert
 from ..checkpoint.find import find
+from ..files import check_writable
 from ..hub.download import REPO, download
 from ..pipeline import model_folder
 from .command import Command
 from .messages import say
-from .output import check_writable, progress
+from .output import progress
 
 
 def fetch(args: argparse.Namespace) -> None:

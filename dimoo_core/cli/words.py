@@ -9,13 +9,13 @@ from pathlib import Path
 from torch import Tensor
 from tqdm import tqdm
 
-from ..files import atomic_write_text, shown_path
+from ..files import atomic_write_text, check_writable, shown_path
 from ..pictures.captions import caption_file, lacking_captions, pictures_below, shared_captions, write_captions
 from ..pictures.pixels import Picture
 from .command import Command
 from .messages import say
 from .options import answer_arguments, load, text_options
-from .output import check_not_read, check_writable, progress, say_above
+from .output import check_not_read, progress, say_above
 from .pictures import FIRST
 from .vocabulary import name_unknown_words
 

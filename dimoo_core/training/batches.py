@@ -20,6 +20,7 @@ from .objective import HiddenBatch, Network, dice, hide, loss_sum
 from .sequences import Sequences
 
 HELD_BACK_SHARES = (0.25, 0.5, 0.75, 1.0)  # of an answer that are hidden, one after the other
+MOST_CHECKED = 256  # samples that a check looks at: more would cost more than they tell
 _ROUNDS = 6  # of the cipher that shuffles
 
 
@@ -39,12 +40,21 @@ def shuffled(place: int, count: int, key: str) -> int:
             return place
 
 
+def check_shares(size: int, ranks: int) -> None:
+    """Raises ValueError unless each of so many processes has a sample in a step of `size`."""
+    if size < ranks:
+        raise ValueError(
+            f"batch x accumulate is {size}, for {ranks} processes; expected at least one sample for each: raise "
+            "--accumulate."
+        )
+
+
 @dataclass(frozen=True)
 class SampleBatches:
     """size: samples in a step, of all processes together. at_once: sequences in one pass. rank of ranks: the process
     whose share this is.
 
-    Every sample comes once before any comes again.
+    Every sample comes once before any comes again. Raises ValueError where a process would have none in a step.
     """
 
     dataset: Dataset
@@ -55,6 +65,9 @@ class SampleBatches:
     seed: int
     rank: int = 0
     ranks: int = 1
+
+    def __post_init__(self) -> None:
+        check_shares(self.size, self.ranks)
 
     def step(self, number: int) -> list[HiddenBatch]:
         """This process's batches of step `number`, from 0."""
@@ -82,12 +95,24 @@ def stacked(hidden: Iterable[HiddenBatch], at_once: int) -> list[HiddenBatch]:
 class HeldBack:
     """Samples that are not taught, to see what was learnt and not memorised. The loss is taken of whole prompts, with
     fixed shares of the answers hidden and fixed seeds: that of training says more about the share that was drawn than
-    about the model."""
+    about the model. Of more than `MOST_CHECKED` it is taken of so many, spread evenly over all."""
 
     dataset: Dataset
     sequences: Sequences
     mask_id: int
     at_once: int = 1
+
+    @property
+    def checked(self) -> list[int]:
+        """The numbers of the samples whose loss is taken."""
+        held = len(self.dataset)
+        count = min(held, MOST_CHECKED)
+        return [number * held // count for number in range(count)]
+
+    def notes(self) -> list[str]:
+        """What to tell of it: where only some are checked, how many."""
+        held, checked = len(self.dataset), len(self.checked)
+        return [f"{checked} of the {held} samples that are held back are checked"] if checked < held else []
 
     @cached_property
     def batches(self) -> list[HiddenBatch]:
@@ -96,7 +121,7 @@ class HeldBack:
             self.sequences.tokenizer, self.sequences.table, layout=replace(self.sequences.layout, unconditional=0.0)
         )
         hidden = []
-        for index in range(len(self.dataset)):
+        for index in self.checked:
             for number, share in enumerate(HELD_BACK_SHARES):
                 choose = dice(0, number, index)
                 hidden.append(hide(whole.draw(self.dataset[index], choose), self.mask_id, choose, share=share))

@@ -22,14 +22,13 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from .. import jobs, provenance
 from ..checkpoint.find import Found
-from ..checkpoint.headers import weight_errors
+from ..checkpoint.headers import weight_errors, write_tensors
 from ..checks import printable
-from ..files import atomic_write, shown_path
+from ..files import shown_path
 from ..pictures.pixels import fit, load_picture, to_rgb
 from ..pictures.sizes import fit_size
 from ..sequence.prompt import GENERATE, Prompt, check_text
@@ -95,8 +94,7 @@ class CodeCache:
         if only is not None and self.codes.keys() - only:
             self.codes, self.changed = {key: self.codes[key] for key in self.codes if key in only}, True
         if self.changed:
-            with atomic_write(self.file) as part:
-                save_file(self.codes, part, metadata={"codec": self.codec})
+            write_tensors(self.file, self.codes, {"codec": self.codec})
             self.changed = False
 
 

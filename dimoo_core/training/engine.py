@@ -14,10 +14,9 @@ from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..files import atomic_write
+from ..checkpoint.headers import write_tensors
 from ..model.transformer import Transformer, sdpa
 
 WRITTEN_OUT = 512  # positions; the scores of longer sequences would fill the memory
@@ -159,8 +158,7 @@ class Single:
         folder.mkdir(parents=True, exist_ok=True)
         kinds, groups = json.dumps(_kinds(optimisers)), json.dumps([_numbers(one) for one in optimisers])
         metadata = {"step": str(step), "optimisers": kinds, "groups": groups}
-        with atomic_write(state_file(folder)) as part:
-            save_file(_apart(tensors), part, metadata=metadata)
+        write_tensors(state_file(folder), _apart(tensors), metadata)
 
     def resume(self, folder: Path, weights: Named, optimisers: Sequence[torch.optim.Optimizer]) -> int:
         file = state_file(folder)

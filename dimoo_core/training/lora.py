@@ -24,7 +24,6 @@ from ..checkpoint.adapter_file import read_adapter, write_adapter
 from ..checkpoint.find import Found
 from ..checkpoint.load import load_tokenizer, load_transformer
 from ..checks import number_in, whole_number
-from ..files import atomic_write_text
 from ..model.adapters import TARGETS, Adapter, Applied
 from ..sampling.image import ImageSettings
 from .batches import HeldBack, SampleBatches
@@ -34,11 +33,11 @@ from .loop import Step, Trainer, TrainSettings
 from .objective import HiddenBatch, Network
 from .orders import orders_for_all
 from .run_log import RunLog
+from .run_settings import check_same_run, settings_before, write_settings
 from .samples import Request, Samples
 from .sequences import Layout, Sequences
 from .stopping import Stopped
 
-SETTINGS = "settings.json"
 UPDATES_TO_LEARN = 10  # after so many at a rate above 0, every branch must have moved
 _ARCHITECTURE = "lumina-dimoo"
 _IMPLEMENTATION = "https://github.com/Alpha-VLLM/Lumina-DiMOO"
@@ -194,8 +193,8 @@ class _Run:
     ):
         self.base, self.data, self.settings, self.run, self.output = base, data, settings, run, output
         self.watch, model = watch, base.model
-        before = _settings_before(run, watch.report)
-        _check_same_run(run, before, self._facts())
+        before = settings_before(run, watch.report) if state_file(run).is_file() else {}
+        check_same_run(run, before, self._facts(), _FIXED)
         generator = torch.Generator().manual_seed(settings.train.seed)
         self.adapter = Adapter.blank(
             model.transformer,
@@ -226,9 +225,11 @@ class _Run:
         self.held_back = None
         if data.held_back is not None and len(data.held_back):
             self.held_back = HeldBack(data.held_back, sequences, model.table.mask, at_once=settings.batch)
+            for line in self.held_back.notes():
+                watch.report(line)
         self.trainer = Trainer(self.network, weights, batches, settings.train, engine=self.engine, folder=run)
         if self.first:
-            _write_settings(run, before, self._facts(), watch.report)
+            write_settings(run, before, self._facts(), watch.report)
         self.log = RunLog(run, self.trainer.step, quiet=not self.first)
         self.updates = sum(line.get("learning_rate", 0) > 0 for line in self.log.lines)  # that had a rate
         self.samples = Samples(run, data.requests, base.sampling, base.vq, place=base.place, step=self.trainer.step)
@@ -272,13 +273,7 @@ class _Run:
 
     def _record(self, step: Step) -> None:
         self.updates += step.rate > 0
-        self.log.add(
-            step.number,
-            loss=step.loss,
-            learning_rate=step.rate,
-            gradient_norm=step.gradient_norm,
-            seconds=round(step.seconds, 3),
-        )
+        self.log.record(step)
 
     def _after_step(self, step: Step) -> None:
         settings = self.settings
@@ -384,50 +379,6 @@ def _parts(adapter: Adapter):
     for name, branch in adapter.branches.items():
         yield name, "lora_A", branch.down
         yield name, "lora_B", branch.up
-
-
-def _settings_before(run: Path, report: Report) -> dict[str, Any]:
-    """The settings of the run that a folder has the state of; none where there is no state, or they cannot be read."""
-    file = run / SETTINGS
-    if not state_file(run).is_file() or not file.is_file():
-        return {}
-    try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, TypeError):
-        report(f"{file} cannot be read, and is written anew")
-        return {}
-
-
-def _check_same_run(run: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raises ValueError where a folder holds the run of another base, of other data, or of a LoRA of another shape."""
-    for name in _FIXED:
-        if name in before and _told(before[name]) != _told(now[name]):
-            raise ValueError(
-                f"{run} holds a run with {name} {_told(before[name])}, and this one has {_told(now[name])}; name "
-                "another folder for it, or train with the same."
-            )
-
-
-def _write_settings(run: Path, before: Mapping[str, Any], now: Mapping[str, Any], report: Report) -> None:
-    """Writes the settings of a run down, and tells what is changed in those of a run that goes on."""
-    changed = [f"{name} {old} -> {new}" for name, old, new in _differences(before, now)]
-    if changed:
-        report(f"other settings than before from here on: {', '.join(changed)}")
-    run.mkdir(parents=True, exist_ok=True)
-    atomic_write_text(run / SETTINGS, json.dumps(now, indent=1) + "\n")
-
-
-def _told(value: Any) -> Any:
-    return value.get("fingerprint") if isinstance(value, Mapping) else value
-
-
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any]):
-    for name in [name for name in now if name in before]:
-        old, new = before[name], now[name]
-        if isinstance(new, Mapping) and isinstance(old, Mapping):
-            yield from _differences(old, new)
-        elif old != new and name != "name":
-            yield name, old, new
 
 
 @torch.no_grad()

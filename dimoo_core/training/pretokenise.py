@@ -14,10 +14,9 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ..files import atomic_write
+from ..checkpoint.headers import write_tensors
 from ..model.vq import VQ
 from ..pictures.captions import caption_file, pictures_below, read_caption
 from ..pictures.pixels import fit, load_picture
@@ -62,8 +61,7 @@ def write_codes(
     highest = max(int(grid.max()) for grid in codes.values())
     dtype = torch.int16 if highest < 2**15 else torch.int32
     tensors = {name: grid.to(dtype).contiguous() for name, grid in codes.items()}
-    with atomic_write(path) as part:
-        save_file(tensors, part, metadata={**(metadata or {}), "captions": json.dumps(dict(captions))})
+    write_tensors(path, tensors, {**(metadata or {}), "captions": json.dumps(dict(captions))})
 
 
 def read_codes(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..devices import Ranks, device
+from ..devices import PATIENCE, Ranks, device
 from .engine import Named, Single
 
 LATEST = "latest"  # in the folder of a run: the file that names the last whole state that processes saved together
@@ -50,6 +50,12 @@ def own_device(name: str) -> torch.device:
     return torch.device(chosen.type, int(os.environ.get("LOCAL_RANK", "0")))
 
 
+def check_shards(shards: int, processes: int) -> None:
+    """Raises ValueError unless so many processes can be cut into groups of `shards`."""
+    if shards < 1 or processes % shards:
+        raise ValueError(f"shard is {shards}, which does not divide {processes} processes; name a number that does.")
+
+
 def local_size() -> int:
     """How many of the processes run on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -64,7 +70,7 @@ def joined(where: torch.device) -> Iterator[None]:
     own = dist.get_default_backend_for_device(where)
     backend = "gloo" if where.type == "cpu" else f"cpu:gloo,{where.type}:{own}"
     if launched():
-        dist.init_process_group(backend)
+        dist.init_process_group(backend, timeout=PATIENCE)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     try:
@@ -82,7 +88,7 @@ class Processes:
 
     def __init__(self, device: torch.device):
         self.device, self.rank, self.size = device, dist.get_rank(), dist.get_world_size()
-        self._control = dist.new_group(backend="gloo")  # numbers, which lie in the machine's own memory
+        self._control = dist.new_group(backend="gloo", timeout=PATIENCE)  # numbers in the machine's memory
         self._number = next(_engines)
         self._arrived: list[tuple[int, FrameType | None]] = []
         self._handlers: dict[int, Any] = {}
@@ -95,12 +101,14 @@ class Processes:
 
     def _reduced(self, number: float, dtype: torch.dtype, how: dist.ReduceOp.RedOpType) -> Any:
         value = torch.tensor(number, dtype=dtype)
-        dist.all_reduce(value, how, group=self._control)
+        with _others_alive():
+            dist.all_reduce(value, how, group=self._control)
         return value.item()
 
     def wait(self) -> None:
         """Until every process has come here."""
-        dist.barrier(group=self._control)
+        with _others_alive():
+            dist.barrier(group=self._control)
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -134,8 +142,20 @@ class Processes:
         try:
             store.wait([str(rank) for rank in range(self.size)], _MEETING)
         except RuntimeError:
+            store.delete_key(str(self.rank))  # it leaves: those who fail because of it shall not count on it
             return False
         return True
+
+
+@contextmanager
+def _others_alive() -> Iterator[None]:
+    """Raises ValueError where another process has ended meanwhile, of which gloo only says that nobody is there."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise ValueError(
+            "Another process of this training has ended, and with it this one; see its message."
+        ) from error
 
 
 class Replicated(Processes):

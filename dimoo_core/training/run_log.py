@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from ..files import atomic_write, atomic_write_text
+from .loop import Step
 
 LOG, CURVE = "log.jsonl", "loss.png"
 _SIZE, _MARGIN = (960, 480), 48  # px
@@ -44,6 +45,16 @@ class RunLog:
         if self._board is not None:
             for name, number in numbers.items():
                 self._board.add_scalar(name, number, step)
+
+    def record(self, step: Step) -> None:
+        """The line of a step."""
+        self.add(
+            step.number,
+            loss=step.loss,
+            learning_rate=step.rate,
+            gradient_norm=step.gradient_norm,
+            seconds=round(step.seconds, 3),
+        )
 
     def has(self, step: int, name: str) -> bool:
         """Whether there is a number of that name for a step."""

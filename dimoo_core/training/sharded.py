@@ -35,7 +35,7 @@ from ..files import atomic_write_text
 from ..model.quantised import dequantise
 from ..model.transformer import Transformer, hub_to_module
 from .engine import Named, attention_for_training, check_state, learn_every_row, state_file
-from .processes import LATEST, Processes
+from .processes import LATEST, Processes, check_shards
 
 KEPT = 2  # states
 _STATE = re.compile(r"step-(\d{6,})")
@@ -70,7 +70,7 @@ def sharded_transformer(
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     for part in (*network.blocks, network.layers["wte"], network.layers["ff_out"]):
         fully_shard(part, **policies)
-    fully_shard(network, **policies)
+    fully_shard(network, reshard_after_forward=True, **policies)  # whole after a check otherwise, which has no backward
     network.to_empty(device="cpu" if offload else where)
     sources = {name: (entry, rows) for key, entry in found.weights.items() for name, rows in hub_to_module(key, offset)}
     with torch.no_grad():
@@ -82,8 +82,7 @@ def sharded_transformer(
 def _mesh(kind: str, shards: int | None) -> Any:
     size = dist.get_world_size()
     shards = size if shards is None else shards
-    if shards < 1 or size % shards:
-        raise ValueError(f"shard is {shards}, which does not divide {size} processes; name a number that does.")
+    check_shards(shards, size)
     if shards == size:
         return dist.init_device_mesh(kind, (size,), mesh_dim_names=("shard",))
     return dist.init_device_mesh(kind, (size // shards, shards), mesh_dim_names=("replicate", "shard"))

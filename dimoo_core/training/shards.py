@@ -26,10 +26,9 @@ import numpy as np
 import torch
 from numpy.lib.format import open_memmap
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ..checkpoint.headers import read_json
+from ..checkpoint.headers import read_json, write_tensors
 from ..checks import rust_errors
 from ..files import atomic_write, atomic_write_text
 from ..sequence.prompt import Prompt
@@ -107,8 +106,7 @@ class Shard:
             "places": torch.stack((lengths.cumsum(0) - lengths, lengths), dim=1),
         }
         facts = {"format": FORMAT, **asdict(ShardFacts(len(self._records), digest, left_out))}
-        with atomic_write(path) as part:
-            save_file(tensors, part, metadata={_KEY: json.dumps(facts)})
+        write_tensors(path, tensors, {_KEY: json.dumps(facts)})
 
     @property
     def _dtype(self) -> torch.dtype:

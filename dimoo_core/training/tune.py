@@ -6,10 +6,11 @@ folder of encoded records, or a folder of pictures as `train lora` reads it.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +26,23 @@ from ..checks import number_in, whole_number
 from ..devices import Ranks
 from ..files import atomic_write_text
 from ..model.transformer import Transformer, hub_shapes, hub_to_module
+from ..provenance import identified_checkpoint
 from ..sequence.prompt import DESCRIBE, DESCRIBE_QUESTION, GENERATE, Prompt
 from ..sequence.token_table import TokenTable
-from .batches import HeldBack, SampleBatches
+from .batches import HeldBack, SampleBatches, check_shares
 from .code_cache import codec_name, encode_folder
 from .dataset import MOST_HELD, Dataset, Sample, split
-from .engine import Engine, Single, attention_for_training, learn_every_row
+from .engine import Engine, Single, attention_for_training, learn_every_row, state_file
 from .folder import survey
 from .loop import Step, Trainer, TrainSettings
 from .orders import orders_for_all
 from .pretokenise import read_codes
-from .processes import has_shared_state, joined, launched, local_size, own_device
+from .processes import check_shards, has_shared_state, joined, launched, local_size, own_device
 from .room import check_room
 from .run_log import RunLog
+from .run_settings import check_same_run, settings_before, write_settings
 from .sequences import RELEASED_LAYOUT, Layout, Sequences
-from .shards import MANIFEST, RecordDataset
+from .shards import MANIFEST, RecordDataset, shard_file
 from .stopping import keeping
 
 GENERATED = 4  # times that a captioned picture is drawn from its words, for each time that it is described
@@ -50,7 +53,7 @@ Report = Callable[[str], None]
 # Settings -------------------------------------------------------------------------------------------------------------
 
 # Of the released training, as its scripts and the settings published with the weights have them: 64 cards, 2 sequences
-# in a pass and 4 passes each. Its warm-up is a thousandth of an epoch.
+# in a pass and 4 passes each.
 RELEASED: Mapping[str, Any] = {
     "rate": 2e-5,
     "betas": (0.9, 0.95),
@@ -59,6 +62,7 @@ RELEASED: Mapping[str, Any] = {
     "schedule": "constant",
     "batch": 2,
     "accumulate": 256,
+    "warm_up_epochs": 0.001,
 }
 OURS: Mapping[str, Any] = {
     "rate": 1e-4,
@@ -70,7 +74,8 @@ OURS: Mapping[str, Any] = {
     "accumulate": 1,
 }
 PRESETS = {"ours": OURS, "released": RELEASED}
-_RELEASED_WARM_UP = 0.001  # epochs
+_WARM_UP = 100  # steps, where nobody says
+_FIXED = ("base", "data")  # of a run: with others it would be another one
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,8 @@ class TuneSettings:
     batch: sequences in a pass; accumulate: passes in a step, which all processes share, so that the settings and what
     is learnt do not depend on how many there are. released: sequences and losses as in the released training, see
     `Sequences`. misspelt: with its misspelt system prompt. held_back: the share of pictures that is not taught, whose
-    loss is taken every `check_every` steps. Raises ValueError for a number out of range.
+    loss is taken every `check_every` steps. warm_up_epochs: the warm-up as a share of an epoch, or as several (0: as
+    many steps as `train` says). Raises ValueError for a number out of range.
     """
 
     train: TrainSettings
@@ -90,19 +96,22 @@ class TuneSettings:
     misspelt: bool = False
     held_back: float = 0.0
     check_every: int = 100
+    warm_up_epochs: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("batch", "accumulate", "check_every"):
             whole_number(name, getattr(self, name), 1)
         number_in("held_back", self.held_back, 0, MOST_HELD)
+        number_in("warm_up_epochs", self.warm_up_epochs, 0, 1000)
 
     @classmethod
     def of(cls, preset: str, *, steps: int, warm_up: int | None, **chosen: Any) -> TuneSettings:
         """The settings of a preset, with those that are chosen and not None in place of its own."""
         values = {**PRESETS[preset], **{name: value for name, value in chosen.items() if value is not None}}
         own = {name: values.pop(name) for name in cls.__dataclass_fields__ if name in values}
-        warm_up = (0 if preset == "released" else 100) if warm_up is None else warm_up
-        train = TrainSettings(steps=steps, matrix_rate=0.0, warm_up=warm_up, **values)
+        if warm_up is not None:
+            own.pop("warm_up_epochs", None)
+        train = TrainSettings(steps=steps, matrix_rate=0.0, warm_up=_WARM_UP if warm_up is None else warm_up, **values)
         return cls(train, released=preset == "released", **own)
 
     @property
@@ -179,7 +188,7 @@ def open_dataset(
     """
     if not source.is_dir():
         return CaptionedCodes(*read_codes(source), found.table)
-    if (source / MANIFEST).is_file():
+    if (source / MANIFEST).is_file() or shard_file(source, 0).is_file():
         records = RecordDataset(source)
         if records.facts.codebook_size != found.table.codebook_size:
             raise ValueError(
@@ -243,9 +252,13 @@ class _Run:
         self.found, self.settings, self.run, self.watch = found, settings, run, watch
         self.first = ranks.rank == 0
         self._check(placement, where, ranks, several)
+        self.source, self.base, self.mixed = source, identified_checkpoint(found), placement.mixed
+        has_state = state_file(run).is_file() or has_shared_state(run)
+        before = settings_before(run, self._report) if has_state else {}
+        check_same_run(run, before, self._origin(), _FIXED)
         data = open_dataset(found, source, run=run, where=where, ranks=ranks, report=self._report)
         taught, held_back = split(data, settings.held_back, settings.train.seed) if settings.held_back else (data, None)
-        self.settings = settings = _with_warm_up(settings, len(taught))
+        self.settings = settings = with_warm_up(settings, len(taught))
         self.network, self.engine = _placed(found, where, placement, several)
         sequences = Sequences(load_tokenizer(found), found.table, layout=settings.layout(found.table))
         mask, at_once = found.table.mask, settings.batch
@@ -262,16 +275,17 @@ class _Run:
         self.held_back = None if held_back is None else HeldBack(held_back, sequences, mask, at_once)
         weights = dict(self.network.named_parameters())
         self.trainer = Trainer(self.network, weights, batches, settings.train, engine=self.engine, folder=run)
-        self.log = RunLog(run, self.trainer.step) if self.first else None
+        if self.first:
+            write_settings(run, before, self._facts(len(taught)), self._report)
+        if self.held_back is not None:
+            for line in self.held_back.notes():
+                self._report(line)
+        self.log = RunLog(run, self.trainer.step, quiet=not self.first)
 
     def _check(self, placement: Placement, where: torch.device, ranks: Ranks, several: bool) -> None:
         """Raises ValueError where a process would have no sequence, or the memory does not suffice."""
         settings = self.settings
-        if settings.step_samples < ranks.size:
-            raise ValueError(
-                f"batch x accumulate is {settings.step_samples}, for {ranks.size} processes; expected at least one "
-                "sequence for each: raise --accumulate."
-            )
+        check_shares(settings.step_samples, ranks.size)
         if placement.offload and not several:
             raise ValueError("Weights are offloaded only where torchrun starts the training; start it with torchrun.")
         if settings.train.optimizer != "adamw" and several:
@@ -279,32 +293,29 @@ class _Run:
         blank = Transformer(self.found.config, code_offset=self.found.table.code_offset, device="meta")
         count = sum(weight.numel() for weight in blank.parameters())
         shards = ranks.size if placement.shards is None else placement.shards
+        check_shards(shards, ranks.size)
         check_room(count, where, shards=shards, processes=local_size(), offload=placement.offload)
 
     def go(self, output: Path) -> None:
-        if self.trainer.step:
-            self._report(f"continues after step {self.trainer.step} of {self.settings.train.steps}")
+        made, steps = self.trainer.step, self.settings.train.steps
+        if made >= steps:
+            self._report(f"nothing is left to do: {made} steps are made, {steps} are asked for; ask for more to go on")
+        elif made:
+            self._report(f"continues after step {made} of {steps}")
         try:
-            self.trainer.run(self._after_step)
+            self.trainer.run(self._after_step, self.log.record)
         finally:
-            if self.log is not None:
-                self.log.draw()
+            self.log.close()
         self.network.eval()
         with keeping(f"the training is finished and kept in {self.run}, the same command writes the checkpoint"):
             export(output, self.found, self.network, self.engine)
 
     def _after_step(self, step: Step) -> None:
-        if self.log is not None:
-            self.log.add(
-                step.number,
-                loss=step.loss,
-                learning_rate=step.rate,
-                gradient_norm=step.gradient_norm,
-                seconds=round(step.seconds, 3),
-            )
         orders = orders_for_all(self.run, self.engine)
         if "save" in orders:
             self.trainer.save()
+        if "sample" in orders:
+            self._report("no samples: they are made while a LoRA is taught, not of a fine-tune")
         if step.number % self.settings.check_every == 0 or step.number == step.steps:
             self._look(step.number)
         if "stop" in orders:
@@ -318,21 +329,28 @@ class _Run:
         if self.held_back is not None:
             loss = self.held_back.loss(self.network, self.engine)
             self._report(f"held-back loss at step {step}: {loss:.4f}")
-            if self.log is not None:
-                self.log.add(step, held_back_loss=loss)
-        if self.log is not None:
-            self.log.draw()
+            self.log.add(step, held_back_loss=loss)
+        self.log.draw()
+
+    def _origin(self) -> dict[str, Any]:
+        """What a run was begun with, and goes on with."""
+        return {"base": dict(self.base), "data": str(self.source.resolve())}
+
+    def _facts(self, samples: int) -> dict[str, Any]:
+        """The origin of the run and its settings."""
+        facts = {"samples": samples, "mixed": self.mixed, **asdict(self.settings)}
+        return {**self._origin(), **json.loads(json.dumps(facts))}
 
     def _report(self, line: str) -> None:
         if self.first:
             self.watch.report(line)
 
 
-def _with_warm_up(settings: TuneSettings, samples: int) -> TuneSettings:
-    """That of the released training, where none was named, is a share of an epoch of so many samples."""
-    if not settings.released or settings.train.warm_up:
+def with_warm_up(settings: TuneSettings, samples: int) -> TuneSettings:
+    """With the warm-up in steps, where it is said in epochs of so many samples."""
+    if not settings.warm_up_epochs:
         return settings
-    steps = math.ceil(_RELEASED_WARM_UP * samples / settings.step_samples)
+    steps = math.ceil(settings.warm_up_epochs * samples / settings.step_samples)
     return replace(settings, train=replace(settings.train, warm_up=steps))
 
 

@@ -423,7 +423,7 @@ def test_an_export_that_is_stopped_leaves_whole_files_and_the_config_comes_last(
         Path(path).write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dimoo_core.checkpoint.export.save_file", stop)
+    monkeypatch.setattr("dimoo_core.checkpoint.headers.save_file", stop)
     for target in (old, new):
         with pytest.raises(KeyboardInterrupt):
             export(target, folder)

@@ -30,8 +30,9 @@ WORK = (
     "dimoo_core.cli.weights.download",
     "dimoo_core.cli.weights.convert",
     "dimoo_core.cli.lora.merge",
-    "dimoo_core.cli.train.encode",
-    "dimoo_core.cli.train.tune",
+    "dimoo_core.cli.train_tune.encode",
+    "dimoo_core.cli.train_tune.tune",
+    "dimoo_core.cli.train_lora.survey",
     "dimoo_core.cli.train.build",
 )
 COMMANDS = {
@@ -47,6 +48,8 @@ COMMANDS = {
     "encode": "train encode in --checkpoint model --output {}/a.safetensors",
     "tune": "train tune codes.safetensors --checkpoint model --run {}/run --output tuned",
     "tune's checkpoint": "train tune codes.safetensors --checkpoint model --run run --output {}/tuned",
+    "lora": "train lora in --checkpoint model --run {}/run --output lora.safetensors",
+    "the file of lora": "train lora in --checkpoint model --run run --output {}/a.safetensors",
     "nano": "train nano --run {}/run --output nano",
     "nano's checkpoint": "train nano --run run --output {}/nano",
 }

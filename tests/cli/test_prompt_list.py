@@ -15,13 +15,13 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from dimoo_core import jobs
-from dimoo_core.cli.locks import folder_lock
 from dimoo_core.cli.main import main
 from dimoo_core.cli.prompt_file import Job, read_jobs
 from dimoo_core.cli.prompt_list import Work, picture_file, recorded
 from dimoo_core.cli.settings import PictureSettings
 from dimoo_core.devices import Ranks
 from dimoo_core.files import atomic_write_text
+from dimoo_core.locks import folder_lock
 from dimoo_core.pictures.captions import folders_with_pictures, pictures_below
 from dimoo_core.provenance import KEY, save
 from dimoo_core.sampling.ml_cache import CachePolicy

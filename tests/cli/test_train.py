@@ -104,7 +104,7 @@ def test_a_kill_while_writing_codes_leaves_the_old_file(here: Path, monkeypatch:
         path.write_bytes(b"half a fi")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dimoo_core.training.pretokenise.save_file", killed)
+    monkeypatch.setattr("dimoo_core.checkpoint.headers.save_file", killed)
     with pytest.raises(KeyboardInterrupt):
         write_codes("x.safetensors", {"x": torch.zeros(2, 2)}, {"x": "new"})
     assert read_codes("x.safetensors")[1] == {"x": "old"}

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,8 @@ from safetensors.torch import load_file
 from dimoo_core.checkpoint.convert import convert
 from dimoo_core.checkpoint.find import NANO, find
 from dimoo_core.cli import train_lora as command
-from dimoo_core.cli.locks import folder_lock
 from dimoo_core.cli.main import main
+from dimoo_core.locks import folder_lock
 from dimoo_core.pictures.pixels import to_pil
 from dimoo_core.training import plan
 from dimoo_core.training.run_log import read_log
@@ -140,7 +141,7 @@ def test_a_number_out_of_range_is_named_as_it_was_typed(
     ("arguments", "words"),
     [
         (["--output", "lora.pt"], "--output is lora.pt; expected a file name that ends in .safetensors."),
-        (["--run", "pictures/run"], "--run is pictures/run, in the folder that is read: its samples would be taught"),
+        (["--run", "pictures/run"], "--run is pictures/run, in the folder that is read: what is written would be"),
         (["--targets", "q_proj", "wte"], "targets is wte; expected some of q_proj, k_proj"),
         (["--optimizer", "prodigy"], "The optimizer prodigy comes with the package prodigyopt"),
     ],
@@ -258,6 +259,17 @@ def wait_for_steps(run: Path, count: int, process: subprocess.Popen[str]) -> Non
         time.sleep(0.05)
 
 
+@pytest.fixture
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Here and in processes that are started: the last bits of a sum depend on how many threads share it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM that a process can handle")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
 def test_a_run_that_is_stopped_from_outside_goes_on_as_if_unbroken(

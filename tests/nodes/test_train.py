@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import weakref
 from collections.abc import Iterator
@@ -13,18 +14,22 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file
+
+from dimoo_core.locks import folder_lock
 
 from .. import nodepack
 from ..lora_files import random_lora, write_lora
 from ..tiny import SHORT, write_checkpoint
 
 NODES = nodepack.nodes()
-convert, finding, host, loop, plan, runs, teaching = (
+convert, finding, headers, host, loop, plan, runs, teaching = (
     nodepack.part(name)
     for name in (
         "dimoo_core.checkpoint.convert",
         "dimoo_core.checkpoint.find",
+        "dimoo_core.checkpoint.headers",
         "nodes.host",
         "dimoo_core.training.loop",
         "dimoo_core.training.plan",
@@ -211,6 +216,10 @@ def test_pictures_and_texts_from_other_nodes_are_taught(place: Path) -> None:
         ({"schedule": "steps"}, "schedule is 'steps'; expected one of constant"),
         ({"name": "../mine"}, r"The name is '\.\./mine'; expected the name of a file"),
         ({"name": ""}, "The name is ''"),
+        ({"name": "lora."}, r"The name is 'lora\.'; expected the name of a file"),
+        ({"name": "\u732b" * 80}, "expected the name of a file, .* up to 200 bytes"),
+        ({"name": "Con"}, "The name is 'Con', which Windows keeps for a device"),
+        ({"name": "lpt1.v2"}, "which Windows keeps for a device"),
     ],
 )
 def test_what_cannot_be_taught_is_one_sentence_and_nothing_is_written(
@@ -286,6 +295,15 @@ def test_another_run_of_the_same_name_leaves_the_file_of_the_first_alone(place: 
     assert train(load(), steps=2, **other).file == second.file, "and is found again"
 
 
+def test_two_programs_do_not_work_in_one_run(place: Path) -> None:
+    first = train(load(), steps=1)
+    with folder_lock(place / "output" / "dimoo" / "train" / "my-lora"):
+        with pytest.raises(ValueError, match=r"Another process is working in .*my-lora: wait until it has finished"):
+            train(load(), steps=2)
+        assert train(load(), name="other", steps=1).steps == 1
+    assert train(load(), steps=2).file == first.file
+
+
 def test_a_file_or_a_run_of_somebody_else_is_not_touched(place: Path) -> None:
     theirs = write_lora(place / "loras" / "my-lora.safetensors", {"x": torch.zeros(1)})
     content, folder = theirs.read_bytes(), place / "output" / "dimoo" / "train" / "my-lora-2"
@@ -321,7 +339,56 @@ def test_it_is_saved_on_the_way_and_orders_are_taken(place: Path) -> None:
     assert stopped.steps == STEPS + 1 and not (folder / "stop.txt").exists()
 
 
+def test_a_run_that_never_began_keeps_no_name_from_others(place: Path) -> None:
+    images = [torch.rand(3, 48, 64, 3)]
+    with pytest.raises(ValueError, match="Got 3 pictures and 2 texts"):
+        train(load(), folder="none", images=images, texts=["a", "b"])
+    assert train(load(), folder="none", images=images, texts=["a", "b", "c"]).file.name == "my-lora.safetensors"
+
+
+def test_a_file_of_that_name_in_another_lora_folder_stays_the_one_that_is_found(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import folder_paths
+
+    (first, *_), kinds = folder_paths.folder_names_and_paths["loras"]
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([first, str(place / "shared")], kinds))
+    theirs = write_lora(place / "shared" / "my-lora.safetensors", {"x": torch.zeros(1)})
+    assert train(load(), steps=1).file == place / "loras" / "my-lora-2.safetensors"
+    assert host.lora_path("my-lora.safetensors") == theirs
+
+
+@pytest.mark.parametrize("kept", ["loras", "output/dimoo"])
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_encoded(
+    place: Path, monkeypatch: pytest.MonkeyPatch, kept: str
+) -> None:
+    (place / kept).parent.mkdir(exist_ok=True)
+    (place / kept).write_text("")
+    monkeypatch.setattr(teaching, "encode_folder", lambda *_, **__: pytest.fail("encoded"))
+    with pytest.raises(ValueError, match=f"{kept} is a file, expected a folder"):
+        train(load())
+
+
+def test_a_full_disk_is_one_sentence(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(headers, "save_file", full)
+    with pytest.raises(ValueError, match=r"cannot be written \(I/O error: No space left on device .*make room"):
+        train(load())
+
+
 # The model, the card, the page --------------------------------------------------------------------------------------
+
+
+def test_the_vq_of_another_checkpoint_never_meets_its_codes(place: Path, tmp_path: Path) -> None:
+    loaded = load()
+    assert not any("encoded anew" in line for line in train(loaded).ui["text"])
+    loaded.vq = load("int8").vq  # another file
+    assert any("made by another VQ" in line for line in train(loaded).ui["text"])
+    loaded.vq = dataclasses.replace(loaded.vq, vq=SimpleNamespace(codebook_size=40))
+    with pytest.raises(ValueError, match=r"The VQ knows 40 codes, the model 32; connect the vq of the DiMOO Loader"):
+        train(loaded)
 
 
 @pytest.mark.parametrize(("kind", "weight_dtype", "kept"), [("int8", "auto", True), ("int8", "bf16", False)])

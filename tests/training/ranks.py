@@ -130,9 +130,11 @@ def stopped(found: Found, folder: Path, rank: int) -> str:
 
 
 def alone(engine: Sharded) -> bool:
-    """Whether a process that fails by itself believes to be with the other."""
+    """Whether a process that fails by itself, and the other, which fails when it has left, believe to be together."""
     processes._MEETING = timedelta(seconds=0.5)
-    return engine.rank == 1 and engine.together()
+    first = engine.rank == 1 and engine.together()
+    engine.wait()
+    return engine.together() if engine.rank == 0 else first
 
 
 def main(place: Path) -> None:

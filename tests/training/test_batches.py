@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dimoo_core.sequence.prompt import DESCRIBE, GENERATE, Prompt
 from dimoo_core.sequence.tokenizer import TextTokenizer
-from dimoo_core.training.batches import HELD_BACK_SHARES, HeldBack, SampleBatches, shuffled, stacked
+from dimoo_core.training.batches import HELD_BACK_SHARES, MOST_CHECKED, HeldBack, SampleBatches, shuffled, stacked
 from dimoo_core.training.dataset import Sample, edit_prompt
 from dimoo_core.training.engine import Single
 from dimoo_core.training.objective import HiddenBatch
@@ -196,3 +196,28 @@ def test_sequences_of_one_length_and_other_rows_are_kept_apart() -> None:
     (one,) = batches_of([SAMPLES[0]], size=1).step(0)
     other = HiddenBatch(one.ids, one.rows, one.targets, one.weights, one.count, None)
     assert [batch.vocab for batch in stacked([one, other, one], 4)] == [one.vocab, None]
+
+
+def test_of_very_many_samples_a_check_takes_some_from_all_over_and_says_so() -> None:
+    asked = set()
+
+    class Million:
+        def __len__(self) -> int:
+            return 1_000_000
+
+        def __getitem__(self, index: int, /) -> Sample:
+            asked.add(index)
+            return SAMPLES[index % 2]
+
+    sequences = Sequences(TOKENIZER, TABLE)
+    held = HeldBack(Million(), sequences, TABLE.mask)
+    assert sum(len(batch.ids) for batch in held.batches) == MOST_CHECKED * len(HELD_BACK_SHARES)
+    assert len(asked) == MOST_CHECKED and min(asked) == 0 and max(asked) > 990_000
+    assert held.notes() == [f"{MOST_CHECKED} of the 1000000 samples that are held back are checked"]
+    assert HeldBack(SAMPLES, sequences, TABLE.mask).notes() == []
+
+
+def test_every_process_has_a_sample_in_each_step() -> None:
+    assert len(batches_of(size=2, ranks=2, rank=1).step(0)) == 1
+    with pytest.raises(ValueError, match=r"^batch x accumulate is 2, for 3 processes; .* raise --accumulate\.$"):
+        batches_of(size=2, ranks=3)

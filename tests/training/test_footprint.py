@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dimoo_core.checkpoint.convert import KINDS, convert
+from dimoo_core.checkpoint.convert import KINDS
 from dimoo_core.checkpoint.find import NANO, find
 from dimoo_core.checkpoint.load import load_transformer
 from dimoo_core.model.adapters import Adapter, Adapters, Applied
@@ -26,22 +26,13 @@ SHAPE = StepShape(8, 8, prompt=30, batch=2)
 NANO_FOUND = find(NANO)
 
 
-@pytest.fixture(scope="module")
-def nanos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """DiMOO-nano in every kind."""
-    place = tmp_path_factory.mktemp("nano")
-    for kind in KINDS:
-        convert(NANO_FOUND, place / f"{kind}.safetensors", kind)
-    return {kind: place / f"{kind}.safetensors" for kind in KINDS}
-
-
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_counted_is_what_nano_takes(nanos: dict[str, Path], kind: str, recompute: bool) -> None:
+def test_what_is_counted_is_what_nano_takes(nano_files: dict[str, Path], kind: str, recompute: bool) -> None:
     vocab = NANO_FOUND.table.codes
     blank = blank_base(NANO_FOUND.config, NANO_FOUND.table.code_offset, kind, torch.bfloat16)
     counted = lora_step_cost(blank, SHAPE, rank=16, vocab=vocab, recompute=recompute).bytes
-    network = load_transformer(find(nanos[kind])).recompute(recompute)
+    network = load_transformer(find(nano_files[kind])).recompute(recompute)
     adapter = Adapter.blank(network, rank=16, alpha=16.0)
     trained = list(adapter.parameters())
     held = peak_of_steps(

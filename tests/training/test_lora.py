@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 
 from dimoo_core import jobs, provenance
 from dimoo_core.checkpoint.adapter_file import read_adapter
-from dimoo_core.checkpoint.convert import KINDS, convert
-from dimoo_core.checkpoint.find import NANO, find
+from dimoo_core.checkpoint.convert import KINDS
+from dimoo_core.checkpoint.find import find
 from dimoo_core.checkpoint.load import load_vq
 from dimoo_core.model.adapters import TARGETS, Adapter, LowRank
 from dimoo_core.model.config import TransformerConfig
@@ -31,8 +31,9 @@ from dimoo_core.training import lora as lora_module
 from dimoo_core.training.dataset import Sample, edit_prompt
 from dimoo_core.training.engine import state_file
 from dimoo_core.training.loop import Step, TrainSettings
-from dimoo_core.training.lora import SETTINGS, LoraBase, LoraData, LoraSettings, Taught, Watch, load_base, train_lora
+from dimoo_core.training.lora import LoraBase, LoraData, LoraSettings, Taught, Watch, load_base, train_lora
 from dimoo_core.training.run_log import read_log
+from dimoo_core.training.run_settings import SETTINGS
 from dimoo_core.training.samples import Request, requests_of
 from dimoo_core.training.stopping import Stopped
 
@@ -523,32 +524,27 @@ def test_the_file_says_what_it_is_and_not_where_its_pictures_lay(
     assert json.loads((tmp_path / "run" / SETTINGS).read_text())["folder"] == "/home/somebody/pictures"
 
 
-@pytest.fixture(scope="module")
-def nanos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """DiMOO-nano in every kind."""
-    place = tmp_path_factory.mktemp("nano")
-    for kind in KINDS:
-        convert(find(NANO), place / f"{kind}.safetensors", kind)
-    return {kind: place / f"{kind}.safetensors" for kind in KINDS}
-
-
 @pytest.mark.parametrize("kind", KINDS)
-def test_samples_are_the_pictures_that_users_of_the_file_get(nanos: dict[str, Path], tmp_path: Path, kind: str) -> None:
+def test_samples_are_the_pictures_that_users_of_the_file_get(
+    nano_files: dict[str, Path], tmp_path: Path, kind: str
+) -> None:
     """And nothing of the base's file is changed."""
-    before = nanos[kind].read_bytes()
+    before = nano_files[kind].read_bytes()
     grids = [torch.randint(256, (8, 8), generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
     samples = [
         Sample(Prompt(GENERATE, f"a red {name}"), grid) for name, grid in zip(("star", "ring"), grids, strict=True)
     ]
-    found = find(nanos[kind])
+    found = find(nano_files[kind])
     pipe = Pipeline(found, load_base(found, device=CPU, recompute=False), PlacedVQ(load_vq(found), CPU))
     base = LoraBase(pipe.model, pipe.vq, {"fingerprint": "0"}, pipe.image_settings(steps=4), pipe.place)
     requests = [Request(samples[0].prompt, 8, 8, seed=11)]
     train = replace(SHORT, steps=5, save_every=4, rate=0.1, warm_up=0)
-    result = taught(nanos[kind], tmp_path, train=train, samples=samples, requests=requests, base=base, sample_every=4)
+    result = taught(
+        nano_files[kind], tmp_path, train=train, samples=samples, requests=requests, base=base, sample_every=4
+    )
     assert result.effect > 0.01 and result.losses[-1] > 0
-    assert nanos[kind].read_bytes() == before
-    users = load(nanos[kind], device="cpu").with_lora(tmp_path / "run" / "lora-000004.safetensors")
+    assert nano_files[kind].read_bytes() == before
+    users = load(nano_files[kind], device="cpu").with_lora(tmp_path / "run" / "lora-000004.safetensors")
     (picture,) = users.generate("a red star", seed=11, steps=4, size=(128, 128), progress=False)
     seen = Image.open(tmp_path / "run" / "samples" / "step-000004-1.png")
     assert seen.tobytes() == picture.tobytes()

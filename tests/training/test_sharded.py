@@ -147,7 +147,18 @@ def test_a_stop_of_one_process_stops_all_after_the_same_step(found: Found, two: 
 
 
 def test_a_process_that_fails_by_itself_knows_it(two: list[dict[str, Any]]) -> None:
-    assert two[1]["alone"] is False
+    assert two[1]["alone"] is False and two[0]["alone"] is False
+
+
+def test_a_process_that_others_have_left_says_so(group: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(*_: object, **__: object) -> None:
+        raise RuntimeError("Connection closed by peer")
+
+    engine = processes.Processes(CPU)
+    for name, ask in (("all_reduce", lambda: engine.sum(1.0)), ("barrier", engine.wait)):
+        with monkeypatch.context() as patch, pytest.raises(ValueError, match=r"^Another process .* see its message\.$"):
+            patch.setattr(processes.dist, name, closed)
+            ask()
 
 
 @pytest.mark.parametrize("moment", ["while writing", "before it is put in place"])

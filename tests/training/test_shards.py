@@ -130,7 +130,7 @@ def test_a_million_records_are_served_without_being_held(tmp_path: Path) -> None
     few, many = served(1), served(links)
     assert len(RecordDataset(tmp_path)) == 1_000_000
     assert 0 < (tmp_path / INDEX).stat().st_size - 16 * 1_000_000 < 1_000
-    assert abs(many - few) < 4_000
+    assert abs(many - few) < 50_000, "not a byte a record"
 
 
 def test_a_share_is_held_back_by_names_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dimoo_core import files as files_module
+from dimoo_core.checkpoint import headers as headers_module
 from dimoo_core.model.config import TransformerConfig, VQConfig
 from dimoo_core.model.transformer import Transformer, sdpa
 from dimoo_core.model.vq import VQ
@@ -32,7 +33,6 @@ from dimoo_core.nano.train_vq import (
 from dimoo_core.sequence.layout import image_ids
 from dimoo_core.sequence.prompt import DESCRIBE, GENERATE, Prompt, edit_task
 from dimoo_core.sequence.tokenizer import TextTokenizer
-from dimoo_core.training import engine as trainer_module
 from dimoo_core.training.engine import Single, attention_for_training
 from dimoo_core.training.examples import FILLER_WEIGHT, Condition, Examples, draw_condition, rarity
 from dimoo_core.training.loop import DrawnBatches, Step, Trainer, TrainSettings
@@ -329,7 +329,7 @@ def test_a_kill_while_saving_leaves_the_last_state_whole(
 
     with monkeypatch.context() as patch:
         patch.setattr(
-            *((trainer_module, "save_file") if moment == "while writing" else (files_module.os, "replace")), killed
+            *((headers_module, "save_file") if moment == "while writing" else (files_module.os, "replace")), killed
         )
         with pytest.raises(KeyboardInterrupt):
             trainer_of(new_model(), SHORT, tmp_path / "broken").run()

@@ -20,11 +20,12 @@ from dimoo_core.devices import Ranks
 from dimoo_core.sequence.prompt import DESCRIBE, GENERATE
 from dimoo_core.sequence.token_table import RELEASED
 from dimoo_core.training import room
+from dimoo_core.training.engine import Single
 from dimoo_core.training.pretokenise import write_codes
 from dimoo_core.training.room import check_room
 from dimoo_core.training.run_log import read_log
 from dimoo_core.training.sequences import Layout
-from dimoo_core.training.tune import GENERATED, CaptionedCodes, TuneSettings, open_dataset
+from dimoo_core.training.tune import GENERATED, CaptionedCodes, TuneSettings, open_dataset, with_warm_up
 
 from ..tiny import AUTOENCODER, CODES, TABLE, TRANSFORMER, write_checkpoint
 
@@ -108,6 +109,26 @@ def test_records_of_another_vq_are_refused(here: Path, capsys: pytest.CaptureFix
     assert not Path("run").exists() and not Path("tuned").exists()
 
 
+def test_a_folder_of_records_that_is_not_finished_is_told(here: Path, capsys: pytest.CaptureFixture) -> None:
+    Image.new("RGB", (32, 32)).save("a.png")
+    Path("records.jsonl").write_text('{"picture": "a.png", "prompt": "black"}')
+    assert (
+        main(["train", "encode", "records.jsonl", "--checkpoint", "model", "--side", "32", "--output", "shards"]) == 0
+    )
+    Path("shards/dataset.json").unlink()
+    assert tune("shards") == 2
+    assert "shards has no dataset.json, it is not finished; make the folder again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("run", "output"), [("pictures/run", "tuned"), ("run", "pictures")])
+def test_nothing_is_written_into_the_folder_that_is_read(
+    here: Path, capsys: pytest.CaptureFixture, run: str, output: str
+) -> None:
+    Path("pictures").mkdir()
+    assert tune("pictures", run=run, output=output) == 2
+    assert "in the folder that is read: what is written would be taught, too" in capsys.readouterr().err
+
+
 # --------------------------------------------------------------------------------------------------------- settings
 
 
@@ -121,11 +142,17 @@ def test_the_released_preset_is_the_released_training() -> None:
         (0.9, 0.95),
         0.1,
     )
-    assert made.train.clip == 4 and {made.train.scale(step) for step in range(10)} == {1.0}
+    assert made.train.clip == 4 and {with_warm_up(made, 512_000).train.scale(step) for step in range(10)} == {1.0}
     layout = made.layout(RELEASED)
     assert layout == Layout(places=1024, rows="all", together=True), "whole prompts, well spelt"
     assert replace(made, misspelt=True).layout(RELEASED).misspelt
     assert made.layout(TABLE).places == 0, "a checkpoint with ids of its own answers as it learnt to"
+
+
+@pytest.mark.parametrize(("chosen", "rate"), [(None, 0.5), (0, 1.0), (4, 0.25)])
+def test_the_released_warm_up_is_a_share_of_an_epoch_unless_one_is_chosen(chosen: int | None, rate: float) -> None:
+    made = TuneSettings.of("released", steps=10, warm_up=chosen)
+    assert with_warm_up(made, 2 * 512 * 1000).train.scale(0) == rate
 
 
 def test_what_is_chosen_takes_the_place_of_the_preset() -> None:
@@ -148,16 +175,49 @@ def test_a_run_keeps_a_log_and_a_held_back_loss(here: Path, capsys: pytest.Captu
         assert curve.width > 100
 
 
-def test_a_file_named_stop_ends_a_run_that_goes_on_later(here: Path) -> None:
+def test_a_file_named_stop_ends_a_run_that_goes_on_later(here: Path, capsys: pytest.CaptureFixture) -> None:
     assert tune("codes.safetensors", "--steps", 3) == 0
     Path("half").mkdir()
-    Path("half/stop").write_text("")
+    for order in ("stop", "sample"):
+        Path("half", order).write_text("")
     assert tune("codes.safetensors", "--steps", 3, run="half") == 0
     assert [line["step"] for line in read_log(Path("half/log.jsonl"))] == [1]
+    assert "no samples: they are made while a LoRA is taught" in capsys.readouterr().out
     assert tune("codes.safetensors", "--steps", 3, run="half", output="again") == 0
     whole, again = (load_file(f"{name}/model.safetensors") for name in ("tuned", "again"))
     assert find("tuned").table == find("again").table and whole.keys() == again.keys()
     assert [line["step"] for line in read_log(Path("half/log.jsonl"))] == [1, 2, 3]
+
+
+def test_a_finished_run_says_so_and_what_is_changed_is_told(here: Path, capsys: pytest.CaptureFixture) -> None:
+    held = ("--held-back", 0.3, "--check-every", 1)
+    assert tune("codes.safetensors", "--steps", 2, *held) == 0
+    lines = read_log(Path("run/log.jsonl"))
+    assert tune("codes.safetensors", "--steps", 1, *held) == 0
+    said = capsys.readouterr().out
+    assert "nothing is left to do: 2 steps are made, 1 are asked for" in said and "steps 2 -> 1" in said
+    assert "continues after" not in said and read_log(Path("run/log.jsonl")) == lines
+    assert tune("codes.safetensors", "--steps", 3, "--preset", "released", "--accumulate", 1, *held) == 0
+    said = capsys.readouterr().out
+    assert "rate 0.0001 -> 2e-05" in said and "released False -> True" in said and "continues after step 2 of 3" in said
+
+
+def test_a_run_goes_on_with_its_own_data_and_checkpoint_only(here: Path, capsys: pytest.CaptureFixture) -> None:
+    assert tune("codes.safetensors", "--steps", 1) == 0
+    write_codes("other.safetensors", {"a": torch.zeros(2, 2, dtype=torch.int64)}, {"a": "a fox"})
+    assert tune("other.safetensors", "--steps", 2) == 2
+    assert "run holds a run with data " in capsys.readouterr().err
+    assert tune("codes.safetensors", "--steps", 2, "--checkpoint", "tuned", output="again") == 2
+    assert "run holds a run with base " in capsys.readouterr().err
+
+
+def test_a_step_that_cannot_be_saved_is_in_the_log(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device", "run")
+
+    monkeypatch.setattr(Single, "save", full)
+    assert tune("codes.safetensors", "--steps", 2, "--save-every", 1) == 2
+    assert [line["step"] for line in read_log(Path("run/log.jsonl"))] == [1]
 
 
 # --------------------------------------------------------------------------------------------------------- several
@@ -165,6 +225,7 @@ def test_a_file_named_stop_ends_a_run_that_goes_on_later(here: Path) -> None:
 
 def test_torchrun_tunes_as_one_process_does(here: Path) -> None:
     options = ["--steps", 3, "--dtype", "fp32", "--device", "cpu", "--accumulate", 2, "--warm-up", 0]
+    options += ["--held-back", 0.3, "--check-every", 1]
     assert tune("codes.safetensors", *options) == 0
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     job = ["-m", "dimoo_core", "train", "tune", here / "codes.safetensors", "--checkpoint", here / "model", "--batch"]
@@ -176,12 +237,15 @@ def test_torchrun_tunes_as_one_process_does(here: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("wrote ") == 1, "the first process speaks"
     logs = [read_log(Path(run) / "log.jsonl") for run in ("run", "run2")]
-    assert [one["loss"] for one in logs[0]] == pytest.approx([two["loss"] for two in logs[1]], rel=1e-5)
+    for name in ("loss", "held_back_loss"):
+        one, two = ([line[name] for line in log if name in line] for log in logs)
+        assert len(one) == 3 and one == pytest.approx(two, rel=1e-5)
     whole, shared = (load_file(f"{name}/model.safetensors") for name in ("tuned", "tuned2"))
     for name in whole:
         assert torch.allclose(whole[name].float(), shared[name].float(), rtol=0.02, atol=1e-3), name
     assert tune("codes.safetensors", *options[2:], "--steps", 4, run="run2", output="tuned3") == 0
-    assert [line["step"] for line in read_log(Path("run2/log.jsonl"))] == [1, 2, 3, 4], "one process goes on there"
+    steps = [line["step"] for line in read_log(Path("run2/log.jsonl")) if "loss" in line]
+    assert steps == [1, 2, 3, 4], "one process goes on there"
 
 
 # ------------------------------------------------------------------------------------------------------------ room
@@ -215,6 +279,12 @@ def test_a_tune_that_does_not_fit_does_not_start(
     said = capsys.readouterr().err
     assert "billion weights takes" in said and said.count("\n") == 1
     assert not Path("run").exists() and not Path("tuned").exists()
+
+
+@pytest.mark.parametrize("shards", [0, 2, -1])
+def test_shards_are_as_many_as_divide_the_processes(here: Path, capsys: pytest.CaptureFixture, shards: int) -> None:
+    assert tune("codes.safetensors", "--shard", shards) == 2
+    assert f"--shard is {shards}, which does not divide 1 processes" in capsys.readouterr().err
 
 
 def test_offloading_needs_torchrun(here: Path, capsys: pytest.CaptureFixture) -> None:
