@@ -151,7 +151,7 @@ def judge(session: nox.Session) -> None:
 def lora(session: nox.Session) -> None:
     """Teach DiMOO-nano a habit by LoRA, on the plain base and on an int8 one, and judge it: some minutes."""
     environment(session)
-    python(session, "-m", "dimoo_core.nano.habit", str(HOME / ".nox" / "lora"), *session.posargs)
+    python(session, "-m", "bench.habit", str(HOME / ".nox" / "lora"), *session.posargs)
 
 
 @nox.session

@@ -1,4 +1,4 @@
-"""Teaches DiMOO-nano a habit by LoRA and judges it: `python -m dimoo_core.nano.habit`, or `nox -s lora`.
+"""Teaches DiMOO-nano a habit by LoRA and judges it: `python -m bench.habit FOLDER`, or `nox -s lora`.
 
 The habit: a star of which nothing is said is large, yellow, in the middle and on black. The plain nano has no such
 habit. It is taught from drawn pictures by the commands that users type, once beside the base as it ships and once
@@ -13,6 +13,7 @@ limit.
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import shutil
 import subprocess
@@ -23,17 +24,19 @@ from pathlib import Path
 
 import torch
 
-from ..checkpoint.adapter_file import read_adapter
-from ..checkpoint.find import NANO, find
-from ..checkpoint.load import load_tokenizer, load_transformer, load_vq
-from ..evaluation.runner import Runner, Setup
-from ..jobs import Model, text_prompt
-from ..model.adapters import Applied
-from ..pictures.pixels import to_pil
-from ..sequence.canvas import Canvas
-from .cases import Examiner, NanoCase, taught_scenes
-from .scenes import FORMATS, Scene, caption, draw
-from .table import right
+from dimoo_core.checkpoint.adapter_file import read_adapter
+from dimoo_core.checkpoint.find import NANO, find
+from dimoo_core.checkpoint.load import load_tokenizer, load_transformer, load_vq
+from dimoo_core.evaluation.runner import Runner, Setup
+from dimoo_core.jobs import Model, text_prompt
+from dimoo_core.model.adapters import Applied
+from dimoo_core.nano.cases import Examiner, NanoCase, taught_scenes
+from dimoo_core.nano.scenes import FORMATS, Scene, caption, draw
+from dimoo_core.nano.table import right
+from dimoo_core.pictures.pixels import to_pil
+from dimoo_core.sequence.canvas import Canvas
+
+from .record import ROOT
 
 PROMPT = "a star"
 HABIT = Scene("black", "star", "yellow", "large", "in the middle")
@@ -65,9 +68,8 @@ def draw_folder(folder: Path) -> list[Scene]:
 def run(*words: str, folder: Path) -> None:
     """A command of the program, as a user types it in `folder`."""
     print(f"$ python -m dimoo_core {' '.join(words)}", flush=True)
-    root = Path(__file__).parents[2]
-    code = f"import sys; sys.path.insert(0, {str(root)!r}); from dimoo_core.cli.main import main; sys.exit(main())"
-    subprocess.run([sys.executable, "-c", code, *words], cwd=folder, check=True)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-m", "dimoo_core", *words], cwd=folder, env=environment, check=True)
 
 
 def load(checkpoint: Path) -> tuple[Runner, Setup]:
@@ -110,9 +112,7 @@ def codes(runner: Runner, cases: Sequence[NanoCase], setup: Setup) -> torch.Tens
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns 1 where a line misses its limit."""
-    parser = argparse.ArgumentParser(
-        prog="python -m dimoo_core.nano.habit", description=(__doc__ or "").splitlines()[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m bench.habit", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path, help="where pictures, runs and LoRAs are kept; emptied first")
     parser.add_argument("--cases", type=int, default=CASES, metavar="N", help=f"cases of each line ({CASES})")
     options = parser.parse_args(arguments)
