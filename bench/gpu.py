@@ -3,7 +3,8 @@
 Random weights are made on the device and no file is read: time does not depend on the weights. Every job runs twice;
 the second run is timed, and must give the tokens of the first. The baseline, the released way of working, runs beside
 it; its own copies of embedding and head are made before, and are counted neither in seconds nor in memory. An answer
-takes one step per token here, because how certain a model of random weights is means nothing.
+takes one step per token here, because how certain a model of random weights is means nothing. A LoRA is taught for a
+few steps, beside each kind of weights.
 
 `--device cpu --tiny` checks that it runs, and measures nothing.
 """
@@ -16,12 +17,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
+from functools import partial
 from itertools import chain
 
 import torch
 from torch import nn
 
 from dimoo_core.checkpoint.convert import KINDS, quantised_as
+from dimoo_core.model.adapters import Adapter, Adapters, Applied
 from dimoo_core.model.config import VQConfig
 from dimoo_core.model.quantised import LAYERS, largest_magnitude, quantise, scale_of, take_quantised
 from dimoo_core.model.transformer import Transformer
@@ -31,6 +34,8 @@ from dimoo_core.sampling.image import ImageSettings
 from dimoo_core.sampling.ml_cache import PRESETS
 from dimoo_core.sampling.text import TextSettings
 from dimoo_core.sampling.text_cache import SPEEDS
+from dimoo_core.training.footprint import StepShape, take_step
+from dimoo_core.training.optimise import OptimiserSettings, build_optimisers
 
 from . import baseline
 from .record import commit
@@ -38,6 +43,8 @@ from .workload import RELEASED_SIZE, RELEASED_VQ, TINY, ImageJob, Size, TextJob
 
 SIZES = ((1024, 1024), (1536, 768), (512, 512))  # width, height in px
 TINY_VQ = VQConfig(3, 3, (8, 8, 8, 8, 16), 1, 8, 64, 8, 4, False)
+
+RANK, TAUGHT = 16, 4  # of a LoRA, and the steps that it is taught for
 
 Run = Callable[[], list]
 
@@ -130,6 +137,26 @@ def released_answer(network: Transformer, scale: Scale, job: TextJob) -> Run:
     return lambda: baseline.sample_text(released, scale.size.table, ids, **how)
 
 
+def training_runs(network: Transformer, scale: Scale, cells: tuple[int, int], *, released: bool) -> Iterator[tuple]:
+    """(job, way, run) of a LoRA that is taught for a few steps beside the weights, batch 1, blocks computed again
+    backward. There is no baseline: the released code has no LoRA."""
+    shape, vocab = StepShape(*cells, prompt=scale.words), scale.size.table.codes
+    device = next(network.parameters()).device
+
+    def run() -> list[int]:
+        adapter = Adapter.blank(network, rank=RANK, alpha=RANK, device=device)
+        taught = partial(network.recompute(), adapters=Adapters([Applied(adapter)]))
+        optimisers = build_optimisers(adapter.named_parameters(), OptimiserSettings())
+        for _ in range(TAUGHT):
+            take_step(taught, list(adapter.parameters()), optimisers, shape.hidden(vocab, str(device)))
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        network.recompute(False)
+        return [TAUGHT]
+
+    yield "train LoRA", f"rank {RANK}, {TAUGHT} steps", run
+
+
 def decode_run(vq: VQ, cells: tuple[int, int]) -> Run:
     """Codes to pixels, of which the corners come back."""
     codes = torch.arange(cells[0] * cells[1], device=next(vq.parameters()).device).view(1, *cells)
@@ -190,7 +217,7 @@ def rows(
     device, at = next(network.parameters()).device, {"released": kind == "bf16"}
     for width, height in sizes:
         cells, size = (height // CELL, width // CELL), f"{width}x{height}"
-        runs = (one(network, scale, cells, **at) for one in (picture_runs, answer_runs))
+        runs = (one(network, scale, cells, **at) for one in (picture_runs, answer_runs, training_runs))
         for job, way, run in chain.from_iterable(runs):  # made one by one, so that each can use the memory of the last
             measured = measure(run, device)
             if way == "baseline":

@@ -109,12 +109,22 @@ def peak_of_steps(
     optimiser's state."""
     with LiveBytes() as live:
         for _ in range(2):
-            (loss_sum(network, batch) / batch.count).backward()
-            for optimiser in optimisers:
-                optimiser.step()
-            for weight in trained:
-                weight.grad = None
+            take_step(network, trained, optimisers, batch)
     return live.peak
+
+
+def take_step(
+    network: Callable[..., Tensor],
+    trained: list[nn.Parameter],
+    optimisers: list[torch.optim.Optimizer],
+    batch: HiddenBatch,
+) -> None:
+    """Forward, backward and update, and nothing else."""
+    (loss_sum(network, batch) / batch.count).backward()
+    for optimiser in optimisers:
+        optimiser.step()
+    for weight in trained:
+        weight.grad = None
 
 
 def bytes_of(weights: Iterable[nn.Parameter]) -> int:

@@ -101,6 +101,7 @@ def test_the_gpu_bench_runs_and_prints_a_table(capsys: pytest.CaptureFixture) ->
     named = {tuple(part.strip() for part in line.split("|")[2:5]) for line in table[2:]}
     jobs = {("image", "exact"), ("edit", "exact"), ("understanding", "exact"), ("understanding", "fast")}
     assert named >= {(kind, *job) for kind in KINDS for job in jobs} | {("fp32", "VQ decode", "whole")}
+    assert named >= {(kind, "train LoRA", "rank 16, 4 steps") for kind in KINDS}
     assert named >= {("bf16", job, "baseline") for job in ("image", "edit", "understanding")}
 
 
