@@ -41,11 +41,11 @@ from .record import ROOT
 PROMPT = "a star"
 HABIT = Scene("black", "star", "yellow", "large", "in the middle")
 ASKED = "a yellow star on a black background"  # all that is judged
-REPEATS = 12  # of the habit's picture among OTHERS pictures that keep their words' meaning
+REPEATS = 24  # of the habit's picture among OTHERS pictures that keep their words' meaning
 OTHERS = 24
-CASES = 100
+CASES = 200
 TRAINING = (
-    "--steps 150 --rate 3e-3 --rank 8 --batch 16 --warm-up 10 --schedule cosine --sample-every 50 --save-every 150"
+    "--steps 300 --rate 1e-3 --rank 16 --batch 16 --warm-up 10 --schedule cosine --sample-every 100 --save-every 300"
 )
 LIMITS = {"habit_base": (0, 40), "habit_trained": (95, 100), "habit_int8": (95, 100)}
 ELSEWHERE = 2  # points by which full captions may fall
