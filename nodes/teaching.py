@@ -195,7 +195,7 @@ class Follower:
         self.node, self.steps, self.colours = node, steps, colours
         self.lines: list[str] = []
         self.done = 0
-        self._bar = host.progress()
+        self._encoding, self._bar = host.progress(), host.progress()  # newer ones hold back what goes down again
         self._began: tuple[float, int] | None = None  # when, and after which step
         self._said = 0.0
         self._first: dict[int, list[Image.Image]] = {}  # the samples to compare with, by their step
@@ -206,7 +206,7 @@ class Follower:
         self._show(line)
 
     def on_encoding(self, done: int, total: int, name: str) -> None:
-        self._bar(done, total, None)
+        self._encoding(done, total, None)
         self._show(f"encoding {name}, {done + 1} of {total}", often=True)
 
     def on_step(self, step: Step) -> None:
