@@ -43,7 +43,7 @@ from ..sequence.prompt import DESCRIBE, GENERATE, Prompt, check_text
 from .dataset import edit_prompt
 
 _MASK = "-masklabel"
-_REPEATS = re.compile(r"(\d{1,4})_")  # longer numbers are dates
+_REPEATS = re.compile(r"(\d{1,3})_")  # longer numbers are years and dates
 _QUESTIONS = 'expected a list of {"question": "...", "answer": "..."}'
 _LINES = 20  # notes that a report repeats
 _bucket = lru_cache(maxsize=4096)(fit_size)  # pictures of one folder have few sizes
