@@ -31,11 +31,12 @@ from ..dimoo_core.training.code_cache import OnStep, codec_name, content_key, en
 from ..dimoo_core.training.dataset import Dataset, split
 from ..dimoo_core.training.folder import Fitted, Item, survey, with_trigger
 from ..dimoo_core.training.loop import Step
-from ..dimoo_core.training.lora import LoraBase, LoraData, LoraSettings, Taught, Watch, load_base, train_lora
+from ..dimoo_core.training.lora import LoraBase, LoraData, LoraSettings, Taught, load_base, train_lora
 from ..dimoo_core.training.plan import check_memory, plan_lines, step_cost, time_in_words
 from ..dimoo_core.training.run_log import CURVE
 from ..dimoo_core.training.run_settings import SETTINGS
 from ..dimoo_core.training.samples import SHEET, Request, requests_of, sheet
+from ..dimoo_core.training.watch import Watch
 from . import host, pixels
 from .sockets import LoadedModel, LoadedVQ
 

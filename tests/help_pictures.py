@@ -37,8 +37,9 @@ from dimoo_core.sequence.canvas import Canvas
 from dimoo_core.sequence.prompt import GENERATE, Prompt
 from dimoo_core.training.code_cache import encode_list
 from dimoo_core.training.loop import TrainSettings
-from dimoo_core.training.lora import LoraBase, LoraData, LoraSettings, Watch, load_base, train_lora
+from dimoo_core.training.lora import LoraBase, LoraData, LoraSettings, load_base, train_lora
 from dimoo_core.training.samples import Request
+from dimoo_core.training.watch import Watch
 
 from .lora_files import word_lora
 

@@ -30,12 +30,13 @@ from ..training.code_cache import FolderDataset, codec_name, encode_folder
 from ..training.dataset import MOST_HELD, split
 from ..training.folder import Survey, survey
 from ..training.loop import Step
-from ..training.lora import LORA_TRAINING, LoraBase, LoraData, LoraSettings, Taught, Watch, load_base, train_lora
+from ..training.lora import LORA_TRAINING, LoraBase, LoraData, LoraSettings, Taught, load_base, train_lora
 from ..training.optimise import OPTIMISERS, SCHEDULES, check_installed
 from ..training.plan import check_memory, plan_lines, step_cost
 from ..training.processes import Replicated, joined, launched, own_device
 from ..training.samples import Request, requests_of
 from ..training.stopping import keeping
+from ..training.watch import Watch
 from .messages import say
 from .output import check_not_read, progress, say_above
 from .runs import check_outside

@@ -14,7 +14,8 @@ from ..training.encode import encode_records
 from ..training.encode_captioned import encode
 from ..training.loop import Step
 from ..training.optimise import OPTIMISERS, SCHEDULES
-from ..training.tune import OURS, PRESETS, RELEASED, Placement, TuneSettings, Watch, tune
+from ..training.tune import OURS, PRESETS, RELEASED, Placement, TuneSettings, tune
+from ..training.watch import Watch
 from .messages import say
 from .runs import check_folders, check_outside, reporter, run_arguments
 

@@ -44,7 +44,7 @@ class Dataset(Protocol):
 
 
 @runtime_checkable
-class Named(Protocol):
+class HasNames(Protocol):
     """A dataset that knows what its samples are called, in order, without making each of them."""
 
     def names(self) -> Iterator[str]: ...
@@ -81,7 +81,7 @@ def split(dataset: Dataset, share: float, seed: int) -> tuple[Subset, Subset]:
     number_in("The share that is held back", share, 0, MOST_HELD)
     if not share:
         return Subset(dataset, np.arange(len(dataset))), Subset(dataset, np.arange(0))
-    names = dataset.names() if isinstance(dataset, Named) else (dataset[index].name for index in range(len(dataset)))
+    names = dataset.names() if isinstance(dataset, HasNames) else (dataset[index].name for index in range(len(dataset)))
     lots = np.fromiter((_lot(name, seed) for name in names), np.uint64, len(dataset))
     drawn = np.unique(lots)
     if len(drawn) < 2:

@@ -38,7 +38,7 @@ def draw_condition(choose: random.Random, unconditional: float, *, images: bool)
     """All of the prompts, or with chance `unconditional` what one of the guidance branches sees of them."""
     chance = choose.random()
     if chance >= unconditional:
-        return Condition()
+        return WHOLE_PROMPT
     return Condition(images=False) if images and chance < unconditional / 2 else Condition(text=False)
 
 
@@ -90,7 +90,7 @@ class Examples:
 
     def texts(self, prompts: Sequence[Prompt], answers: Sequence[str], *, length: int, share: float = 1.0) -> Batch:
         """Answers that are words, each followed by answer end and, up to `length` tokens, by end of text."""
-        prefix = torch.cat([self._prefix(prompt, Condition()) for prompt in prompts])
+        prefix = torch.cat([self._prefix(prompt, WHOLE_PROMPT) for prompt in prompts])
         rows = [self.words(answer) for answer in answers]
         for answer, row in zip(answers, rows, strict=True):
             if len(row) >= length:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
 from .. import jobs, provenance
 from ..checkpoint.adapter_file import read_adapter, write_adapter
@@ -37,6 +36,7 @@ from .run_settings import check_same_run, settings_before, write_settings
 from .samples import Request, Samples
 from .sequences import Layout, Sequences
 from .stopping import Stopped
+from .watch import PRINTING, Watch
 
 UPDATES_TO_LEARN = 10  # after so many at a rate above 0, every branch must have moved
 _ARCHITECTURE = "lumina-dimoo"
@@ -118,17 +118,6 @@ class LoraBase:
     place: jobs.Placer = jobs.where_the_weights_are
 
 
-@dataclass(frozen=True)
-class Watch:
-    """Who follows a run: lines of text, each step, the samples of a step, and the steps of a sample that forms. What
-    they raise to cancel ends the run, and what was learnt is kept; see `Samples.make` for what a sample may raise."""
-
-    report: Report = print
-    on_step: Callable[[Step], None] = lambda step: None
-    on_samples: Callable[[int, list[Image.Image]], None] = lambda step, pictures: None
-    on_forming: jobs.ImageStep | None = None
-
-
 @dataclass(frozen=True, eq=False)
 class Taught:
     """What came of a run: the file, the LoRA in it, the steps, the loss of each, and by what share of their spread it
@@ -160,7 +149,7 @@ def train_lora(
     *,
     run: Path,
     output: Path,
-    watch: Watch = Watch(),
+    watch: Watch = PRINTING,
     engine: Callable[[Named], Engine] | None = None,
 ) -> Taught:
     """Teach a LoRA: work in the folder `run`, where a run that was stopped continues, and write the file `output`.

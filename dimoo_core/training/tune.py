@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ from .run_settings import check_same_run, settings_before, write_settings
 from .sequences import RELEASED_LAYOUT, Layout, Sequences
 from .shards import MANIFEST, RecordDataset, shard_file
 from .stopping import keeping
+from .watch import PRINTING, Watch
 
 GENERATED = 4  # times that a captioned picture is drawn from its words, for each time that it is described
 
@@ -139,14 +140,6 @@ class Placement:
     offload: bool = False
 
 
-@dataclass(frozen=True)
-class Watch:
-    """Who follows a run, in the first process: lines of text, and each step."""
-
-    report: Report = print
-    on_step: Callable[[Step], None] = field(default=lambda step: None)
-
-
 # Data -----------------------------------------------------------------------------------------------------------------
 
 
@@ -215,7 +208,7 @@ def tune(
     run: Path,
     output: Path,
     placement: Placement = Placement(),
-    watch: Watch = Watch(),
+    watch: Watch = PRINTING,
     hold: Callable[[Path], AbstractContextManager[None]] = lambda folder: nullcontext(),
 ) -> bool:
     """Fine-tune a checkpoint on `source`: work in the folder `run`, and write the tuned checkpoint to `output`.

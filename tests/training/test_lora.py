@@ -31,11 +31,12 @@ from dimoo_core.training import lora as lora_module
 from dimoo_core.training.dataset import Sample, edit_prompt
 from dimoo_core.training.engine import state_file
 from dimoo_core.training.loop import Step, TrainSettings
-from dimoo_core.training.lora import LoraBase, LoraData, LoraSettings, Taught, Watch, load_base, train_lora
+from dimoo_core.training.lora import LoraBase, LoraData, LoraSettings, Taught, load_base, train_lora
 from dimoo_core.training.run_log import read_log
 from dimoo_core.training.run_settings import SETTINGS
 from dimoo_core.training.samples import Request, requests_of
 from dimoo_core.training.stopping import Stopped
+from dimoo_core.training.watch import Watch
 
 from ..tiny import CODES, TABLE, TRANSFORMER, write_checkpoint
 
