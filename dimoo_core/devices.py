@@ -76,11 +76,16 @@ class Ranks:
             torch.distributed.destroy_process_group()
 
 
+def has_fp64(device: torch.device) -> bool:
+    """Whether a device computes in fp64: Metal, Intel Arc and DirectML do not."""
+    return device.type not in ("mps", "xpu", "privateuseone")
+
+
 def free_bytes(device: torch.device) -> int | None:
     """Bytes that are free on an accelerator, those that torch holds and does not use included; None where nobody can
     say, as on a CPU."""
     module: Any = getattr(torch, device.type, None)
-    if device.type == "cpu" or not hasattr(module, "mem_get_info"):
+    if not hasattr(module, "mem_get_info") or not module.is_available():
         return None
     free, _ = module.mem_get_info(device)
     return int(free + module.memory_reserved(device) - module.memory_allocated(device))

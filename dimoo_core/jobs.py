@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,8 +17,10 @@ from torch import Tensor
 from . import memory
 from .checks import whole_number
 from .model.adapters import Adapters, Applied
+from .model.config import TransformerConfig
 from .model.quantised import Format
-from .model.transformer import Transformer
+from .model.text_rows import TextRows
+from .model.transformer import Part, Transformer
 from .pictures.masks import PAINTED, RECTANGLE, cells_to_mask, centred_rectangle, mask_to_cells
 from .pictures.pixels import GREY, composite, fit, pad_to_cells
 from .pictures.sizes import check_size, fit_size, understanding_size
@@ -31,6 +32,26 @@ from .sequence.layout import answer_length, prompt_prefix
 from .sequence.prompt import DESCRIBE, GENERATE, Prompt, edit_task, prompt_strings
 from .sequence.token_table import TokenTable
 from .sequence.tokenizer import TextTokenizer
+
+
+@dataclass(frozen=True, eq=False)
+class Bound:
+    """A transformer together with what is the same at all calls of a job: LoRAs that act, and the embedding's rows of
+    the text ids that occur (None: the embedding is part of the network)."""
+
+    transformer: Transformer
+    adapters: Adapters
+    text_rows: TextRows | None = None
+
+    @property
+    def config(self) -> TransformerConfig:
+        return self.transformer.config
+
+    def __call__(self, ids: Tensor, **how: Any) -> Tensor:
+        return self.transformer(ids, adapters=self.adapters, text_rows=self.text_rows, **how)
+
+    def together(self, parts: Sequence[Part], **how: Any) -> list[Tensor]:
+        return self.transformer.together(parts, adapters=self.adapters, text_rows=self.text_rows, **how)
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,15 +69,29 @@ class Model:
     @property
     def network(self) -> Callable[..., Tensor]:
         """The transformer's call, with the adapters; without any it is the transformer itself."""
-        return partial(self.transformer, adapters=self.adapters) if self.adapters else self.transformer
+        return Bound(self.transformer, self.adapters) if self.adapters else self.transformer
+
+    def text_rows(self, prefixes: Iterable[Tensor], device: torch.device | str, room: int = 0) -> TextRows | None:
+        """The embedding's rows for the text ids of a job on its device: those of the `prefixes` [B,P], the special
+        ones, and `room` for more. None where the embedding is part of the network."""
+        tables, table = getattr(self.transformer, "text_tables", None), self.table
+        if tables is None:
+            return None
+        ids = {*table.specials, *(token for prefix in prefixes for token in prefix.flatten().tolist())}
+        return TextRows(tables.embedding, ids, offset=table.code_offset, room=room, device=torch.device(device))
+
+    def network_with(self, text_rows: TextRows | None) -> Callable[..., Tensor]:
+        """`network`, with rows of `text_rows` in place of its own embedding of text."""
+        return self.network if text_rows is None else Bound(self.transformer, self.adapters, text_rows)
 
     def with_adapters(self, applied: Iterable[Applied]) -> Model:
         """The same network with further adapters beside those that it has."""
         return replace(self, adapters=Adapters([*self.adapters, *applied]))
 
-    def working_bytes(self, tokens: int, itemsize: int) -> int:
-        """What its layers take while they work, beside all else: quantised weights, and adapters for `tokens` B*L."""
-        widened = memory.quantised_bytes(self.transformer.config, itemsize, self.formats)
+    def working_bytes(self, tokens: int, itemsize: int, chunk_rows: int | None = None) -> int:
+        """What its layers take while they work, beside all else: quantised weights, and adapters for `tokens` B*L,
+        of which the feed-forward gets `chunk_rows` at a time (None: all)."""
+        widened = memory.quantised_bytes(self.transformer.config, itemsize, self.formats, tokens, chunk_rows)
         return widened + memory.adapter_bytes(self.adapters.rank, tokens, itemsize)
 
     @property
@@ -85,11 +120,15 @@ class Autoencoder(Protocol):
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a plan runs. device None: where the weights are. chunk_rows: how many rows the transformer works on at a
-    time, which saves memory; None: all."""
+    """Where and how a plan runs. device None: where the weights are. chunk_rows: how many rows the transformer works on
+    at a time, which saves memory; None: all. packed: all branches go through the layers together at every step, which
+    is for weights that are streamed. graphs: short passes may be recorded as CUDA graphs, which needs weights that stay
+    where they are."""
 
     device: torch.device | str | None = None
     chunk_rows: int | None = None
+    packed: bool = False
+    graphs: bool = True
 
 
 # Plans --------------------------------------------------------------------------------------------------------------
@@ -111,12 +150,15 @@ class ImagePlan:
         """Ids in the prefix of each branch, the conditional one first."""
         return (self.prefix.shape[1], *(branch.prefix.shape[1] for branch in self.branches))
 
-    def scratch_bytes(self, itemsize: int, chunk_rows: int | None = None) -> int:
+    def scratch_bytes(
+        self, itemsize: int, chunk_rows: int | None = None, packed: bool = False, graphs: bool = False
+    ) -> int:
         """Bytes of memory that it needs beside the weights. itemsize: bytes of a number that is computed with;
-        chunk_rows: as in `Placement`."""
+        chunk_rows and packed: as in `Placement`; graphs: with what passes take that are recorded as CUDA graphs."""
         batch, height, width = self.canvas.codes.shape
         length = max(self.lengths) + answer_length(height, width)
-        return self.model.working_bytes(batch * length, itemsize) + memory.image_bytes(
+        rows = batch * length * (len(self.lengths) if packed else 1)
+        return self.model.working_bytes(rows, itemsize, chunk_rows) + memory.image_bytes(
             self.model.transformer.config,
             batch=batch,
             length=length,
@@ -127,14 +169,17 @@ class ImagePlan:
             schedule=self.settings.schedule(height * width, self.settings.steps),
             cache=self.settings.cache,
             chunk_rows=chunk_rows,
+            packed=packed,
+            graphs=graphs,
         )
 
     def run(self, placement: Placement | None = None, on_step: ImageStep | None = None) -> Canvas:
         """The filled canvas, on the device where it was; `on_step` as for `sample_image`."""
         placement = placement or Placement()
         device = placement.device or self.model.device
+        text_rows = self.model.text_rows([self.prefix, *(branch.prefix for branch in self.branches)], device)
         return sample_image(
-            self.model.network,
+            self.model.network_with(text_rows),
             self.model.table,
             self.canvas,
             self.prefix.to(device),
@@ -142,6 +187,8 @@ class ImagePlan:
             settings=self.settings,
             on_step=on_step,
             chunk_rows=placement.chunk_rows,
+            packed=placement.packed,
+            graphs=placement.graphs,
         )
 
 
@@ -153,32 +200,43 @@ class TextPlan:
     prefix: Tensor
     settings: TextSettings
 
-    def scratch_bytes(self, itemsize: int, chunk_rows: int | None = None) -> int:
+    def scratch_bytes(
+        self, itemsize: int, chunk_rows: int | None = None, packed: bool = False, graphs: bool = False
+    ) -> int:
         """Bytes of memory that it needs beside the weights; the arguments as for `ImagePlan`."""
-        answer = self.settings.max_tokens + 2
+        answer, branches = self.settings.max_tokens + 2, 1 + (self.settings.cfg > 0)
         length = self.prefix.shape[1] + answer
-        return self.model.working_bytes(len(self.prefix) * length, itemsize) + memory.text_bytes(
+        rows = len(self.prefix) * length * (branches if packed else 1)
+        return self.model.working_bytes(rows, itemsize, chunk_rows) + memory.text_bytes(
             self.model.transformer.config,
             batch=len(self.prefix),
             length=length,
             answer=answer,
             rows=self.settings.block_length,
-            branches=1 + (self.settings.cfg > 0),
+            branches=branches,
             itemsize=itemsize,
             keeps=self.settings.policy.keeps,
+            refreshes=self.settings.max_tokens > self.settings.policy.prefix_refresh * self.settings.block_length,
             chunk_rows=chunk_rows,
+            packed=packed,
+            graphs=graphs,
         )
 
     def run(self, placement: Placement | None = None, on_step: TextStep | None = None) -> list[str]:
         """One answer per batch item; `on_step` as for `sample_text`."""
         placement = placement or Placement()
+        device = placement.device or self.model.device
+        text_rows = self.model.text_rows([self.prefix], device, room=len(self.prefix) * self.settings.max_tokens)
         answers = sample_text(
-            self.model.network,
+            self.model.network_with(text_rows),
             self.model.table,
-            self.prefix.to(placement.device or self.model.device),
+            self.prefix.to(device),
             settings=self.settings,
             on_step=on_step,
             chunk_rows=placement.chunk_rows,
+            packed=placement.packed,
+            graphs=placement.graphs,
+            on_tokens=None if text_rows is None else text_rows.add,
         )
         return [answer_text(self.model, ids) for ids in answers]
 

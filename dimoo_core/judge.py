@@ -48,11 +48,12 @@ def yes_or_no(plan: TextPlan, placement: Placement | None = None) -> list[Judgem
     yes, no = _answer_ids(model)
     if not yes or not no:
         raise ValueError("This model's vocabulary has no words for yes and no; let it judge by its description.")
-    prefix = plan.prefix.to(placement.device or model.device)
+    device = placement.device or model.device
+    network, prefix = model.network_with(model.text_rows([plan.prefix], device)), plan.prefix.to(device)
     masked = prefix.new_full((len(prefix), plan.settings.max_tokens), model.table.mask)
     sequence = torch.cat((prefix, text_answer(masked, model.table)), dim=1)
     first = torch.full_like(prefix[:, :1], prefix.shape[1] + 1)
-    logits = model.network(sequence, rows=first, chunk_rows=placement.chunk_rows)[:, 0].float()
+    logits = network(sequence, rows=first, chunk_rows=placement.chunk_rows)[:, 0].float()
     check_finite(bool(logits.logsumexp(dim=1).isfinite().all()), step=0)
     # of logits, since both shares of the vocabulary may be too small for fp32
     shares = (logits[:, yes].logsumexp(dim=1) - logits[:, no].logsumexp(dim=1)).sigmoid()

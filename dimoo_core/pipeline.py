@@ -86,7 +86,8 @@ class PlacedVQ:
     """A VQ on a device, as the jobs use it; what it returns is on the CPU.
 
     Pictures of a batch are worked on one by one: that takes no more memory than a single one, and gives the same bits.
-    tiles: work in tiles, which takes a fraction of the memory and up to twice the time; None: where memory is short.
+    tiles: work in tiles, which takes a fraction of the memory and up to half as much work again; None: where memory is
+    short.
     """
 
     vq: VQ
@@ -347,11 +348,16 @@ class Pipeline:
         )
 
     def place(self, plan: jobs.Plan) -> jobs.Placement:
-        """Where a plan runs: on the device of the weights, in chunks where the memory for all at once is not free."""
-        free = free_bytes(self.model.device)
-        itemsize = next(self.model.transformer.parameters()).element_size()
-        fits = free is None or plan.scratch_bytes(max(itemsize, 2)) <= free
-        return jobs.Placement(self.model.device, None if fits else memory.CHUNK_ROWS)
+        """Where a plan runs: on the device of the weights, without CUDA graphs and then in chunks where the memory for
+        more is not free."""
+        device, free = self.model.device, free_bytes(self.model.device)
+        if free is None:
+            return jobs.Placement(device)
+        itemsize = max(next(self.model.transformer.parameters()).element_size(), 2)
+        for graphs in [True, False] if device.type == "cuda" else [False]:
+            if plan.scratch_bytes(itemsize, graphs=graphs) <= free:
+                return jobs.Placement(device, graphs=graphs)
+        return jobs.Placement(device, memory.CHUNK_ROWS, graphs=False)
 
 
 def load(

@@ -17,6 +17,7 @@ from dimoo_core.sampling.image import ImageSettings
 from dimoo_core.sampling.ml_cache import PRESETS
 from dimoo_core.sampling.text import TextSettings
 from dimoo_core.sequence.canvas import Canvas
+from dimoo_core.sequence.layout import answer_length
 from dimoo_core.sequence.prompt import EDITS, Prompt
 from dimoo_core.sequence.tokenizer import TextTokenizer
 
@@ -234,13 +235,13 @@ def test_a_rectangle_that_marks_nothing_is_called_a_rectangle(outpaint: bool) ->
 
 
 def test_a_plan_with_quantised_weights_needs_more_memory_wherever_it_runs() -> None:
-    prompt = jobs.text_prompt("x")
-    for formats, more in (((), 0), ((FP8,), memory.quantised_bytes(MODEL.transformer.config, 2, (FP8,)))):
-        model = replace(MODEL, formats=formats)
-        image = [jobs.plan_image(one, prompt, Canvas.empty(1, 2, 2), QUICK) for one in (MODEL, model)]
-        text = [jobs.plan_text(one, [CODES], "x", TextSettings()) for one in (MODEL, model)]
-        for plain, widened in (image, text):
-            assert widened.scratch_bytes(2) == plain.scratch_bytes(2) + more
+    prompt, quantised = jobs.text_prompt("x"), replace(MODEL, formats=(FP8,))
+    images = [jobs.plan_image(one, prompt, Canvas.empty(1, 2, 2), QUICK) for one in (MODEL, quantised)]
+    texts = [jobs.plan_text(one, [CODES], "x", TextSettings()) for one in (MODEL, quantised)]
+    lengths = max(images[0].lengths) + answer_length(2, 2), texts[0].prefix.shape[1] + TextSettings().max_tokens + 2
+    for (plain, widened), length in zip((images, texts), lengths, strict=True):
+        more = memory.quantised_bytes(MODEL.transformer.config, 2, (FP8,), length)
+        assert widened.scratch_bytes(2) == plain.scratch_bytes(2) + more > plain.scratch_bytes(2)
 
 
 def test_answers_are_words_alone() -> None:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import dimoo_core as dimoo
-from dimoo_core import jobs
+from dimoo_core import jobs, memory
 from dimoo_core.checkpoint.adapter_file import read_adapter
 from dimoo_core.model.adapters import Adapter
 from dimoo_core.nano.judge import judge, matches
@@ -20,6 +20,7 @@ from dimoo_core.pictures.pixels import from_pil, to_pil
 from dimoo_core.pipeline import lora_path, mask_of, pixels_of
 from dimoo_core.sampling.ml_cache import PRESETS
 from dimoo_core.sampling.text_cache import SPEEDS
+from dimoo_core.sequence.canvas import Canvas
 
 from .lora_files import random_lora, word_lora, write_lora
 from .tiny import write_checkpoint
@@ -377,3 +378,17 @@ def test_where_memory_is_short_the_picture_is_the_same(tiny, monkeypatch: pytest
     assert placed[0].chunk_rows is not None and little.size == plain.size
     difference = (from_pil(little) - from_pil(plain)).abs().max()
     assert float(difference) <= 2 / 255, "tiles round otherwise, codes are equal"
+
+
+def test_graphs_are_given_up_before_work_goes_in_chunks(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    cached = tiny.image_settings(steps=4, ml_cache="balanced")
+    plan = jobs.plan_image(tiny.model, jobs.text_prompt("x"), Canvas.empty(1, 4, 4), cached)
+    recorded, whole = (plan.scratch_bytes(4, graphs=graphs) for graphs in (True, False))
+    monkeypatch.setattr(jobs.Model, "device", torch.device("cuda"))
+    for free, placement in {
+        recorded: jobs.Placement(torch.device("cuda"), None, graphs=True),
+        recorded - 1: jobs.Placement(torch.device("cuda"), None, graphs=False),
+        whole - 1: jobs.Placement(torch.device("cuda"), memory.CHUNK_ROWS, graphs=False),
+    }.items():
+        monkeypatch.setattr("dimoo_core.pipeline.free_bytes", lambda _, free=free: free)
+        assert tiny.place(plan) == placement

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -185,7 +185,7 @@ class Adapters:
         return sum(adapter.nbytes for adapter in {id(one.adapter): one.adapter for one in self}.values())
 
 
-def linear(layer: nn.Module, x: Tensor, branches: Sequence[Branch] = ()) -> Tensor:
+def linear(layer: Callable[[Tensor], Tensor], x: Tensor, branches: Sequence[Branch] = ()) -> Tensor:
     """What a layer gives for x [...,K], with its branches: [...,N]."""
     y = layer(x)
     for branch, strength in branches:
@@ -193,7 +193,7 @@ def linear(layer: nn.Module, x: Tensor, branches: Sequence[Branch] = ()) -> Tens
     return y
 
 
-def embedding(layer: nn.Module, ids: Tensor, branches: Sequence[Branch] = ()) -> Tensor:
+def embedding(layer: Callable[[Tensor], Tensor], ids: Tensor, branches: Sequence[Branch] = ()) -> Tensor:
     """What an embedding gives for ids [...], with its branches: [...,D]."""
     y = layer(ids)
     for branch, strength in branches:

@@ -6,14 +6,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def overwritable(*operands: Tensor) -> bool:
-    """Whether a result may go where its operand was: yes, unless autograd follows one of them."""
-    return not any(operand.requires_grad for operand in operands)
+def overwritable(x: Tensor, *others: Tensor) -> bool:
+    """Whether a result may go where an operand was: yes, unless autograd follows one of them."""
+    return not x.requires_grad and not any(other.requires_grad for other in others)
 
 
 def add_(x: Tensor, change: Tensor) -> Tensor:
     """x + change of one shape, written to x unless autograd follows one of them."""
-    return x.add_(change) if overwritable(x, change) else x + change
+    return x + change if x.requires_grad or change.requires_grad else x.add_(change)
 
 
 def silu_(x: Tensor) -> Tensor:

@@ -7,34 +7,42 @@ The formulas are those of the released `modeling_llada.py`; what is computed is 
   queries and feed-forward only at those positions;
 * with a key/value store only the given positions are computed; they attend to the whole stored sequence. Keys are
   stored after rotation, so nothing is rotated twice;
+* several sequences, such as the branches of guidance, may go through the layers together: their rows lie one after the
+  other, and only attention tells them apart. Then each weight is brought in, and each kernel launched, once for all;
 * embedding and head are each two leaf layers, text rows and code rows, because an image job needs 8192 of 134548 head
-  rows, and because ComfyUI moves memory layer by leaf layer;
+  rows and few rows of the embedding, and because ComfyUI moves memory layer by leaf layer;
 * what lies between the matrix products is done in as few passes over memory as plain torch allows: fp32 is computed on
   the fly from what is stored narrower, sums and products go where an operand was. Only temporaries of the pass itself
   are overwritten, and of those none that autograd follows (`overwritable`).
 
-Shapes: B batch, L sequence, n the positions given, r the rows asked for, D width, h heads, d head width, V vocabulary.
+Shapes: B batch, L sequence, n the positions given, r the rows asked for, D width, h heads, d head width, V vocabulary;
+N rows of all parts of a pass, the sum of their B*n, and R those that the last layer goes on with, the sum of B*r.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from . import adapters as branching
 from .adapters import Adapters, Branch
 from .config import TransformerConfig
-from .in_place import add_, overwritable
+from .in_place import add_
+from .kernels import rotate_, swiglu_
+from .text_rows import TextRows
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+Layer = Callable[[Tensor], Tensor]
+Layers = Mapping[str, Layer]  # of a block, by name
 Branches = Mapping[str, Sequence[Branch]]  # of low rank, by the layer of a module beside which they stand
 NO_BRANCHES: Branches = {}
 NO_ADAPTERS = Adapters()
@@ -50,49 +58,70 @@ class KeyValueStore(Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False)
+class Part:
+    """What one sequence brings to a pass: ids [B,n], standing at positions [B,n] (None: 0..n-1, the whole sequence).
+
+    With a cache its keys and values are stored, and attention sees all that is stored. rows [B,r]: indices into the n
+    given ids whose logits are returned (None: all).
+    """
+
+    ids: Tensor
+    positions: Tensor | None = None
+    cache: KeyValueStore | None = None
+    rows: Tensor | None = None
+
+
 def sdpa(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Attention without a mask through torch; queries [B,h,n,d], keys and values [B,h,L,d] -> [B,h,n,d]."""
     return F.scaled_dot_product_attention(queries, keys, values)
 
 
 def rope_table(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [B,1,n,d] in fp32 for positions [B,n], made for each pass on the positions' device."""
+    """Cosines and sines [B,1,n,d] in fp32 for positions [B,n], on the positions' device."""
     exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
     angles = positions[:, None, :, None].float() / theta**exponents
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos(), angles.sin()
 
 
-def rotate_(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotary positions in fp32, first half paired with second half; x [B,h,n,d] -> same shape, dtype and strides.
-
-    The products are fp32 whatever x is, by promotion. x is overwritten unless autograd follows it. Not by addcmul,
-    which would save a pass: it may fuse product and sum and then rounds otherwise.
-    """
-    cos, sin = table
-    half = x.shape[-1] // 2
-    straight, crossed = x * cos, x * sin
-    if not overwritable(x):
-        first, second = straight[..., :half] - crossed[..., half:], straight[..., half:] + crossed[..., :half]
-        return torch.cat((first, second), dim=-1).to(x.dtype)
-    torch.sub(straight[..., :half], crossed[..., half:], out=x[..., :half])
-    torch.add(straight[..., half:], crossed[..., :half], out=x[..., half:])
-    return x
+Angles = tuple[Tensor, Tensor]  # cosines and sines [N,1,d]
 
 
-def rotate_in_chunks_(x: Tensor, table: tuple[Tensor, Tensor], chunk_rows: int | None) -> Tensor:
-    """`rotate_`, of at most `chunk_rows` of the B*n rows at a time where x may be overwritten."""
-    if chunk_rows is None or not overwritable(x):
-        return rotate_(x, table)
-    size = max(chunk_rows // len(x), 1)
-    for part, cos, sin in zip(*(one.split(size, dim=2) for one in (x, *table)), strict=True):
+class RotaryTable:
+    """The angles of all positions of the sequences of a run, made once for all its passes."""
+
+    def __init__(self, length: int, config: TransformerConfig, device: torch.device | str):
+        """For positions 0..length-1."""
+        tables = rope_table(torch.arange(length, device=device)[None], config.head_dim, config.rope_theta)
+        self.cos, self.sin = (table[0].transpose(0, 1) for table in tables)  # [L,1,d]
+
+    def __len__(self) -> int:
+        return len(self.cos)
+
+    def of(self, parts: Sequence[Part]) -> Angles:
+        """The angles [N,1,d] of the rows of a pass over `parts`."""
+        if len(parts) == 1 and parts[0].positions is None and len(parts[0].ids) == 1:
+            length = parts[0].ids.shape[1]
+            return self.cos[:length], self.sin[:length]
+        where = torch.cat([_positions(part).reshape(-1) for part in parts])
+        return self.cos.index_select(0, where), self.sin.index_select(0, where)
+
+
+def _positions(part: Part) -> Tensor:
+    """Where the ids of a part stand, [B,n]."""
+    if part.positions is not None:
+        return part.positions
+    return torch.arange(part.ids.shape[1], device=part.ids.device).expand(part.ids.shape)
+
+
+def rotate_in_chunks_(x: Tensor, angles: Angles, chunk_rows: int | None) -> Tensor:
+    """`rotate_` of x [N,h,d], at most `chunk_rows` rows at a time where x may be overwritten."""
+    if chunk_rows is None or x.requires_grad:
+        return rotate_(x, angles)
+    for part, cos, sin in zip(*(one.split(chunk_rows) for one in (x, *angles)), strict=True):
         rotate_(part, (cos, sin))
     return x
-
-
-def swiglu_(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) * up of one shape, written to `gate` unless autograd follows one of them."""
-    return F.silu(gate, inplace=True).mul_(up) if overwritable(gate, up) else F.silu(gate) * up
 
 
 def take_rows(x: Tensor, index: Tensor) -> Tensor:
@@ -106,13 +135,46 @@ class RMSNorm(nn.RMSNorm):
     bf16 is rounded before the weights are applied, as in the released code.
     """
 
+    _parameters: dict[str, Tensor]  # type: ignore[assignment]
+
     def forward(self, x: Tensor) -> Tensor:
         """x [...,D] -> the same shape and dtype"""
-        if not overwritable(x, self.weight) or (x.is_cuda and _FUSED_NORM):
+        weight = self._parameters["weight"]
+        if x.requires_grad or weight.requires_grad or (_FUSED_NORM and x.is_cuda):
             return super().forward(x)
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
         scale = norm.square_().div_(x.shape[-1]).add_(self.eps).rsqrt_()
-        return torch.mul(x, scale, out=torch.empty_like(x)).mul_(self.weight)
+        return torch.mul(x, scale, out=torch.empty_like(x)).mul_(weight)
+
+
+class Linear(nn.Linear):
+    """torch's, without what it looks up for a bias that no layer has."""
+
+    _parameters: dict[str, Tensor]  # type: ignore[assignment]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [...,K] -> [...,N]"""
+        return F.linear(x, self._parameters["weight"])
+
+
+def layer_class(ops, name: str) -> type[nn.Module]:
+    """Linear or RMSNorm of a namespace of layers; for torch's own, the leaner ones above."""
+    lean = {"Linear": Linear, "RMSNorm": RMSNorm}
+    return lean[name] if ops is nn else getattr(ops, name)
+
+
+def held(layer: Layer, like: Tensor) -> AbstractContextManager[Layer]:
+    """A layer for several products with rows like these: one whose weight is cast or streamed has that done once."""
+    hold = getattr(layer, "held", None)
+    return nullcontext(layer) if hold is None else hold(like)
+
+
+def set_apart(holder: nn.Module, name: str) -> nn.Module:
+    """Takes a layer out of its holder, which still uses it but no longer moves, counts or saves it."""
+    layer = getattr(holder, name)
+    delattr(holder, name)
+    vars(holder)[name] = layer  # setattr would make it a part again
+    return layer
 
 
 class SplitEmbedding(nn.Module):
@@ -124,10 +186,10 @@ class SplitEmbedding(nn.Module):
         self.text = ops.Embedding(offset, width, **where)
         self.codes = ops.Embedding(rows - offset, width, **where)
 
-    def forward(self, ids: Tensor, branches: Branches = NO_BRANCHES) -> Tensor:
-        """ids [B,n] -> [B,n,D]"""
+    def forward(self, ids: Tensor, branches: Branches = NO_BRANCHES, text_rows: TextRows | None = None) -> Tensor:
+        """ids [...] -> [...,D]; with `text_rows` the layer of text ids is not used."""
         text, codes = ids.clamp(max=self.offset - 1), (ids - self.offset).clamp(min=0)
-        text = branching.embedding(self.text, text, branches.get("text", ()))
+        text = branching.embedding(text_rows or self.text, text, branches.get("text", ()))
         codes = branching.embedding(self.codes, codes, branches.get("codes", ()))
         return torch.where((ids < self.offset)[..., None], text, codes)
 
@@ -138,11 +200,12 @@ class SplitHead(nn.Module):
     def __init__(self, width: int, rows: int, offset: int, ops, **where):
         super().__init__()
         self.offset, self.rows = offset, rows
-        self.text = ops.Linear(width, offset, bias=False, **where)
-        self.codes = ops.Linear(width, rows - offset, bias=False, **where)
+        linear = layer_class(ops, "Linear")
+        self.text = linear(width, offset, bias=False, **where)
+        self.codes = linear(width, rows - offset, bias=False, **where)
 
     def forward(self, x: Tensor, vocab: slice | None, branches: Branches = NO_BRANCHES) -> Tensor:
-        """x [B,r,D] -> logits [B,r,V] of the vocabulary rows `vocab` (None: all)."""
+        """x [...,D] -> logits [...,V] of the vocabulary rows `vocab` (None: all)."""
         start, stop, _ = (vocab or slice(None)).indices(self.rows)
         parts = []
         if start < self.offset:
@@ -153,9 +216,56 @@ class SplitHead(nn.Module):
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
 
-def layer_norm(ops) -> type[nn.Module]:
-    """The norm of a namespace of layers; for torch's own, the leaner one above."""
-    return RMSNorm if ops is nn else ops.RMSNorm
+@dataclass(frozen=True, eq=False)
+class Span:
+    """Where the rows of a part lie in a pass: `entering` of the N in a layer, `leaving` of the R after the last."""
+
+    part: Part
+    entering: slice
+    leaving: slice
+
+
+class Pass:
+    """What is the same in every layer of a pass: how the rows of its parts lie, one part after the other, the angles of
+    their positions, and the rows that go on after the last layer.
+
+    ids: [N] of all parts. rows: [R] of the N, or None where all go on. chunk_rows: as for the transformer.
+    """
+
+    def __init__(self, parts: Sequence[Part], angles: Angles, chunk_rows: int | None):
+        flat = [part.ids.reshape(-1) for part in parts]
+        self.ids = flat[0] if len(flat) == 1 else torch.cat(flat)
+        self.angles, self.chunk_rows = angles, chunk_rows
+        self.rows: Tensor | None = None
+        self.leaving_angles = angles
+        if any(part.rows is not None for part in parts):
+            starts = accumulate((part.ids.numel() for part in parts[:-1]), initial=0)
+            asked = [_flat_rows(part, start) for part, start in zip(parts, starts, strict=True)]
+            self.rows = asked[0] if len(asked) == 1 else torch.cat(asked)
+            self.leaving_angles = angles[0].index_select(0, self.rows), angles[1].index_select(0, self.rows)
+        entering = _slices(part.ids.numel() for part in parts)
+        leaving = _slices((part.ids if part.rows is None else part.rows).numel() for part in parts)
+        self.spans = [Span(*one) for one in zip(parts, entering, leaving, strict=True)]
+
+    def part_of(self, y: Tensor, span: Span) -> Tensor:
+        """What a part gets of y [R,V] -> [B,r,V]."""
+        batch = span.part.ids.shape[0]
+        return y[span.leaving].unflatten(0, (batch, (span.leaving.stop - span.leaving.start) // batch))
+
+
+def _flat_rows(part: Part, start: int) -> Tensor:
+    """The rows that a part asks for, [B*r], among those of the pass, where its own begin at `start`."""
+    batch, length = part.ids.shape
+    if part.rows is None:
+        return torch.arange(start, start + batch * length, device=part.ids.device)
+    if batch == 1:
+        return part.rows[0] + start if start else part.rows[0]
+    items = torch.arange(start, start + batch * length, length, device=part.ids.device)
+    return (part.rows + items[:, None]).reshape(-1)
+
+
+def _slices(counts: Iterable[int]) -> list[slice]:
+    return [slice(*ends) for ends in pairwise(accumulate(counts, initial=0))]
 
 
 class Block(nn.Module):
@@ -165,109 +275,143 @@ class Block(nn.Module):
     """
 
     recomputes = False
+    _modules: dict[str, nn.Module]  # type: ignore[assignment]
 
     def __init__(self, config: TransformerConfig, attention: Attention, ops, **where):
         super().__init__()
         width, hidden = config.d_model, config.mlp_hidden_size
         kv_width = config.n_kv_heads * config.head_dim
-        self.head_dim, self.groups, self.attention = config.head_dim, config.n_heads // config.n_kv_heads, attention
-        norm = layer_norm(ops)
+        self.heads, self.kv_heads, self.head_dim = config.n_heads, config.n_kv_heads, config.head_dim
+        self.groups, self.attention = config.n_heads // config.n_kv_heads, attention
+        linear, norm = layer_class(ops, "Linear"), layer_class(ops, "RMSNorm")
         self.attn_norm = norm(width, eps=config.rms_norm_eps, **where)
-        self.q_proj = ops.Linear(width, width, bias=False, **where)
-        self.k_proj = ops.Linear(width, kv_width, bias=False, **where)
-        self.v_proj = ops.Linear(width, kv_width, bias=False, **where)
-        self.attn_out = ops.Linear(width, width, bias=False, **where)
+        self.q_proj = linear(width, width, bias=False, **where)
+        self.k_proj = linear(width, kv_width, bias=False, **where)
+        self.v_proj = linear(width, kv_width, bias=False, **where)
+        self.attn_out = linear(width, width, bias=False, **where)
         self.ff_norm = norm(width, eps=config.rms_norm_eps, **where)
-        self.ff_proj = ops.Linear(width, hidden, bias=False, **where)
-        self.up_proj = ops.Linear(width, hidden, bias=False, **where)
-        self.ff_out = ops.Linear(hidden, width, bias=False, **where)
-
-    def _project(self, branches: Branches, name: str, x: Tensor) -> Tensor:
-        return branching.linear(getattr(self, name), x, branches.get(name, ()))
-
-    def _heads(self, x: Tensor) -> Tensor:
-        return rearrange(x, "b n (h d) -> b h n d", d=self.head_dim)
+        self.ff_proj = linear(width, hidden, bias=False, **where)
+        self.up_proj = linear(width, hidden, bias=False, **where)
+        self.ff_out = linear(hidden, width, bias=False, **where)
 
     def forward(
-        self,
-        x: Tensor,
-        table: tuple[Tensor, Tensor],
-        store: Callable[[Tensor, Tensor], tuple],
-        *,
-        rows: Tensor | None = None,
-        chunk_rows: int | None = None,
-        branches: Branches = NO_BRANCHES,
+        self, x: Tensor, through: Pass, layer: int, *, last: bool = False, branches: Branches = NO_BRANCHES
     ) -> Tensor:
-        """x [B,n,D] -> [B,n,D], or [B,r,D] where only `rows` [B,r] go on; `store` takes new keys and values and returns
-        all of the sequence. `branches` of low rank stand beside the linears.
+        """x [N,D] of all parts of a pass, in its layer number `layer` -> [N,D], or [R,D] after the `last` one.
+        `branches` of low rank stand beside the linears.
 
         x may be overwritten: the result may be x itself.
         """
         if self.recomputes and torch.is_grad_enabled():
 
-            def layer(kept: Tensor, *rest) -> Tensor:
+            def again(kept: Tensor, *rest) -> Tensor:
                 # an input that autograd does not follow would be overwritten, and the second time be another one
                 return self._layer(kept if kept.requires_grad else kept.clone(), *rest)
 
-            return checkpoint(layer, x, table, store, rows, chunk_rows, branches, use_reentrant=False)
-        return self._layer(x, table, store, rows, chunk_rows, branches)
+            return checkpoint(again, x, through, layer, last, branches, use_reentrant=False)
+        return self._layer(x, through, layer, last, branches)
 
-    def _layer(
-        self,
-        x: Tensor,
-        table: tuple[Tensor, Tensor],
-        store: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
-        rows: Tensor | None,
-        chunk_rows: int | None,
-        branches: Branches,
-    ) -> Tensor:
-        return self._feed(self._attend(x, table, store, rows, chunk_rows, branches), chunk_rows, branches)
+    def _layer(self, x: Tensor, through: Pass, layer: int, last: bool, branches: Branches) -> Tensor:
+        # not by attribute, for which torch calls Python
+        layers: Layers = _with_branches(self._modules, branches) if branches else self._modules
+        return self._feed(layers, self._attend(layers, x, through, layer, last), through.chunk_rows)
 
-    def _attend(
-        self,
-        x: Tensor,
-        table: tuple[Tensor, Tensor],
-        store: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
-        rows: Tensor | None,
-        chunk_rows: int | None,
-        branches: Branches,
-    ) -> Tensor:
-        """x + attention(x), [B,n,D] or [B,r,D]. This takes the most memory, so nothing is held longer than needed."""
-        project = partial(self._project, branches)
-        normed = self.attn_norm(x)
-        keys, own = rotate_in_chunks_(self._heads(project("k_proj", normed)), table, chunk_rows), normed
-        if rows is not None:
-            x, own = take_rows(x, rows), take_rows(normed, rows)
-            cos, sin = (take_rows(part[:, 0].expand(len(rows), -1, -1), rows)[:, None] for part in table)
-            table = (cos, sin)
-        queries = rotate_in_chunks_(self._heads(project("q_proj", own)), table, chunk_rows)
+    def _attend(self, layers: Layers, x: Tensor, through: Pass, layer: int, last: bool) -> Tensor:
+        """x + attention(x), [N,D] or [R,D]. This takes the most memory, so nothing is held longer than needed."""
+        normed = layers["attn_norm"](x)
+        keys = layers["k_proj"](normed).view(-1, self.kv_heads, self.head_dim)
+        keys, own, angles = rotate_in_chunks_(keys, through.angles, through.chunk_rows), normed, through.angles
+        if last and through.rows is not None:
+            x, own = x.index_select(0, through.rows), normed.index_select(0, through.rows)
+            angles = through.leaving_angles
+        queries = layers["q_proj"](own).view(-1, self.heads, self.head_dim)
+        queries = rotate_in_chunks_(queries, angles, through.chunk_rows)
         del own
-        values = self._heads(project("v_proj", normed))  # computed last: rotating queries and keys needs temporaries
+        # computed last: rotating queries and keys needs temporaries
+        values = layers["v_proj"](normed).view(-1, self.kv_heads, self.head_dim)
         del normed
-        keys, values = store(keys, values)
-        if self.groups > 1:
-            keys, values = (part.repeat_interleave(self.groups, dim=1) for part in (keys, values))
-        attended = rearrange(self.attention(queries, keys, values), "b h n d -> b n (h d)")
+        mixed = []
+        for span in through.spans:
+            rows = span.leaving if last else span.entering
+            mixed.append(self._mix(span.part, layer, queries[rows], keys[span.entering], values[span.entering]))
         del queries, keys, values
-        return add_(x, project("attn_out", attended))
+        attended = mixed[0] if len(through.spans) == 1 else torch.cat(mixed)
+        del mixed
+        return add_(x, layers["attn_out"](attended))
 
-    def _feed(self, x: Tensor, chunk_rows: int | None, branches: Branches) -> Tensor:
-        """x + feed-forward(x), x [B,n,D], at most `chunk_rows` of the B*n rows at a time: they do not mix here."""
-        flat = x.reshape(1, -1, x.shape[-1])
+    def _mix(self, part: Part, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Attention of one part: queries [B*r,h,d], keys and values [B*n,h,d] -> [B*r,h*d]. The part's cache takes the
+        new keys and values and gives those of the whole sequence."""
+        batch = part.ids.shape[0]
+        queries, keys, values = _by_head(queries, batch), _by_head(keys, batch), _by_head(values, batch)
+        if part.cache is not None:
+            keys, values = part.cache.update(layer, part.positions, keys, values)
+        if self.groups > 1:
+            keys, values = (one.repeat_interleave(self.groups, dim=1) for one in (keys, values))
+        return self.attention(queries, keys, values).transpose(1, 2).reshape(-1, self.heads * self.head_dim)
+
+    def _feed(self, layers: Layers, x: Tensor, chunk_rows: int | None) -> Tensor:
+        """x + feed-forward(x), x [N,D], at most `chunk_rows` of the rows at a time: they do not mix here."""
+        if chunk_rows is None or x.shape[0] <= chunk_rows:
+            return add_(x, _feed_forward(layers, x))
         # Chunks of one size: a product of very few rows may go through another kernel, and round otherwise.
-        chunks = flat.chunk(1 if chunk_rows is None else math.ceil(flat.shape[1] / chunk_rows) or 1, dim=1)
-        fed = [add_(chunk, self._feed_forward(chunk, branches)) for chunk in chunks]
+        chunks = x.chunk(math.ceil(x.shape[0] / chunk_rows))
+        with ExitStack() as stack:
+            names = ("ff_proj", "up_proj", "ff_out")
+            layers = dict(layers) | {name: stack.enter_context(held(layers[name], x)) for name in names}
+            fed = [add_(chunk, _feed_forward(layers, chunk)) for chunk in chunks]
         overwritten = all(after is before for after, before in zip(fed, chunks, strict=True))
-        return (flat if overwritten else torch.cat(fed, dim=1)).view(x.shape)
+        return x if overwritten else torch.cat(fed)
 
-    def _feed_forward(self, x: Tensor, branches: Branches) -> Tensor:
-        project = partial(self._project, branches)
-        normed = self.ff_norm(x)
-        return project("ff_out", swiglu_(project("ff_proj", normed), project("up_proj", normed)))
+
+def _by_head(x: Tensor, batch: int) -> Tensor:
+    """[B*n,h,d] -> [B,h,n,d]"""
+    if batch == 1:
+        return x.transpose(0, 1)[None]
+    return x.unflatten(0, (batch, x.shape[0] // batch)).transpose(1, 2)
+
+
+def _feed_forward(layers: Layers, x: Tensor) -> Tensor:
+    normed = layers["ff_norm"](x)
+    return layers["ff_out"](swiglu_(layers["ff_proj"](normed), layers["up_proj"](normed)))
+
+
+@dataclass(frozen=True, eq=False)
+class WithBranches:
+    """A layer and the branches of low rank beside it, as one."""
+
+    layer: Layer
+    branches: Sequence[Branch]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return branching.linear(self.layer, x, self.branches)
+
+    @contextmanager
+    def held(self, like: Tensor) -> Iterator[Layer]:
+        """As for `held`: the branches are small, and where they are needed."""
+        with held(self.layer, like) as layer:
+            yield WithBranches(layer, self.branches)
+
+
+def _with_branches(layers: Layers, branches: Branches) -> Layers:
+    return {name: WithBranches(one, branches[name]) if name in branches else one for name, one in layers.items()}
+
+
+@dataclass(frozen=True)
+class TextTables:
+    """The text rows of embedding and head, where whoever manages memory has taken them out of the network."""
+
+    embedding: nn.Module
+    head: nn.Module
 
 
 class Transformer(nn.Module):
-    """The network. `ops` is a namespace with Linear, Embedding and RMSNorm; `attention` takes and gives [B,h,n,d]."""
+    """The network. `ops` is a namespace with Linear, Embedding and RMSNorm; `attention` takes and gives [B,h,n,d].
+
+    text_tables: the two layers that `set_text_apart` took out; None where they are part of the network.
+    """
+
+    text_tables: TextTables | None = None
 
     def __init__(
         self,
@@ -286,7 +430,7 @@ class Transformer(nn.Module):
         layers = {
             "wte": SplitEmbedding(config.vocab_size, config.d_model, code_offset, ops, **where),
             "blocks": nn.ModuleList(blocks),
-            "ln_f": layer_norm(ops)(config.d_model, eps=config.rms_norm_eps, **where),
+            "ln_f": layer_class(ops, "RMSNorm")(config.d_model, eps=config.rms_norm_eps, **where),
             "ff_out": SplitHead(config.d_model, config.vocab_size, code_offset, ops, **where),
         }
         self.model = nn.ModuleDict({"transformer": nn.ModuleDict(layers)})
@@ -310,33 +454,63 @@ class Transformer(nn.Module):
         vocab: slice | None = None,
         chunk_rows: int | None = None,
         adapters: Adapters = NO_ADAPTERS,
+        text_rows: TextRows | None = None,
+        rotary: RotaryTable | None = None,
     ) -> Tensor:
-        """Logits [B,r,V] in the compute dtype for ids [B,n] int64.
+        """Logits [B,r,V] in the compute dtype for ids [B,n] int64; the first four arguments are those of a `Part`.
 
-        positions [B,n]: where the ids stand in the sequence (None: 0..n-1, the whole sequence). With a `cache` their
-        keys and values are stored, and attention sees all that is stored. rows [B,r]: indices into the n given ids
-        whose logits are returned (None: all). vocab: the vocabulary rows of those logits (None: all).
-        chunk_rows: chunk size for rotation and feed-forward, in rows of the B*n (None: all at once); results are
-        bit-identical unless it is tiny. adapters: low-rank branches that act in this call.
+        vocab: the vocabulary rows of those logits (None: all). chunk_rows: chunk size for rotation and feed-forward, in
+        rows of the B*n (None: all at once); results are bit-identical unless it is tiny. adapters: low-rank branches
+        that act in this call. text_rows: the embedding of text ids, where that layer is apart. rotary: the angles of
+        at least as many positions as the sequence has, where the caller has made them for several passes.
         """
-        where = torch.arange(ids.shape[1], device=ids.device)[None] if positions is None else positions
-        table = rope_table(where, self.config.head_dim, self.config.rope_theta)
-        x = self.layers["wte"](ids, adapters.inside(f"{_ROOT}.wte"))
+        (logits,) = self.together(
+            [Part(ids, positions, cache, rows)],
+            vocab=vocab,
+            chunk_rows=chunk_rows,
+            adapters=adapters,
+            text_rows=text_rows,
+            rotary=rotary,
+        )
+        return logits
+
+    def together(
+        self,
+        parts: Sequence[Part],
+        *,
+        vocab: slice | None = None,
+        chunk_rows: int | None = None,
+        adapters: Adapters = NO_ADAPTERS,
+        text_rows: TextRows | None = None,
+        rotary: RotaryTable | None = None,
+    ) -> list[Tensor]:
+        """The logits [B,r,V] of each part, from one pass of all of them through the layers; otherwise as `forward`.
+        A part's numbers are those that it has alone, but for the rounding of larger products."""
+        angles = self._angles(parts) if rotary is None else rotary.of(parts)
+        through = Pass(parts, angles, chunk_rows)
+        layers = self.layers
+        x = layers["wte"](through.ids, adapters.inside(f"{_ROOT}.wte"), text_rows)
         last = len(self.blocks) - 1
         for index, block in enumerate(self.blocks):
+            inside = adapters.inside(f"{_ROOT}.blocks.{index}")
+            x = block(x, through, index, last=index == last, branches=inside)
+        logits = layers["ff_out"](layers["ln_f"](x), vocab, adapters.inside(f"{_ROOT}.ff_out"))
+        return [through.part_of(logits, span) for span in through.spans]
 
-            def store(keys: Tensor, values: Tensor, layer: int = index) -> tuple[Tensor, Tensor]:
-                return (keys, values) if cache is None else cache.update(layer, positions, keys, values)
+    def _angles(self, parts: Sequence[Part]) -> Angles:
+        where = [_positions(part).reshape(1, -1) for part in parts]
+        tables = rope_table(torch.cat(where, dim=1), self.config.head_dim, self.config.rope_theta)
+        cos, sin = (table[0].transpose(0, 1) for table in tables)
+        return cos, sin
 
-            x = block(
-                x,
-                table,
-                store,
-                rows=rows if index == last else None,
-                chunk_rows=chunk_rows,
-                branches=adapters.inside(f"{_ROOT}.blocks.{index}"),
+    def set_text_apart(self) -> TextTables:
+        """Takes the text rows of embedding and head out of the network, for an owner of memory who brings them where
+        they are needed. The head stays a layer that is called; the embedding is asked for rows (`TextRows`)."""
+        if self.text_tables is None:
+            self.__dict__["text_tables"] = TextTables(
+                set_apart(self.layers["wte"], "text"), set_apart(self.layers["ff_out"], "text")
             )
-        return self.layers["ff_out"](self.layers["ln_f"](x), vocab, adapters.inside(f"{_ROOT}.ff_out"))
+        return cast(TextTables, self.text_tables)
 
     def recompute(self, blocks: bool = True) -> Transformer:
         """Whether training keeps only the inputs of the blocks, and computes what is in them again backward."""

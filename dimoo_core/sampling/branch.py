@@ -1,5 +1,5 @@
-"""One branch of guidance, the same for images and text: a prefix, the transformer, and the keys and values that stay
-between passes. What a pass computes is its `Scope`; a policy (`ml_cache`, `text_cache`) chooses the scope of each step.
+"""One branch of guidance, the same for images and text: a prefix, and the keys and values that stay between passes. A
+policy (`ml_cache`, `text_cache`) chooses the `Scope` of each step; what a branch then asks for is run by `passes`.
 
 Shapes: B batch, P prefix, A answer, L = P + A sequence, n positions computed, r rows asked for, V vocabulary rows.
 """
@@ -7,12 +7,13 @@ Shapes: B batch, P prefix, A answer, L = P + A sequence, n positions computed, r
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import Enum
 
 import torch
 from torch import Tensor
 
-Forward = Callable[..., Tensor]  # the transformer, bound to the arguments that are the same at every pass
+from ..model.transformer import Part
 
 
 class Scope(Enum):
@@ -24,20 +25,30 @@ class Scope(Enum):
 
 
 class KeyValues:
-    """Keys and values of one branch, layer by layer: a `KeyValueStore`. Given positions are written in place."""
+    """Keys and values of one branch, layer by layer: a `KeyValueStore`. Given positions are written in place.
 
-    def __init__(self) -> None:
+    fixed: a pass over all positions writes in place too, so that a recorded pass finds them where they were.
+    """
+
+    def __init__(self, fixed: bool = False) -> None:
+        self.fixed = fixed
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
 
     def update(self, layer: int, positions: Tensor | None, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store keys and values [B,h,n,d] at positions [B,n] (None: all of them) and return all [B,h,L,d]."""
         if positions is None:
-            self._layers[layer] = (keys, values)
-            return keys, values
-        stored = self._layers[layer]
-        for whole, part in zip(stored, (keys, values), strict=True):
-            write_rows(whole.transpose(1, 2), positions, part.transpose(1, 2))
-        return stored
+            if self.fixed and layer in self._layers:
+                for kept, new in zip(self._layers[layer], (keys, values), strict=True):
+                    kept.copy_(new)
+            else:
+                self._layers[layer] = keys, values
+            return self._layers[layer]
+        all_keys, all_values = self._layers[layer]
+        for item in range(positions.shape[0]):
+            where = positions[item]
+            all_keys[item].index_copy_(1, where, keys[item])
+            all_values[item].index_copy_(1, where, values[item])
+        return all_keys, all_values
 
 
 def write_rows(whole: Tensor, index: Tensor, rows: Tensor) -> None:
@@ -46,32 +57,55 @@ def write_rows(whole: Tensor, index: Tensor, rows: Tensor) -> None:
         item.index_copy_(0, where, row)
 
 
-class BranchRunner:
-    """Logits of one branch; owns its keys and values."""
+@dataclass(frozen=True, eq=False)
+class Ask:
+    """What a branch needs computed at a step: its part of a pass, whose logits [B,r,V] are those at the holes unless it
+    stores them; then it reads those at the holes, [B,m,V], from what it has."""
 
-    def __init__(self, forward: Forward, prefix: Tensor):
-        """prefix [B,P]: the ids before the answer."""
-        self.forward, self.prefix = forward, prefix
+    scope: Scope
+    part: Part
+    store: Callable[[Tensor], None] | None = None
+    read: Callable[[], Tensor] | None = None
+
+    def answer(self, logits: list[Tensor]) -> Tensor:
+        """The logits [B,m,V] at the holes. Takes its own, the first, out of the list, so that nobody holds them once
+        they are stored: they may be those of a whole sequence."""
+        if self.store is None or self.read is None:
+            return logits.pop(0)
+        self.store(logits.pop(0))
+        return self.read()
+
+
+class BranchSequence:
+    """The sequence of one branch, and the parts of it that passes compute; owns its keys and values."""
+
+    def __init__(self, prefix: Tensor, *, fixed: bool = False):
+        """prefix [B,P]: the ids before the answer. fixed: as for `KeyValues`."""
+        self.prefix = prefix
+        self._fixed = fixed
         self._kept: KeyValues | None = None
 
-    def sequence(self, answer: Tensor) -> Tensor:
+    def ids(self, answer: Tensor) -> Tensor:
         """Ids [B,L] of prefix and answer [B,A]."""
         return torch.cat((self.prefix, answer), dim=1)
 
-    def all(self, answer: Tensor, rows: Tensor | None, *, keep: bool) -> Tensor:
-        """Logits [B,r,V] of a pass over prefix and answer [B,A], at `rows` [B,r] of the sequence (None: all L of them).
-        keep: its keys and values are kept for the passes that follow."""
-        self._kept = None  # first, so that old and new never stand side by side
-        self._kept = KeyValues() if keep else None
-        return self.forward(self.sequence(answer), rows=rows, cache=self._kept)
+    def all(self, answer: Tensor, rows: Tensor | None, *, keep: bool) -> Part:
+        """Prefix and answer [B,A], for logits at `rows` [B,r] of the sequence (None: all L of them). keep: the keys and
+        values are kept for the passes that follow."""
+        if not keep:
+            if not self._fixed:
+                self._kept = None
+            return Part(self.ids(answer), rows=rows)
+        if not self._fixed or self._kept is None:  # so that old and new never stand side by side
+            self._kept = KeyValues(self._fixed)
+        return Part(self.ids(answer), rows=rows, cache=self._kept)
 
-    def answer(self, answer: Tensor, rows: Tensor | None) -> Tensor:
-        """Logits [B,r,V] of a pass over the answer [B,A] alone, at `rows` [B,r] of the answer (None: all A of them)."""
+    def answer(self, answer: Tensor, rows: Tensor | None) -> Part:
+        """The answer [B,A] alone, for logits at `rows` [B,r] of the answer (None: all A of them)."""
         start = self.prefix.shape[1]
         positions = torch.arange(start, start + answer.shape[1], device=answer.device).expand(len(answer), -1)
-        return self.forward(answer, positions=positions, rows=rows, cache=self._kept)
+        return Part(answer, positions, self._kept, rows)
 
-    def part(self, answer: Tensor, positions: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Logits [B,r,V] of a pass over `positions` [B,n] of the sequence, at `rows` [B,r] of those (None: all n)."""
-        ids = self.sequence(answer).gather(1, positions)
-        return self.forward(ids, positions=positions, rows=rows, cache=self._kept)
+    def part(self, answer: Tensor, positions: Tensor, rows: Tensor | None = None) -> Part:
+        """The `positions` [B,n] of the sequence, for logits at `rows` [B,r] of those (None: all n of them)."""
+        return Part(self.ids(answer).gather(1, positions), positions, self._kept, rows)

@@ -64,5 +64,5 @@ def combine(conditional: Tensor, others: Sequence[BranchLogits], rows: slice = s
     conditional = conditional[:, rows].float()
     combined = conditional
     for other in others:
-        combined = combined + other.scale * (conditional - other.logits[:, rows].float())
+        combined = combined + other.scale * (conditional - other.logits[:, rows])
     return combined

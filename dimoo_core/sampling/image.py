@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -20,12 +21,13 @@ from ..checks import number_in, whole_number
 from ..sequence.canvas import Canvas
 from ..sequence.layout import answer_length, cell_positions, image_answer
 from ..sequence.token_table import TokenTable
-from .branch import BranchRunner, Forward
+from .branch import Ask, BranchSequence, Scope
 from .guidance import Branch, BranchLogits, Guidance, combine
 from .ml_cache import CachedBranch, CachePolicy
 from .noise import SEEDS, Noise, no_noise
+from .passes import Forward, Passes
 from .schedule import Schedule, cosine
-from .selection import MAX_TEMPERATURE, Holes, Selection, decide_in_chunks, least_confident
+from .selection import MAX_TEMPERATURE, Holes, Selection, decide_in_chunks, first_holes, least_confident
 
 _LEAST_PROBABILITY = 1e-20  # as in the released code, before its logarithm is taken
 
@@ -67,11 +69,14 @@ def sample_image(
     settings: ImageSettings,
     on_step: ImageStep | None = None,
     chunk_rows: int | None = None,
+    packed: bool = False,
+    graphs: bool = True,
 ) -> Canvas:
     """The canvas with its holes filled; known cells stay as they are. Runs on the device of `prefix` [1 or B,P].
 
     `branches` bring their own scales; of `settings.guidance` only `start` is read. `chunk_rows` saves memory: how many
-    rows the transformer works on at a time (see there; None: all).
+    rows the transformer works on at a time (see there; None: all). `packed` and `graphs`: how passes are run, see
+    `passes.Passes`.
 
     `on_step(done, total, canvas)` is called after every step; what it raises (cancel) passes through. A step may be
     the last before `total` is reached. Raises ValueError where no item of the batch has a hole, and where the model
@@ -81,71 +86,109 @@ def sample_image(
     original_device, canvas = canvas.codes.device, canvas.to(prefix.device)
     plans = [settings.schedule(holes, settings.steps) for holes in canvas.holes.tolist()]
     total = max(map(len, plans))
-    noise = Noise(settings.seed, len(plans), prefix.device)
+    noise = Noise(settings.seed, len(plans), prefix.device, total)
     starts = [
         settings.guidance.first_step(len(plan) or total) for plan in plans
     ]  # without holes it starts like the others
-    make_branch = partial(ImageBranch, partial(transformer, vocab=table.codes, chunk_rows=chunk_rows), table, settings)
+    guided = [branch for branch in branches if branch.scale > 0]
+    prefixes = [prefix, *(branch.prefix for branch in guided)]
+    passes = Passes(
+        transformer,
+        length=max(ids.shape[1] for ids in prefixes) + answer_length(*canvas.codes.shape[1:]),
+        device=prefix.device,
+        vocab=table.codes,
+        chunk_rows=chunk_rows,
+        packed=packed,
+        graphs=graphs,
+    )
+    fixed = passes.records(sum(len(plans) * max(_cached_counts(settings, ids, canvas)) for ids in prefixes))
+    make_branch = partial(ImageBranch, table, settings, fixed=fixed)
     conditional = make_branch(prefix, canvas)
-    guides = [GuidingBranch(make_branch, branch, canvas, starts) for branch in branches if branch.scale > 0]
+    guides = [GuidingBranch(make_branch, branch, canvas, starts) for branch in guided]
+    keep = _kept_per_step(plans, total).to(prefix.device)
     holes = Holes(prefix.device)
     for step in range(total):
-        index = holes.index(canvas.unknown.flatten(1))
-        if not index.shape[1]:
+        unknown = canvas.unknown.flatten(1)
+        (most,) = holes.read(unknown.sum(dim=1).max())
+        if not most:
             break  # ties in certainty have decided more cells than planned
-        answer = image_answer(canvas, table)
-        logits = conditional.logits(answer, index, step)
-        others = [
-            BranchLogits(guide.logits(answer, index, step, logits), guide.scale)
-            for guide in guides
-            if guide.first_step <= step
-        ]
+        index = first_holes(unknown, most)
+        logits, others = _step_logits(passes, conditional, guides, image_answer(canvas, table), index, step)
         codes, probs = _sample_codes(logits, others, index, noise, step, settings.temperature)
         del logits, others  # before the next pass, which takes the most memory
         holes.record(probs, step)
-        keep = torch.tensor([plan[step] if step < len(plan) else 0 for plan in plans], device=prefix.device)
         gumbel = noise.for_remask(step, index) if settings.temperature > 0 else torch.zeros_like(probs)
-        canvas = _decide(canvas, index, codes, probs, keep, gumbel, settings)
+        canvas = _decide(canvas, index, codes, probs, keep[step], gumbel, settings)
         if on_step is not None:
             on_step(step + 1, total, canvas)
     holes.finish()
     return canvas.to(original_device)
 
 
+def _kept_per_step(plans: Sequence[Sequence[int]], total: int) -> Tensor:
+    """Holes that each item keeps after each step, [steps,B]; none after the end of its plan."""
+    return torch.tensor([[plan[step] if step < len(plan) else 0 for plan in plans] for step in range(total)])
+
+
+def _cached_counts(settings: ImageSettings, prefix: Tensor, canvas: Canvas) -> list[int]:
+    """Positions that a cached step computes of a branch with `prefix` [1 or B,P], for each item; none without cache."""
+    if settings.cache is None:
+        return [0] * len(canvas.codes)
+    length = prefix.shape[1] + answer_length(*canvas.codes.shape[1:])
+    plans = ((holes, settings.schedule(holes, settings.steps)) for holes in canvas.holes.tolist())
+    return [settings.cache.budget(length, holes, plan) for holes, plan in plans]
+
+
+def _step_logits(
+    passes: Passes,
+    conditional: ImageBranch,
+    guides: Sequence[GuidingBranch],
+    answer: Tensor,
+    index: Tensor,
+    step: int,
+) -> tuple[Tensor, list[BranchLogits]]:
+    """The conditional logits [B,m,K] at cells `index` [B,m] of the image answer [B,A], and those of the branches that
+    guide this step."""
+    guiding = [guide for guide in guides if guide.first_step <= step]
+    asks = [guide.asks(answer, index, step) for guide in guiding]
+    logits, *given = passes.run([conditional.ask(answer, index, step), *chain.from_iterable(asks)])
+    others = []
+    for guide, asked in zip(guiding, asks, strict=True):
+        own, given = given[: len(asked)], given[len(asked) :]
+        others.append(BranchLogits(guide.merged(own, logits, step), guide.scale))
+    return logits, others
+
+
 class ImageBranch:
-    """Code logits of one branch at the holes, from full passes or through ML-Cache."""
+    """One branch at the holes of a canvas, with full passes or through ML-Cache."""
 
     def __init__(
         self,
-        forward: Forward,
         table: TokenTable,
         settings: ImageSettings,
         prefix: Tensor,
         canvas: Canvas,
         first_step: int = 0,
+        *,
+        fixed: bool = False,
     ):
-        """forward: the transformer, for logits of codes; prefix [1 or B,P]; first_step: the first with this branch."""
+        """prefix [1 or B,P]; first_step: the first with this branch; fixed: as for `KeyValues`."""
         batch, height, width = canvas.codes.shape
         self._mask = table.mask
-        self._runner = BranchRunner(forward, prefix.expand(batch, -1))
+        self._sequence = BranchSequence(prefix.expand(batch, -1), fixed=fixed)
         self._positions = prefix.shape[1] + cell_positions(height, width, prefix.device)  # [N], of the cells
         self._cached: CachedBranch | None = None
         policy = settings.cache
         if policy is not None:
-            length = prefix.shape[1] + answer_length(height, width)
-            counts = [
-                policy.budget(length, holes, settings.schedule(holes, settings.steps))
-                for holes in canvas.holes.tolist()
-            ]
             scopes = policy.scopes(settings.steps, first_step)
-            self._cached = CachedBranch(self._runner, policy, scopes, counts)
+            self._cached = CachedBranch(self._sequence, policy, scopes, _cached_counts(settings, prefix, canvas))
 
-    def logits(self, answer: Tensor, index: Tensor, step: int) -> Tensor:
-        """Logits [B,m,K] at cells `index` [B,m] of the image answer [B,A], at step `step`."""
+    def ask(self, answer: Tensor, index: Tensor, step: int) -> Ask:
+        """For logits [B,m,K] at cells `index` [B,m] of the image answer [B,A], at step `step`."""
         positions = self._positions[index]
         if self._cached is None:
-            return self._runner.all(answer, positions, keep=False)
-        return self._cached.logits(answer, positions, step, self._mask)
+            return Ask(Scope.ALL, self._sequence.all(answer, positions, keep=False))
+        return self._cached.ask(answer, positions, step, self._mask)
 
 
 class GuidingBranch:
@@ -165,16 +208,21 @@ class GuidingBranch:
             part = Canvas(canvas.codes[items], canvas.unknown[items])
             self._groups.append((first, items, make_branch(prefix, part, first)))
 
-    def logits(self, answer: Tensor, index: Tensor, step: int, conditional: Tensor) -> Tensor:
-        """Logits [B,m,K] as for `ImageBranch`. Items that are not guided yet get the `conditional` ones [B,m,K], so
+    def asks(self, answer: Tensor, index: Tensor, step: int) -> list[Ask]:
+        """As for `ImageBranch`, one for each group of items that are guided at this step."""
+        if len(self._groups) == 1:
+            return [self._groups[0][2].ask(answer, index, step)]
+        return [branch.ask(answer[items], index[items], step) for first, items, branch in self._groups if first <= step]
+
+    def merged(self, given: Sequence[Tensor], conditional: Tensor, step: int) -> Tensor:
+        """Logits [B,m,K] of what `asks` was given. Items that are not guided yet get the `conditional` ones [B,m,K], so
         that guidance cancels out."""
         if len(self._groups) == 1:
-            _, _, branch = self._groups[0]
-            return branch.logits(answer, index, step)
+            return given[0]
         logits = conditional.clone()
-        for first, items, branch in self._groups:
-            if first <= step:
-                logits[items] = branch.logits(answer[items], index[items], step)
+        guided = [items for first, items, _ in self._groups if first <= step]
+        for items, own in zip(guided, given, strict=True):
+            logits[items] = own
         return logits
 
 

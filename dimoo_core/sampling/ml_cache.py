@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from ..checks import number_in, whole_number
-from ..model.transformer import take_rows
-from .branch import BranchRunner, Scope, write_rows
+from ..model.transformer import Part, take_rows
+from .branch import Ask, BranchSequence, Scope, write_rows
 
 CANDIDATES = ("all", "holes")
 
@@ -119,12 +118,16 @@ class Cache:
         """The `count` positions [B,count], ascending, whose peak logit was lowest when last computed."""
         return self._peak.topk(count, dim=1, largest=False).indices.sort(dim=1).values
 
-    def decided_and_least_certain(self, ids: Tensor, counts: Sequence[int], mask: int) -> Tensor:
+    def decided_and_least_certain(
+        self, ids: Tensor, counts: Sequence[int], mask: int, limits: Tensor | None = None
+    ) -> Tensor:
         """Positions [B,n] whose id is no longer the one computed from, then the least certain among those with the
-        `mask` id: counts[b] in item b, n the largest. An item with fewer has its first one several times."""
+        `mask` id: counts[b] in item b, n the largest. An item with fewer has its first one several times.
+
+        limits [B,1]: the counts, where the caller has them on the device."""
         peak = self._peak.masked_fill(ids != mask, torch.inf).masked_fill(ids != self._ids, -torch.inf)
         peak, index = peak.topk(max(counts), dim=1, largest=False)
-        limits = torch.tensor(counts, device=index.device)[:, None]
+        limits = torch.tensor(counts, device=index.device)[:, None] if limits is None else limits
         beyond = torch.arange(index.shape[1], device=index.device) >= limits
         return torch.where(beyond | (peak == torch.inf), index[:, :1], index)
 
@@ -146,39 +149,46 @@ class Cache:
 class CachedBranch:
     """A branch of an image that follows a `CachePolicy`."""
 
-    def __init__(self, runner: BranchRunner, policy: CachePolicy, scopes: Sequence[Scope], counts: Sequence[int]):
+    def __init__(self, sequence: BranchSequence, policy: CachePolicy, scopes: Sequence[Scope], counts: Sequence[int]):
         """scopes: of every step, by the policy; counts: positions computed at a cached step, for each item."""
-        self._runner, self._policy, self._scopes, self._counts = runner, policy, scopes, counts
+        self._sequence, self._policy, self._scopes, self._counts = sequence, policy, scopes, counts
+        self._limits = torch.tensor(counts, device=sequence.prefix.device)[:, None]
         self._cache: Cache | None = None
 
-    def logits(self, answer: Tensor, positions: Tensor, step: int, mask: int) -> Tensor:
-        """Code logits [B,m,K] at hole `positions` [B,m] of the sequence with this answer [B,A]; mask: a hole's id."""
-        scope = self._scopes[step]
+    def ask(self, answer: Tensor, positions: Tensor, step: int, mask: int) -> Ask:
+        """For code logits [B,m,K] at hole `positions` [B,m] of the sequence with this answer [B,A]; mask: a hole's
+        id."""
+        scope, all_positions = self._scopes[step], self._policy.candidates == "all"
+        ids = self._sequence.ids(answer)
         if scope is Scope.PART:
-            return self._part(answer, positions, mask)
+            cache = self._stored()
+            if all_positions:
+                chosen = cache.least_certain(self._counts[0])
+            else:
+                chosen = cache.decided_and_least_certain(ids, self._counts, mask, self._limits)
+            return self._storing(scope, self._sequence.part(answer, chosen), ids, chosen, positions)
         self._cache = None  # first, so that old and new never stand side by side
         if scope is Scope.ALL and all(later is Scope.ALL for later in self._scopes[step + 1 : step + 2]):
-            return self._runner.all(answer, positions, keep=False)  # nothing of it will be used again
-        start = 0 if scope is Scope.ALL else self._runner.prefix.shape[1]
-        ids, ranked = self._runner.sequence(answer), positions
-        if self._policy.candidates == "all":
+            return Ask(scope, self._sequence.all(answer, positions, keep=False))  # nothing of it will be used again
+        start = 0 if scope is Scope.ALL else self._sequence.prefix.shape[1]
+        ranked, whole = positions, scope is Scope.ALL
+        rows = None if all_positions else positions - start
+        if all_positions:
             ranked = torch.arange(start, ids.shape[1], device=ids.device).expand(len(ids), -1)
-        rows = None if self._policy.candidates == "all" else positions - start
-        run = partial(self._runner.all, keep=True) if scope is Scope.ALL else self._runner.answer
-        logits = run(answer, rows)
-        self._cache = Cache(ids, positions)
-        self._cache.store(ranked, ids.gather(1, ranked), logits)
-        del logits  # of the whole sequence, perhaps
-        return self._cache.read(positions)
+        part = self._sequence.all(answer, rows, keep=True) if whole else self._sequence.answer(answer, rows)
+        return self._storing(scope, part, ids, ranked, positions)
 
-    def _part(self, answer: Tensor, positions: Tensor, mask: int) -> Tensor:
+    def _storing(self, scope: Scope, part: Part, ids: Tensor, computed: Tensor, positions: Tensor) -> Ask:
+        """Asks for the logits [B,n,K] at positions `computed` [B,n], to store them and read those at the holes."""
+
+        def store(logits: Tensor) -> None:
+            if scope is not Scope.PART:
+                self._cache = Cache(ids, positions)
+            self._stored().store(computed, ids.gather(1, computed), logits)
+
+        return Ask(scope, part, store, lambda: self._stored().read(positions))
+
+    def _stored(self) -> Cache:
         if self._cache is None:
             raise RuntimeError("A cached step precedes the first full one.")
-        ids = self._runner.sequence(answer)
-        if self._policy.candidates == "all":
-            chosen = self._cache.least_certain(self._counts[0])
-        else:
-            chosen = self._cache.decided_and_least_certain(ids, self._counts, mask)
-        fresh = self._runner.part(answer, chosen)
-        self._cache.store(chosen, ids.gather(1, chosen), fresh)
-        return self._cache.read(positions)
+        return self._cache

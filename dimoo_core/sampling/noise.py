@@ -1,7 +1,8 @@
 """Randomness: counter-based uniforms and Gumbel noise.
 
-A uniform is a pure function of (seed, stream, step, cell, token), computed with int64 tensor operations on the device:
-the same on every device and for every batch size, drawn only where it is used, nothing copied from the CPU.
+A uniform is a pure function of (seed, stream, step, cell, token), computed with int32 tensor operations on the device:
+the same on every device and for every batch size, drawn only where it is used. The keys of all steps are made, and
+copied to the device, before the first.
 
 Image noise is rounded as bf16 does. On a GPU the released code draws it in bf16, where it cannot exceed 5.53, so that
 unlikely codes are never picked (median rank of the sampled code 33 instead of 502 in fp32, on synthetic logits).
@@ -12,17 +13,22 @@ Shapes: B batch, m cells, K codes or vocabulary rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+from functools import cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..checks import whole_number
+from ..devices import has_fp64
 
 SEEDS = 2**64
 _WORD = 2**32 - 1
-_DRAWS_CHUNK = 2**22  # bounds the int64 temporaries: 32 MB each
+_DRAWS_CHUNK = 2**22  # bounds the temporaries: 16 MB each
 _TOKEN_STREAM, _REMASK_STREAM = 1, 2
+_LOW, _HIGH = (0, 1) if sys.byteorder == "little" else (1, 0)  # halves of a word in memory
 
 
 def gumbel(uniform: Tensor) -> Tensor:
@@ -31,43 +37,53 @@ def gumbel(uniform: Tensor) -> Tensor:
 
 
 class Noise:
-    """The random numbers of one sampling; item i of the batch draws from seed + i (mod 2^64), so that it equals a
-    single run with that seed."""
+    """The random numbers of one sampling of at most `steps` steps; item i of the batch draws from seed + i (mod 2^64),
+    so that it equals a single run with that seed."""
 
-    def __init__(self, seed: int, batch: int, device: torch.device | str):
+    def __init__(self, seed: int, batch: int, device: torch.device | str, steps: int):
         whole_number("seed", seed, 0, SEEDS - 1)
-        self._seeds = [(seed + item) % SEEDS for item in range(batch)]
-        self._device = torch.device(device)
-        self._table = _bf16_gumbel_table().to(device)
+        self._keys = _keys(seed, batch, steps).to(device)
+        self._device = self._keys.device  # with its number: another card may be the current one next time
+        self._table = _bf16_gumbel_table(self._device)
 
     def for_tokens(self, step: int, cells: Tensor, tokens: int) -> Iterator[tuple[slice, Tensor]]:
-        """Gumbel noise per cell and token, in chunks: (which of the m cells, noise fp32 [B,chunk,K]); cells [B,m]."""
-        for chunk, hashes in self._hashes(step, cells, tokens):
-            yield chunk, self._table[hashes >> 16]
+        """Gumbel noise per cell and token, in chunks: (which of the m cells, noise bf16 [B,chunk,K]); cells [B,m]."""
+        return self._drawn(step, cells, tokens, self._rounded)
 
     def for_remask(self, step: int, cells: Tensor) -> Tensor:
         """Gumbel noise per cell, fp32 [B,m], independent of that for tokens; cells [B,m]."""
-        steps, offsets = self._keys(_REMASK_STREAM, step, cells)
-        return self._table[_mix(steps ^ offsets) >> 16]
+        strides, offsets = self._progressions(_REMASK_STREAM, step, cells)
+        return self._rounded(strides.bitwise_xor_(offsets)).float()
 
     def for_text(self, step: int, index: Tensor, tokens: int) -> Iterator[tuple[slice, Tensor]]:
         """As `for_tokens`, not rounded: the released text sampler draws in fp64 (fp32 where a device has no fp64)."""
-        for chunk, hashes in self._hashes(step, index, tokens):
-            yield chunk, gumbel((hashes.to(widest_float(self._device)) + 0.5) / 2**32)
+        return self._drawn(step, index, tokens, self._exact)
 
-    def _hashes(self, step: int, cells: Tensor, tokens: int) -> Iterator[tuple[slice, Tensor]]:
+    def _drawn(
+        self, step: int, cells: Tensor, tokens: int, noise: Callable[[Tensor], Tensor]
+    ) -> Iterator[tuple[slice, Tensor]]:
         # Every cell has its own arithmetic progression over the tokens; mixing makes random words of it.
-        steps, offsets = self._keys(_TOKEN_STREAM, step, cells)
-        tokens_index = torch.arange(tokens, device=self._device)
+        strides, offsets = self._progressions(_TOKEN_STREAM, step, cells)
+        count = torch.arange(tokens, device=self._device, dtype=torch.int32)
         for chunk in chunks(len(cells), cells.shape[1], tokens):
-            yield chunk, _mix((tokens_index * steps[:, chunk, None]).add_(offsets[:, chunk, None]).bitwise_and_(_WORD))
+            yield chunk, noise((count * strides[:, chunk, None]).add_(offsets[:, chunk, None]))
 
-    def _keys(self, stream: int, step: int, cells: Tensor) -> tuple[Tensor, Tensor]:
-        """Per cell an odd step and an offset, 32 bits each, [B,m]."""
-        words = [[_scramble(seed, stream, step, which) for which in range(4)] for seed in self._seeds]
-        keys = (torch.tensor(words, device=self._device) & _WORD)[:, :, None]  # [B,4,1]
-        steps = _mix(_mix(cells ^ keys[:, 0]) ^ keys[:, 1]) | 1
-        return steps, _mix(_mix(cells ^ keys[:, 2]) ^ keys[:, 3])
+    def _rounded(self, words: Tensor) -> Tensor:
+        """Noise bf16 of int32 words to mix, which are overwritten."""
+        index = _stir_(words).bitwise_right_shift_(16).bitwise_and_(0xFFFF)
+        return self._table.index_select(0, index.flatten()).view(index.shape)
+
+    def _exact(self, words: Tensor) -> Tensor:
+        """Noise in the widest dtype of int32 words to mix, which are overwritten."""
+        unsigned = _mix_(words).long().bitwise_and_(_WORD)
+        return gumbel((unsigned.to(widest_float(self._device)) + 0.5) / 2**32)
+
+    def _progressions(self, stream: int, step: int, cells: Tensor) -> tuple[Tensor, Tensor]:
+        """Per cell an odd stride and an offset, int32 [B,m] each."""
+        keys = self._keys[step, :, stream - 1, :, None]  # [B,4,1]
+        cells = cells.to(torch.int32, memory_format=torch.contiguous_format)
+        strides = _mix_(_mix_(cells ^ keys[:, 0]).bitwise_xor_(keys[:, 1])).bitwise_or_(1)
+        return strides, _mix_(_mix_(cells ^ keys[:, 2]).bitwise_xor_(keys[:, 3]))
 
 
 def chunks(batch: int, cells: int, tokens: int) -> Iterator[slice]:
@@ -83,35 +99,52 @@ def no_noise(batch: int, cells: int, tokens: int) -> Iterator[tuple[slice, None]
 
 
 def widest_float(device: torch.device) -> torch.dtype:
-    """fp64, or fp32 on Metal, which has none."""
-    return torch.float32 if device.type == "mps" else torch.float64
+    """fp64, or fp32 where a device has none."""
+    return torch.float64 if has_fp64(device) else torch.float32
 
 
-def _bf16_gumbel_table() -> Tensor:
-    """Gumbel noise of 16 random bits, fp32 [65536], through a uniform rounded to bf16; 1.0 becomes 0, as on a GPU."""
-    uniform = ((torch.arange(2**16) + 0.5) / 2**16).to(torch.bfloat16)
-    return gumbel(uniform.masked_fill(uniform == 1, 0)).float()
+@cache
+def _bf16_gumbel_table(device: torch.device) -> Tensor:
+    """Gumbel noise of 16 random bits, bf16 [65536], from a uniform rounded to bf16; 1.0 becomes 0, as on a GPU."""
+    uniform = ((torch.arange(2**16, device="cpu") + 0.5) / 2**16).to(torch.bfloat16)
+    return gumbel(uniform.masked_fill(uniform == 1, 0)).to(device)
 
 
-def _mix(words: Tensor) -> Tensor:
-    """Random-looking 32-bit words of 32-bit words (int64 tensors, values below 2^32). Writes its own temporary.
+def _stir_(words: Tensor) -> Tensor:
+    """`_mix_` but for its last operation, which leaves the upper halves as they are."""
+    _fold_(words).mul_(0x7FEB352D)
+    words.bitwise_xor_((words >> 15).bitwise_and_(0x1FFFF))  # the shift is arithmetic: the mask makes it a logical one
+    return words.mul_(0x846CA68B - 2**32)
 
-    Two rounds of shift-xor and odd multiplication with the constants of Wellons' low-bias search (hash-prospector).
-    Products overflow int64; the low 32 bits that are kept do not depend on how.
+
+def _mix_(words: Tensor) -> Tensor:
+    """Random-looking 32-bit words of 32-bit words (int32, contiguous), in their place.
+
+    Two rounds of shift-xor and odd multiplication with the constants of Wellons' low-bias search (hash-prospector), on
+    unsigned words; products keep their low 32 bits, which are the same for signed ones.
     """
-    words = words ^ (words >> 16)
-    words.mul_(0x7FEB352D).bitwise_and_(_WORD)
-    words.bitwise_xor_(words >> 15)
-    words.mul_(0x846CA68B).bitwise_and_(_WORD)
-    return words.bitwise_xor_(words >> 16)
+    return _fold_(_stir_(words))
 
 
-def _scramble(seed: int, *counters: int) -> int:
-    """A 32-bit key from a 64-bit seed and counters, by the SplitMix64 finaliser (Steele et al. 2014)."""
-    state = seed
-    for counter in counters:
-        state = (state + 0x9E3779B97F4A7C15 * (counter + 1)) % SEEDS
-        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) % SEEDS
-        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) % SEEDS
-        state ^= state >> 31
-    return state >> 32
+def _fold_(words: Tensor) -> Tensor:
+    """words ^ (words >> 16) with a logical shift: the upper halves go into the lower."""
+    halves = words.view(torch.int16)
+    halves[..., _LOW::2].bitwise_xor_(halves[..., _HIGH::2])
+    return words
+
+
+def _keys(seed: int, batch: int, steps: int) -> Tensor:
+    """Four 32-bit keys, int32 [steps,B,2,4], of every step, item and stream."""
+    items = np.array([(seed + item) % SEEDS for item in range(batch)], dtype=np.uint64)[:, None]
+    streams = _scrambled(items, np.array([_TOKEN_STREAM, _REMASK_STREAM], dtype=np.uint64))  # [B,2]
+    each = _scrambled(streams, np.arange(steps, dtype=np.uint64)[:, None, None])
+    keys = _scrambled(each[..., None], np.arange(4, dtype=np.uint64)) >> np.uint64(32)
+    return torch.from_numpy(keys.astype(np.uint32).view(np.int32))
+
+
+def _scrambled(state: np.ndarray, counter: np.ndarray) -> np.ndarray:
+    """The next uint64 state of a counter, by the SplitMix64 finaliser (Steele et al. 2014); arrays wrap silently."""
+    state = state + np.uint64(0x9E3779B97F4A7C15) * (counter + np.uint64(1))
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return state ^ (state >> np.uint64(31))

@@ -20,21 +20,21 @@ Selection = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 
 
 class Holes:
-    """Where the holes are, step by step, and whether the model's numbers are still finite.
-
-    Both are read from the device together: the one host sync of a step.
-    """
+    """Whether the model's numbers are still finite, and what the host must know of a step, such as how many holes are
+    left: read from the device together, the one time in a step that the host waits for it."""
 
     def __init__(self, device: torch.device):
         self._finite = torch.ones((), dtype=torch.bool, device=device)
         self._step = 0
 
-    def index(self, unknown: Tensor) -> Tensor:
-        """Indices [B,m] of the holes of unknown [B,N], ascending; m is the largest count of the batch, and an item with
-        fewer is filled up with cells that are not holes. Raises ValueError where a probability was not finite."""
-        most = int(torch.where(self._finite, unknown.sum(dim=1).max(), -1))
-        self._check(most >= 0)
-        return first_holes(unknown, most)
+    def read(self, *counts: Tensor) -> list[int]:
+        """The numbers of `counts`, int64 of any shapes and none below 0, one after the other. Raises ValueError where a
+        probability was not finite."""
+        flat = [count.reshape(-1) for count in counts]
+        told = torch.where(self._finite, flat[0] if len(flat) == 1 else torch.cat(flat), -1)
+        numbers = told.cpu().tolist() if told.numel() > 1 else [int(told)]
+        check_finite(numbers[0] >= 0, self._step)
+        return numbers
 
     def record(self, probability: Tensor, step: int) -> None:
         """Takes the probabilities [B,m] of step `step`, from 0, into the next check."""
@@ -43,10 +43,7 @@ class Holes:
 
     def finish(self) -> None:
         """Raises ValueError where the last step's probabilities were not finite."""
-        self._check(int(torch.where(self._finite, 1, -1)) >= 0)
-
-    def _check(self, finite: bool) -> None:
-        check_finite(finite, self._step)
+        check_finite(int(torch.where(self._finite, 1, -1)) >= 0, self._step)
 
 
 def check_finite(finite: bool, step: int) -> None:

@@ -10,17 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ..checks import number_in, whole_number
+from ..model.transformer import take_rows
 from ..sequence.layout import cut_answer, text_answer
 from ..sequence.token_table import TokenTable
-from .branch import BranchRunner, Forward, Scope
+from .branch import Ask, BranchSequence, Scope
 from .guidance import MAX_SCALE, BranchLogits, combine
 from .noise import SEEDS, Noise, no_noise, widest_float
+from .passes import Forward, Passes
 from .schedule import tokens_per_step
 from .selection import MAX_TEMPERATURE, Holes, decide_in_chunks, first_holes
 from .text_cache import EXACT, TextPolicy
@@ -58,6 +60,9 @@ def sample_text(
     settings: TextSettings,
     on_step: TextStep | None = None,
     chunk_rows: int | None = None,
+    packed: bool = False,
+    graphs: bool = True,
+    on_tokens: Callable[[list[int]], None] | None = None,
 ) -> list[list[int]]:
     """Answers to the prefixes [B,P], one list of ids each, up to (without) the first answer end, end of text or pad.
 
@@ -65,42 +70,68 @@ def sample_text(
     block takes fewer steps than planned, `done` jumps. Sampling stops as soon as every answer is decided up to its end
     (the released script crashes there). A sampled mask id leaves its hole open for a later block, as in
     the released loop. `chunk_rows` saves memory: how many rows the transformer works on at a time (None: all).
-    Raises ValueError where the model computes numbers that are not finite.
+    `packed` and `graphs`: how passes are run, see `passes.Passes`. `on_tokens(ids)` is told before each step which ids
+    the answers are made of. Raises ValueError where the model computes numbers that are not finite.
     """
     plan = tokens_per_step(settings.max_tokens, settings.steps, settings.block_length)
-    total, done = sum(map(len, plan)), 0
-    noise = Noise(settings.seed, len(prefix), prefix.device)
-    forward = partial(transformer, chunk_rows=chunk_rows)
-    keep = settings.policy.keeps
-    conditional = TextBranch(forward, table, prefix, keep=keep)
-    guides = []
+    total, done, policy = sum(map(len, plan)), 0, settings.policy
+    noise = Noise(settings.seed, len(prefix), prefix.device, total)
+    passes = Passes(
+        transformer,
+        length=prefix.shape[1] + settings.max_tokens + 2,
+        device=prefix.device,
+        chunk_rows=chunk_rows,
+        packed=packed,
+        graphs=graphs,
+    )
+    fixed = passes.records((1 + (settings.cfg > 0)) * len(prefix) * settings.block_length)
+    make_branch = partial(TextBranch, table, keep=policy.keeps, fixed=fixed)
+    conditional, guides = make_branch(prefix), []
     if settings.cfg > 0:
-        guides.append(TextBranch(forward, table, torch.full_like(prefix, table.mask), keep=keep, blind=True))
+        guides.append(make_branch(torch.full_like(prefix, table.mask), blind=True))
     tokens = prefix.new_full((len(prefix), settings.max_tokens), table.mask)
     ends = torch.tensor(table.ends, device=prefix.device)
-    holes = Holes(prefix.device)
+    unanswered = torch.ones_like(ends[0])
+    holes, seen = Holes(prefix.device), None
     for block_index, counts in enumerate(plan):
         block = Block(tokens == table.mask, block_index * settings.block_length, settings.block_length)
         for step, count in enumerate(counts):
-            index = holes.index(block.undecided(tokens == table.mask))
-            if not index.shape[1]:
+            undecided = block.undecided(tokens == table.mask)
+            if seen is None:
+                questions, *numbers = holes.read(unanswered, *block.counts(tokens == table.mask), tokens)
+                if not questions:
+                    return [cut_answer(answer, table) for answer in tokens.tolist()]
+                seen, ahead, ids = Seen(*numbers[:2]), Seen(*numbers[2:4]), numbers[4:]
+                if on_tokens is not None:
+                    on_tokens(ids)
+            if not seen.undecided:
+                seen = ahead  # the next block, whose tokens are the same
                 break
-            scope = settings.policy.scope(block_index, step)
-            logits = conditional.logits(tokens, index, scope, block)
-            others = [BranchLogits(guide.logits(tokens, index, scope, block), settings.cfg) for guide in guides]
-            sampled, probs = _sample_tokens(logits, others, index, noise, done + step, settings.temperature)
-            del logits, others  # before the next pass, which may take the most memory
+            block.lay_out(seen.open_before)
+            index, seen = first_holes(undecided, seen.undecided), None
+            scope = policy.scope(block_index, step)
+            logits, *others = passes.run([one.ask(tokens, index, scope, block) for one in (conditional, *guides)])
+            guided = [BranchLogits(other, settings.cfg) for other in others]
+            sampled, probs = _sample_tokens(logits, guided, index, noise, done + step, settings.temperature)
+            del logits, others, guided  # before the next pass, which may take the most memory
             holes.record(probs, done + step)
-            chosen = block.choose(tokens == table.mask, index, probs, count, settings.policy.threshold)
+            chosen = block.choose(tokens == table.mask, index, probs, count, policy.threshold)
             tokens = _write(tokens, index, sampled, chosen)
+            unanswered = _unanswered(tokens, ends, table.mask)
             if on_step is not None:
                 on_step(done + step + 1, total, tokens)
-            if _all_answered(tokens, ends, table.mask):
-                holes.finish()
-                return [cut_answer(answer, table) for answer in tokens.tolist()]
         done += len(counts)
     holes.finish()
     return [cut_answer(answer, table) for answer in tokens.tolist()]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the host must know of a block before a step: how many holes may be decided, and how many earlier blocks left
+    open, both of the item that has most."""
+
+    undecided: int
+    open_before: int
 
 
 class Block:
@@ -110,10 +141,15 @@ class Block:
     left open, one of its own stays open.
     """
 
+    index: Tensor
+    rows: Tensor
+    everything: Tensor
+
     def __init__(self, unknown: Tensor, start: int, length: int):
         """unknown [B,N]: the holes of the answer before the block begins, at `start`."""
         self.start, self.length = start, length
         self.left = torch.full((len(unknown), 1), length, device=unknown.device)
+        self._laid_out = False
         self._unknown = unknown
 
     def undecided(self, unknown: Tensor) -> Tensor:
@@ -121,23 +157,28 @@ class Block:
         index = torch.arange(unknown.shape[1], device=unknown.device)
         return unknown & (index < self.start + self.length) & (self.left > 0)
 
-    @cached_property
-    def index(self) -> Tensor:
-        """Tokens [B,n] of the answer that a step of Scope.PART computes: the block, and holes left open before it.
+    def counts(self, unknown: Tensor) -> tuple[Tensor, ...]:
+        """The numbers [] of `Seen` for the holes of unknown [B,N]: of this block, and of the next if it began now."""
+        index, end = torch.arange(unknown.shape[1], device=unknown.device), self.start + self.length
+        next_undecided = unknown & (index < end + self.length)
+        counted = (self.undecided(unknown), self._unknown[:, : self.start], next_undecided, unknown[:, :end])
+        return tuple(holes.sum(dim=1).max() for holes in counted)
 
-        An item with fewer of those has a token of the block twice, which changes nothing.
+    def lay_out(self, open_before: int) -> None:
+        """Chooses the tokens of the answer that a step of Scope.PART computes, `index` [B,n]: the block, and the holes
+        left open before it, of which the item with the most has `open_before`. An item with fewer of those has a token
+        of the block twice, which changes nothing. `rows` [B,N]: where tokens of the answer stand in it, 0 for others;
+        `everything` [B,n]: 0..n-1.
         """
-        earlier = self._unknown[:, : self.start]
-        before = first_holes(earlier, int(earlier.sum(dim=1).max()) if self.start else 0)
+        if self._laid_out:
+            return
+        self._laid_out = True
+        before = first_holes(self._unknown[:, : self.start], open_before)
         before = before.where(self._unknown.gather(1, before), self.start)
         own = torch.arange(self.start, self.start + self.length, device=before.device)
-        return torch.cat((before, own.expand(len(before), -1)), dim=1)
-
-    @cached_property
-    def rows(self) -> Tensor:
-        """Where the tokens of the answer stand in `index`, [B,N]; 0 for the others."""
-        rows = torch.arange(self.index.shape[1], device=self.index.device).expand_as(self.index)
-        return torch.zeros_like(self._unknown, dtype=torch.int64).scatter(1, self.index, rows)
+        self.index = torch.cat((before, own.expand(len(before), -1)), dim=1)
+        self.everything = torch.arange(self.index.shape[1], device=before.device).expand_as(self.index)
+        self.rows = torch.zeros_like(self._unknown, dtype=torch.int64).scatter(1, self.index, self.everything)
 
     def choose(
         self, unknown: Tensor, index: Tensor, probs: Tensor, count: int, threshold: float | None = None
@@ -158,22 +199,28 @@ class Block:
 
 
 class TextBranch:
-    """Logits of one branch, from passes over everything or with the keys and values of an earlier one."""
+    """One branch of an answer, with passes over everything or with the keys and values of an earlier one."""
 
-    def __init__(self, forward: Forward, table: TokenTable, prefix: Tensor, *, keep: bool, blind: bool = False):
-        """forward: the transformer; prefix [B,P]; keep: later passes compute parts; blind: the branch sees nothing but
+    def __init__(self, table: TokenTable, prefix: Tensor, *, keep: bool, fixed: bool = False, blind: bool = False):
+        """prefix [B,P]; keep: later passes compute parts; fixed: as for `KeyValues`; blind: the branch sees nothing but
         the answer's own tokens."""
-        self._runner = BranchRunner(forward, prefix)
+        self._sequence = BranchSequence(prefix, fixed=fixed)
         self._table, self._keep, self._blind = table, keep, blind
 
-    def logits(self, tokens: Tensor, index: Tensor, scope: Scope, block: Block) -> Tensor:
-        """Logits [B,m,V] at tokens `index` [B,m] of the answer tokens [B,N]."""
-        answer, start = self._answer(tokens), self._runner.prefix.shape[1]
+    def ask(self, tokens: Tensor, index: Tensor, scope: Scope, block: Block) -> Ask:
+        """For logits [B,m,V] at tokens `index` [B,m] of the answer tokens [B,N].
+
+        Passes that reuse something give logits of all of the block, so that their shapes are the same at every step.
+        """
+        answer, start = self._answer(tokens), self._sequence.prefix.shape[1]
         if scope is Scope.ALL:
-            return self._runner.all(answer, start + 1 + index, keep=self._keep)
+            return Ask(scope, self._sequence.all(answer, start + 1 + index, keep=self._keep))
         if scope is Scope.ANSWER:
-            return self._runner.answer(answer, 1 + index)
-        return self._runner.part(answer, start + 1 + block.index, block.rows.gather(1, index))
+            part = self._sequence.answer(answer, 1 + block.index)
+        else:
+            part = self._sequence.part(answer, start + 1 + block.index, block.everything)
+        given: list[Tensor] = []
+        return Ask(scope, part, given.append, lambda: take_rows(given.pop(), block.rows.gather(1, index)))
 
     def _answer(self, tokens: Tensor) -> Tensor:
         answer = text_answer(tokens, self._table)
@@ -200,8 +247,8 @@ def _write(tokens: Tensor, index: Tensor, sampled: Tensor, chosen: Tensor) -> Te
     return tokens.scatter(1, index, sampled.where(chosen, tokens.gather(1, index)))
 
 
-def _all_answered(tokens: Tensor, ends: Tensor, mask: int) -> bool:
-    """Whether every answer of tokens [B,N] has one of the `ends` [E] with nothing undecided before it."""
+def _unanswered(tokens: Tensor, ends: Tensor, mask: int) -> Tensor:
+    """How many answers of tokens [B,N] do not yet have one of the `ends` [E] with nothing undecided before it, []."""
     ended = torch.isin(tokens, ends)
     open_before = (tokens == mask) & (ended.cumsum(dim=1) == 0)
-    return bool((ended.any(dim=1) & ~open_before.any(dim=1)).all())
+    return (~ended.any(dim=1) | open_before.any(dim=1)).sum()

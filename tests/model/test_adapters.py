@@ -187,7 +187,7 @@ def test_gradients_through_a_stored_base_are_those_of_what_it_stands_for(
     wanted, came = gradients(plain, adapter), gradients(stored, adapter)
     assert len(wanted) == 2 * len(branches)
     for name, gradient in wanted.items():
-        torch.testing.assert_close(came[name], gradient, rtol=1e-3, atol=1e-5 * float(gradient.abs().max()))
+        torch.testing.assert_close(came[name], gradient, rtol=1e-3, atol=5e-5 * float(gradient.abs().max()))
 
 
 @pytest.mark.parametrize("kind", KINDS)

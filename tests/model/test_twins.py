@@ -237,7 +237,7 @@ def test_a_code_slice_leaves_the_text_head_alone(model: Transformer) -> None:
 
 def test_rows_save_the_last_layers_work(model: Transformer) -> None:
     lengths: list[int] = []
-    model.blocks[-1].ff_proj.register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))
+    model.blocks[-1].ff_proj.register_forward_pre_hook(lambda _, inputs: lengths.append(len(inputs[0])))
     model(draw_ids(1, 20), rows=torch.tensor([[1, 2, 3]]))
     assert lengths == [3]
 
