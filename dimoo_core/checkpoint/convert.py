@@ -2,7 +2,9 @@
 
 What is not quantised, and why: embedding, head and norms are bf16 (they are a small part, and their rows are looked up
 or compared); the VQ keeps the dtype it is stored in. `ff_out` is guarded, because its input has outliers that no scale
-per token can hold (arXiv 2508.14896): beside fp8 it stays bf16, in int8 it keeps its activations unrounded.
+per token can hold (arXiv 2508.14896): beside fp8 it stays bf16; in int8 it is rotated, which spreads them, or, where no
+group of channels divides its width, keeps its activations unrounded. So does `attn_out` in fp8, where activations have
+one scale that is known beforehand (`norm_before`).
 
 No more than a chunk of one tensor is ever in memory: the header is laid out before anything is read, so that each chunk
 can be written at its offset.
@@ -11,6 +13,7 @@ can be written at its offset.
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,13 +28,14 @@ from torch import Tensor
 
 from ..checks import shown
 from ..files import atomic_write
-from ..model.quantised import FP8, INT8, Format, Quantised, largest_magnitude, quantise, scale_of
+from ..model.quantised import FP8, INT8, Quantised, largest_magnitude, quantise, rotate, scale_of
 from .find import Found
 from .headers import FLOATS, Entry
 from .load import check_weights
 from .single_file import (
     CONFIG,
     MARK,
+    NEWER_VERSION,
     QUANTISATION,
     SUFFIX,
     TOKENIZER,
@@ -44,6 +48,8 @@ from .single_file import (
 KINDS = ("bf16", "fp8", "int8")
 _MATRIX = re.compile(r"model\.transformer\.blocks\.\d+\.(q_proj|k_proj|v_proj|attn_out|ff_proj|up_proj|ff_out)\.weight")
 _GUARDED = "ff_out"
+_NORMS = dict.fromkeys(("q_proj", "k_proj", "v_proj"), "attn_norm") | dict.fromkeys(("ff_proj", "up_proj"), "ff_norm")
+_GROUPS = (256, 64)  # channels that are rotated together, the best first: ComfyUI's kernels are made for 256
 _CHUNK = 16 << 20  # numbers of a tensor in memory at a time, in fp32
 _SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "I8": 1, "U8": 1}
 
@@ -74,23 +80,33 @@ class Chunk:
 
 @dataclass(frozen=True)
 class _Source:
-    """A tensor of the checkpoint, and the name, dtype and quantisation (None: plain) that it gets."""
+    """A tensor of the checkpoint, and the name, dtype and quantisation (None: plain) that it gets; norm: the RMSNorm
+    whose results get an `input_scale`."""
 
     name: str
     entry: Entry
     stored: str
     quantisation: Quantised | None = None
+    norm: Entry | None = None
 
     def tensors(self) -> Iterator[Stored]:
         """All tensors that it becomes."""
         yield Stored(self.name, self.stored, self.entry.shape)
         if self.quantisation is not None:
             yield Stored(f"{self.name}_scale", "F32", self.quantisation.format.scale_shape(self.entry.shape[0]))
+        if self.norm is not None:
+            yield Stored(self._input_scale_name, "F32", ())
+
+    @property
+    def _input_scale_name(self) -> str:
+        return f"{self.name.removesuffix('.weight')}.input_scale"
 
     def chunks(self) -> Iterator[Chunk]:
         """Their numbers, read chunk by chunk."""
         if self.quantisation is not None:
-            yield from self._quantised(self.quantisation.format)
+            yield from self._quantised(self.quantisation)
+            if self.norm is not None:
+                yield Chunk(self._input_scale_name, 0, input_scale(self.norm.read()))
             return
         offset = 0
         for chunk in rows_of(self.entry):
@@ -98,14 +114,16 @@ class _Source:
             yield Chunk(self.name, offset, numbers)
             offset += numbers.nbytes
 
-    def _quantised(self, format: Format) -> Iterator[Chunk]:
+    def _quantised(self, quantisation: Quantised) -> Iterator[Chunk]:
         """A matrix with one scale is read twice: the scale is known only at its end."""
-        one_scale, offset, scale_offset = None, 0, 0
+        one_scale, offset, scale_offset, format = None, 0, 0, quantisation.format
         if not format.per_row:
             magnitudes = torch.stack([largest_magnitude(chunk, format) for chunk in rows_of(self.entry)])
             one_scale = scale_of(magnitudes.amax(), format)
             yield Chunk(f"{self.name}_scale", 0, one_scale)
         for chunk in rows_of(self.entry):
+            if quantisation.group is not None:
+                chunk = rotate(chunk.float(), quantisation.group)
             scale = scale_of(largest_magnitude(chunk, format), format) if one_scale is None else one_scale
             if one_scale is None:
                 yield Chunk(f"{self.name}_scale", scale_offset, scale)
@@ -125,15 +143,41 @@ def rows_of(entry: Entry) -> Iterator[Tensor]:
         yield entry.read(slice(start, start + chunk))
 
 
-def quantised_as(name: str, kind: str) -> Quantised | None:
-    """How the weight that is published under `name` is stored in a file of `kind`, one of KINDS; None: in bf16."""
+def quantised_as(name: str, kind: str, columns: int) -> Quantised | None:
+    """How the weight [N,K] that is published under `name`, with `columns` K, is stored in a file of `kind`, one of
+    KINDS; None: in bf16."""
     matrix = _MATRIX.fullmatch(name)
     if matrix is None or kind == "bf16":
         return None
     guarded = matrix[1] == _GUARDED
     if kind == "fp8":
         return None if guarded else Quantised(FP8)
-    return Quantised(INT8, full_precision=guarded)
+    if not guarded:
+        return Quantised(INT8)
+    group = next((group for group in _GROUPS if columns % group == 0), None)
+    return Quantised(INT8, full_precision=group is None, group=group)
+
+
+def norm_before(name: str) -> str | None:
+    """The RMSNorm whose result the matrix `name` of a block is multiplied with; None: it gets something else.
+
+    Nothing near bounds what attn_out gets, means of values: attention to many positions leaves them so far below what a
+    value can be that they could be lost in fp8.
+    """
+    block, _, leaf = name.removesuffix(".weight").rpartition(".")
+    return f"{block}.{_NORMS[leaf]}.weight" if leaf in _NORMS else None
+
+
+def input_scale(norm: Tensor) -> Tensor:
+    """The scale [] fp32 of activations in fp8 that come from an RMSNorm with the weight `norm` [D]: what they can be at
+    most, sqrt(D) times its largest number, is no more than the largest of fp8 then.
+
+    In fp8, whose error is relative, being below that costs nothing: at D 4096 errors stay those of a scale made of the
+    activations, also where a channel is a thousand times as large. The scale is a power of two, because a device may
+    round it to the dtype of the activations before it divides by it.
+    """
+    _, exponent = torch.frexp(scale_of(norm.float().abs().amax() * math.sqrt(len(norm)), FP8))
+    return torch.ldexp(torch.ones(()), exponent)
 
 
 def convert(found: Found, output: Path, kind: str, *, on_step: OnStep | None = None) -> int:
@@ -198,8 +242,12 @@ def _check_output(found: Found, output: Path) -> None:
 
 def _transformer_sources(found: Found, kind: str) -> Iterator[_Source]:
     for name, entry in found.weights.items():
-        quantisation = quantised_as(name, kind)
-        yield _Source(name, entry, "BF16" if quantisation is None else quantisation.format.stored, quantisation)
+        quantisation = quantised_as(name, kind, entry.shape[-1])
+        if quantisation is None:
+            yield _Source(name, entry, "BF16")
+            continue
+        norm = norm_before(name) if quantisation.format is FP8 else None
+        yield _Source(name, entry, quantisation.format.stored, quantisation, found.weights[norm] if norm else None)
 
 
 def _vq_sources(found: Found) -> Iterator[_Source]:
@@ -208,7 +256,8 @@ def _vq_sources(found: Found) -> Iterator[_Source]:
 
 
 def _metadata(found: Found, sources: Sequence[_Source]) -> dict[str, str]:
-    metadata = {"format": "pt", MARK: VERSION}
+    newer = any(one.norm or (one.quantisation and one.quantisation.group) for one in sources)
+    metadata = {"format": "pt", MARK: NEWER_VERSION if newer else VERSION}
     metadata |= {CONFIG: json.dumps(dict(found.config_json)), VQ_CONFIG: json.dumps(dict(found.vq_config_json))}
     layers = {one.name.removesuffix(".weight"): one.quantisation for one in sources if one.quantisation is not None}
     return metadata | ({QUANTISATION: quantisation_metadata(layers)} if layers else {})

@@ -39,7 +39,7 @@ _NO_PICKLE = "a pickle can run code and is never opened, download the safetensor
 @dataclass(frozen=True)
 class Entry:
     """One stored tensor: its file and its name there, its shape, the file's name for its dtype; for a weight of one
-    byte each also how its layer is quantised, and where its scale lies."""
+    byte each also how its layer is quantised, where its scale lies, and that of its activations if there is one."""
 
     file: Path
     name: str
@@ -47,6 +47,7 @@ class Entry:
     dtype: str
     quantisation: Quantised | None = None
     scale: Entry | None = None
+    input_scale: Entry | None = None
 
     def read(self, rows: slice | None = None) -> Tensor:
         """Rows (None: all) as they are stored, through a mapping to itself: it ends when nobody holds the result, and

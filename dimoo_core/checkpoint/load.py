@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from math import prod
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from safetensors import safe_open
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..checks import printable, shown
 from ..model.config import TransformerConfig, VQConfig
-from ..model.quantised import LAYERS, dequantise
+from ..model.quantised import LAYERS, restore
 from ..model.transformer import Transformer, hub_shapes, hub_to_module
 from ..model.vq import VQ
 from ..sequence.tokenizer import TextTokenizer
@@ -22,8 +22,34 @@ from .find import Found
 from .headers import FLOATS, Entry, Weights, located, read_headers, read_json, some, weight_errors
 
 _COMPUTE = (torch.float32, torch.float16, torch.bfloat16)
+# what a transformer computes in where that is left to a file with other numbers: its activations outgrow fp16, and many
+# cards have no fp64
+_INSTEAD = {torch.float16: torch.bfloat16, torch.float64: torch.float32}
 
 Module = TypeVar("Module", bound=nn.Module)
+
+
+class Reader(Protocol):
+    """How stored tensors are read; one reader serves all of a checkpoint."""
+
+    def __call__(self, entry: Entry, rows: slice | None = None) -> Tensor:
+        """Rows (None: all) of a tensor as they are stored, at best without reading them yet. Raises ValueError where
+        the file cannot be read."""
+        ...
+
+
+class MappedFiles:
+    """A `Reader` whose tensors are views of the mapped files, one mapping for all of a file."""
+
+    def __init__(self) -> None:
+        self._open: dict[Path, Any] = {}
+
+    def __call__(self, entry: Entry, rows: slice | None = None) -> Tensor:
+        with weight_errors(entry.file):
+            if entry.file not in self._open:
+                self._open[entry.file] = safe_open(entry.file, framework="pt")
+            tensor = self._open[entry.file].get_tensor(entry.name)
+        return tensor if rows is None else tensor[rows]
 
 
 def load_transformer(
@@ -33,15 +59,17 @@ def load_transformer(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | str | None = None,
     dequantised: bool = False,
+    reader: Reader | None = None,
     **options: Any,
 ) -> Transformer:
     """The transformer, in eval mode and without gradients.
 
     `ops` is a namespace of layer classes (such as torch.nn or comfy.ops.*); where weights are quantised its Linear has
-    to take them as `quantised.Linear` does. `dtype` None or "auto" keeps the file's; another casts each tensor as it
-    is read. Quantised weights stay as they are whatever `dtype` says, unless `dequantised` asks for them in it.
-    Uncast tensors on the CPU stay views of the mapped file, which costs no memory until they are used. `options` go
-    to `Transformer` (attention). Raises ValueError where the weights do not fit.
+    to take them as `quantised.Linear` does. `dtype` None or "auto" keeps the file's, but takes bf16 for fp16, which
+    activations outgrow, and fp32 for fp64; another casts each tensor as it is read. Quantised weights stay as they are
+    whatever `dtype` says, unless `dequantised` asks for them in it. Tensors that are not cast stay on the CPU what
+    `reader` gives (None: `MappedFiles`, which costs no memory until they are used). `options` go to `Transformer`
+    (attention). Raises ValueError where the weights do not fit.
     """
     return _transformer(
         found.config,
@@ -51,18 +79,25 @@ def load_transformer(
         device=device,
         dtype=dtype,
         dequantised=dequantised,
+        reader=reader,
         **options,
     )
 
 
 def load_vq(
-    found: Found, *, ops=LAYERS, device: torch.device | str = "cpu", dtype: torch.dtype | str | None = torch.float32
+    found: Found,
+    *,
+    ops=LAYERS,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | str | None = torch.float32,
+    reader: Reader | None = None,
 ) -> VQ:
-    """The VQ, in eval mode and without gradients, in fp32, in which it was trained, unless `dtype` names another.
+    """The VQ, in eval mode and without gradients, in fp32, in which it was trained, unless `dtype` names another; None
+    or "auto" keeps the file's.
 
-    `ops`, `device`, `dtype` and the errors are those of `load_transformer`.
+    `ops`, `device`, `reader` and the errors are those of `load_transformer`.
     """
-    return _vq(found.vq_config, found.vq_weights, ops=ops, device=device, dtype=dtype)
+    return _vq(found.vq_config, found.vq_weights, ops=ops, device=device, dtype=dtype, reader=reader)
 
 
 def check_weights(found: Found) -> None:
@@ -120,21 +155,26 @@ def _transformer(
     device="cpu",
     dtype=None,
     dequantised: bool = False,
+    reader: Reader | None = None,
     **options: Any,
 ) -> Transformer:
-    dtype = _dtype(weights, dtype)
+    chosen = _dtype(weights, dtype)
+    dtype = chosen if dtype == chosen else _INSTEAD.get(chosen, chosen)
     _check_transformer(config, weights, code_offset=code_offset, dtype=dtype)
     sources = {key: (weights[name], rows) for name in weights for key, rows in hub_to_module(name, code_offset)}
     module = Transformer(config, code_offset=code_offset, ops=ops, device="meta", dtype=dtype, **options)
-    return _fill(module, sources, device=device, dtype=dtype, dequantised=dequantised)
+    return _fill(module, sources, device=device, dtype=dtype, dequantised=dequantised, reader=reader)
 
 
-def _vq(config: VQConfig, weights: Weights, *, ops=LAYERS, device="cpu", dtype=None) -> VQ:
+def _vq(
+    config: VQConfig, weights: Weights, *, ops=LAYERS, device="cpu", dtype=None, reader: Reader | None = None
+) -> VQ:
     _check_extent(config, weights)
     dtype = _dtype(weights, dtype)
     module = VQ(config, ops=ops, device="meta", dtype=dtype)
     _check_names(weights, _shapes(module))
-    return _fill(module, {name: (entry, None) for name, entry in weights.items()}, device=device, dtype=dtype)
+    sources = {name: (entry, None) for name, entry in weights.items()}
+    return _fill(module, sources, device=device, dtype=dtype, reader=reader)
 
 
 def _check_extent(config: TransformerConfig | VQConfig, weights: Weights) -> None:
@@ -212,49 +252,43 @@ def _fill(
     device: torch.device | str,
     dtype: torch.dtype,
     dequantised: bool = False,
+    reader: Reader | None = None,
 ) -> Module:
     """Gives a module built on meta its weights, layer by layer through each layer's own loading (comfy has its own).
 
     `sources`: by a parameter's name the stored tensor and its rows (None: all). A layer gets a quantised weight as in
-    ComfyUI, with its `weight_scale` and with the bytes of a JSON text as `comfy_quant`.
+    ComfyUI, with its `weight_scale`, the `input_scale` if there is one, and the bytes of a JSON text as `comfy_quant`.
     """
     layers: dict[str, dict[str, tuple[Entry, slice | None]]] = {}
     for name, source in sources.items():
         prefix, _, leaf = name.rpartition(".")
         layers.setdefault(prefix, {})[leaf] = source
-    handles: dict[Path, Any] = {}
+    reader = reader or MappedFiles()
     for prefix, leaves in layers.items():
         state: dict[str, Tensor] = {}
         for leaf, (entry, rows) in leaves.items():
             if entry.quantisation is None or entry.scale is None or dequantised:
-                state[leaf] = _read(entry, rows, dtype, handles).to(device)
+                state[leaf] = _read(entry, rows, dtype, reader).to(device)
             else:
-                state[leaf] = _raw(entry, rows, handles).to(device)
+                state[leaf] = reader(entry, rows).to(device)
                 state[f"{leaf}_scale"] = entry.scale.read().to(device)
+                if entry.input_scale is not None:
+                    state["input_scale"] = entry.input_scale.read().to(device)
                 state["comfy_quant"] = entry.quantisation.to_tensor()
         module.get_submodule(prefix).load_state_dict(state, strict=True, assign=True)
     return module.eval().requires_grad_(False)
 
 
-def _read(entry: Entry, rows: slice | None, dtype: torch.dtype, handles: dict[Path, Any]) -> Tensor:
-    """Rows (None: all) of one stored tensor in `dtype`; uncast they stay a view of the mapped file.
+def _read(entry: Entry, rows: slice | None, dtype: torch.dtype, reader: Reader) -> Tensor:
+    """Rows (None: all) of one stored tensor in `dtype`; uncast they stay what `reader` gives.
 
     A tensor that is cast has a mapping to itself: it ends with the call, and with it the memory its pages took.
     """
-    if entry.scale is not None:
-        return dequantise(entry.read(), entry.scale.read(), dtype)
+    if entry.quantisation is not None and entry.scale is not None:
+        return restore(entry.read(), entry.scale.read(), entry.quantisation, dtype)
     if FLOATS[entry.dtype] != dtype:
         return entry.read(rows).to(dtype)
-    return _raw(entry, rows, handles)
-
-
-def _raw(entry: Entry, rows: slice | None, handles: dict[Path, Any]) -> Tensor:
-    """Rows (None: all) as they are stored: a view of the mapped file, one mapping for all."""
-    with weight_errors(entry.file):
-        if entry.file not in handles:
-            handles[entry.file] = safe_open(entry.file, framework="pt")
-        tensor = handles[entry.file].get_tensor(entry.name)
-    return tensor if rows is None else tensor[rows]
+    return reader(entry, rows)
 
 
 def _source(weights: Weights) -> Path | str:

@@ -1,10 +1,12 @@
 """A checkpoint in one safetensors file: what stands where in it, and reading its header.
 
-metadata   dimoo_format             "1"; what such a file is known by
+metadata   dimoo_format             what such a file is known by: "1", or "2" where a matrix is rotated or has an
+                                    `input_scale`, of which 0.2.0 of this pack knows nothing
            config.json              the text of the transformer's config.json, ids and defaults with it
            vqvae/config.json        the text of the VQ's
            _quantization_metadata   where layers are quantised: which, and how, in ComfyUI's own words
 tensors    model.transformer...     the transformer, as published; a quantised weight has its `weight_scale` beside
+           it, and one in fp8 behind a norm the `input_scale` of what it is multiplied with
            vqvae....                the VQ
            tokenizer.json           the bytes of that file, uint8
 """
@@ -23,7 +25,7 @@ from ..model.quantised import FORMATS, Format, Quantised
 from .headers import MAX_HEADER, MAX_JSON, MAX_TOKENIZER, Entry, Weights, json_object, read_header
 
 SUFFIX = ".safetensors"
-MARK, VERSION = "dimoo_format", "1"
+MARK, VERSION, NEWER_VERSION = "dimoo_format", "1", "2"
 CONFIG, VQ_CONFIG, TOKENIZER = "config.json", "vqvae/config.json", "tokenizer.json"
 VQ_PREFIX = "vqvae."
 QUANTISATION = "_quantization_metadata"
@@ -58,10 +60,10 @@ def is_single_file(path: Path) -> bool:
 def read_single_file(path: Path) -> SingleFile:
     """What the file at `path` holds. Raises ValueError where it is broken, or not a file of this format."""
     metadata, entries = read_header(path)
-    if metadata.get(MARK) != VERSION:
+    if metadata.get(MARK) not in (VERSION, NEWER_VERSION):
         raise ValueError(
-            f"{path} says {MARK} = {shown(metadata.get(MARK))}, expected {VERSION!r}; update this pack, or convert the "
-            "published checkpoint again with `python -m dimoo_core convert`."
+            f"{path} says {MARK} = {shown(metadata.get(MARK))}, expected {VERSION!r} or {NEWER_VERSION!r}; update this "
+            "pack, or convert the published checkpoint again with `python -m dimoo_core convert`."
         )
     if QUANTISATION in metadata:
         entries = _with_quantisation(path, entries, _object(path, metadata, QUANTISATION))
@@ -97,7 +99,7 @@ def _object(path: Path, metadata: Mapping[str, str], name: str) -> dict[str, Any
 
 
 def _with_quantisation(path: Path, entries: Mapping[str, Entry], metadata: Mapping[str, Any]) -> dict[str, Entry]:
-    """The entries, each quantised weight with its format and its scale, which is no longer an entry of its own."""
+    """The entries, each quantised weight with its format and its scales, which are no longer entries of their own."""
     left = dict(entries)
     for name, quantisation in _layers(path, metadata):
         weight, scale = left.get(f"{name}.weight"), left.pop(f"{name}.weight_scale", None)
@@ -109,7 +111,15 @@ def _with_quantisation(path: Path, entries: Mapping[str, Entry], metadata: Mappi
         rows, format = weight.shape[0] if weight.shape else 0, quantisation.format
         _check_stored(weight, format, format.stored, (rows, *weight.shape[1:2]))
         _check_stored(scale, format, "F32", format.scale_shape(rows))
-        left[f"{name}.weight"] = replace(weight, quantisation=quantisation, scale=scale)
+        if quantisation.group is not None and weight.shape[-1] % quantisation.group:
+            raise ValueError(
+                f"{path} says that {printable(name)} is rotated in groups of {quantisation.group}, which do not divide "
+                f"its {weight.shape[-1]} columns; download the file again."
+            )
+        input_scale = left.pop(f"{name}.input_scale", None)
+        if input_scale is not None:
+            _check_stored(input_scale, format, "F32", ())
+        left[f"{name}.weight"] = replace(weight, quantisation=quantisation, scale=scale, input_scale=input_scale)
     return left
 
 

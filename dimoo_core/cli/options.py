@@ -128,8 +128,8 @@ def common_arguments(parser: argparse.ArgumentParser) -> None:
         "--vq-strips",  # the name that it had up to version 0.1
         dest="vq_strips",
         action="store_true",
-        help="encode and decode pictures in tiles: a third of the memory or less, up to twice the time "
-        "(--vq-strips is its old name)",
+        help="encode and decode pictures in tiles: about a third of the memory or less for a picture of 1024x1024 px, "
+        "up to half as much work again (--vq-strips is its old name)",
     )
     group.add_argument(
         "--seed", type=int, metavar="N", default=0, help="0 to 2^64-1; picture i of a batch has seed + i (0)"

@@ -133,5 +133,5 @@ class HeldBack:
         total = torch.zeros((), dtype=torch.float64)
         for batch in self.batches:
             with engine.computing():
-                total += loss_sum(network, batch.to(engine.device)).double().cpu()
+                total += loss_sum(network, batch.to(engine.device)).cpu().double()
         return float(total / sum(batch.count for batch in self.batches))

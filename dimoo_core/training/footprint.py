@@ -10,15 +10,16 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..checkpoint.convert import quantised_as
+from ..checkpoint.convert import norm_before, quantised_as
 from ..model.adapters import TARGETS, Adapter, Adapters, Applied
 from ..model.config import TransformerConfig
-from ..model.quantised import LAYERS
+from ..model.quantised import FP8, LAYERS
 from ..model.transformer import Transformer
 from ..sequence.layout import answer_length
 from .live_bytes import LiveBytes
@@ -55,19 +56,27 @@ class StepShape:
         return HiddenBatch(ids, rows, targets, torch.ones(self.batch, cells, device=device), float(cells), vocab)
 
 
-def blank_base(config: TransformerConfig, code_offset: int, kind: str, dtype: torch.dtype) -> Transformer:
+def blank_base(
+    config: TransformerConfig, code_offset: int, kind: str, dtype: torch.dtype, ops: Any = LAYERS
+) -> Transformer:
     """A transformer without data whose weights are stored as `convert` stores them as `kind`: bf16, fp8, int8. The rest
-    has `dtype`."""
+    has `dtype`. ops: as for `Transformer`; its Linear must take quantised weights."""
     network = Transformer(
-        config, code_offset=code_offset, ops=LAYERS, attention=attention, device="meta", dtype=dtype
+        config, code_offset=code_offset, ops=ops, attention=attention, device="meta", dtype=dtype
     ).requires_grad_(False)
     for name, layer in network.named_modules():
-        stored = quantised_as(f"{name}.weight", kind)
-        if stored is not None and isinstance(layer, LAYERS.Linear):
-            numbers = torch.empty(layer.weight.shape, dtype=stored.format.dtype, device="meta")
+        if not isinstance(layer, ops.Linear):
+            continue
+        stored, shape = quantised_as(f"{name}.weight", kind, layer.in_features), (layer.out_features, layer.in_features)
+        if stored is None:
+            state = {"weight": torch.empty(shape, dtype=dtype, device="meta")}
+        else:
+            numbers = torch.empty(shape, dtype=stored.format.dtype, device="meta")
             scale = torch.empty(stored.format.scale_shape(len(numbers)), device="meta")
             state = {"weight": numbers, "weight_scale": scale, "comfy_quant": stored.to_tensor()}
-            layer.load_state_dict(state, assign=True)
+            if stored.format is FP8 and norm_before(f"{name}.weight") is not None:
+                state["input_scale"] = torch.empty((), device="meta")
+        layer.load_state_dict(state, assign=True)
     return network
 
 

@@ -32,8 +32,9 @@ from ..checkpoint.headers import Entry, read_header
 from ..checkpoint.load import check_weights
 from ..checks import printable
 from ..files import atomic_write_text
-from ..model.quantised import dequantise
+from ..model.quantised import restore
 from ..model.transformer import Transformer, hub_to_module
+from ..sampling.noise import widest_float
 from .engine import Named, attention_for_training, check_state, learn_every_row, state_file
 from .processes import LATEST, Processes, check_shards
 
@@ -89,8 +90,8 @@ def _mesh(kind: str, shards: int | None) -> Any:
 
 
 def _read(entry: Entry, rows: slice | None = None) -> Tensor:
-    if entry.scale is not None:
-        return dequantise(entry.read(), entry.scale.read(), torch.float32)
+    if entry.quantisation is not None and entry.scale is not None:
+        return restore(entry.read(), entry.scale.read(), entry.quantisation, torch.float32)
     return entry.read(rows)
 
 
@@ -125,11 +126,12 @@ class Sharded(Processes):
         (loss * self.size).backward()  # FSDP takes the mean over all processes
 
     def norms(self, weights: Sequence[nn.Parameter]) -> Tensor:
-        squares = torch.zeros(len(weights), dtype=torch.float64, device=self.device)
+        wide = widest_float(self.device)
+        squares = torch.zeros(len(weights), dtype=wide, device=self.device)
         for index, weight in enumerate(weights):
             if weight.grad is not None:
                 own = cast(DTensor, weight.grad).to_local()
-                squares[index] = torch.linalg.vector_norm(own, dtype=torch.float64).square()
+                squares[index] = torch.linalg.vector_norm(own, dtype=wide).square()
         dist.all_reduce(squares, group=self._mesh.get_group("shard"))  # every copy has the sum already
         return squares.sqrt().float()
 

@@ -27,6 +27,7 @@ from dimoo_core.checkpoint.load import (
     read_vq,
 )
 from dimoo_core.model.transformer import module_to_hub
+from dimoo_core.training.lora import load_base
 
 from ..tiny import AUTOENCODER, TABLE, TRANSFORMER, write_checkpoint
 
@@ -121,6 +122,16 @@ def test_auto_takes_the_dtype_of_most_bytes(folder: Path) -> None:
     mixed = {name: part if "norm" in name else part.bfloat16() for name, part in state.items()}
     save_file(mixed, folder / "model.safetensors")
     assert {part.dtype for part in load_transformer(find(folder), dtype="auto").parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(("kept", "taken"), [("float16", "bfloat16"), ("float64", "float32")])
+def test_auto_never_computes_in_fp16_which_overflows_nor_in_fp64(tmp_path: Path, kept: str, taken: str) -> None:
+    found = find(write_checkpoint(tmp_path, dtype=getattr(torch, kept)))
+    for dtype in (None, "auto"):
+        loaded = load_transformer(found, dtype=dtype)
+        assert {part.dtype for part in loaded.parameters()} == {getattr(torch, taken)}
+    base = load_base(found, device=torch.device("cpu"))
+    assert {part.dtype for part in base.transformer.parameters()} == {getattr(torch, taken)}
 
 
 def test_vq_stays_fp32_unless_told(folder: Path) -> None:

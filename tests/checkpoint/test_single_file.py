@@ -143,8 +143,8 @@ BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
     "cut in the header": (lambda at: at.write_bytes(at.read_bytes()[:2000]), "is cut short"),
     "a longer tail": (lambda at: at.open("ab").write(b"x" * 64), "is cut short or garbled"),
     "of a later version": (
-        rewritten(lambda _, about: about.update(dimoo_format="2")),
-        "dimoo_format = '2', expected '1'",
+        rewritten(lambda _, about: about.update(dimoo_format="3")),
+        "dimoo_format = '3', expected '1' or '2'; update this pack",
     ),
     "a key missing": (
         rewritten(lambda state, _: state.pop("model.transformer.ln_f.weight")),
@@ -185,9 +185,13 @@ BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
         layers(lambda named: named.update({MATRIX: {"format": "nvfp4"}})),
         "q_proj is quantised as 'nvfp4'; known formats are float8_e4m3fn, int8_tensorwise",
     ),
-    "a rotated matrix": (
+    "a field nobody knows": (
+        layers(lambda named: named.update({MATRIX: {"format": "float8_e4m3fn", "transposed": True}})),
+        "quantised with transposed; known fields are convrot, convrot_groupsize, format, full",
+    ),
+    "a rotated matrix of fp8": (
         layers(lambda named: named.update({MATRIX: {"format": "float8_e4m3fn", "convrot": True}})),
-        "quantised with convrot",
+        "q_proj is rotated as float8_e4m3fn in groups of 256; known is int8_tensorwise in powers of 4",
     ),
     "a format that is a list": (layers(lambda named: named.update({MATRIX: {"format": [1]}})), r"quantised as \[1\]"),
     "a layer that is a word": (layers(lambda named: named.update({MATRIX: "fp8"})), "quantised as 'fp8'"),

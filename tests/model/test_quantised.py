@@ -8,12 +8,27 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from bench.op_counts import OpCounts
 from dimoo_core.model import quantised
-from dimoo_core.model.quantised import FP8, INT8, Quantised, dequantise, largest_magnitude, quantise, scale_of
+from dimoo_core.model.quantised import (
+    FP8,
+    GROUP,
+    INT8,
+    Quantised,
+    dequantise,
+    hadamard,
+    largest_magnitude,
+    quantise,
+    restore,
+    rotate,
+    scale_of,
+)
 
 DTYPES = [torch.float32, torch.bfloat16]
 FULL = Quantised(INT8, full_precision=True)
+ROTATED = Quantised(INT8, group=16)
 
 
 def matrix(rows: int, columns: int, seed: int = 0) -> torch.Tensor:
@@ -25,11 +40,13 @@ def stored(weight: torch.Tensor, format: quantised.Format) -> tuple[torch.Tensor
     return quantise(weight, scale, format), scale
 
 
-def layer_of(weight: torch.Tensor, layer: Quantised) -> quantised.Linear:
+def layer_of(weight: torch.Tensor, layer: Quantised, input_scale: float | None = None) -> quantised.Linear:
     """A Linear that was loaded with a quantised weight, as a checkpoint loads it."""
     module = quantised.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-    numbers, scale = stored(weight, layer.format)
+    numbers, scale = stored(weight if layer.group is None else rotate(weight, layer.group), layer.format)
     state = {"weight": numbers, "weight_scale": scale, "comfy_quant": layer.to_tensor()}
+    if input_scale is not None:
+        state["input_scale"] = torch.tensor(input_scale)
     module.load_state_dict(state, strict=True, assign=True)
     return module
 
@@ -89,6 +106,170 @@ def test_int8_strays_from_the_dequantised_matrix_by_half_a_step_of_each_number_a
     assert (far <= most).all() and far.any(), "activations are rounded, and by no more than that"
 
 
+@pytest.mark.parametrize("size", [4, 16, 64, 256])
+def test_the_rotation_is_orthogonal_its_own_inverse_and_even(size: int) -> None:
+    matrix = hadamard(size, torch.device("cpu"), torch.float64)
+    assert torch.equal(matrix @ matrix, torch.eye(size, dtype=torch.float64)) and torch.equal(matrix, matrix.t())
+    assert (matrix.abs() == size**-0.5).all() and (matrix.sum(dim=0) == 1).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@torch.no_grad()
+def test_an_outlier_costs_a_rotated_layer_little_and_a_plain_one_much(dtype: torch.dtype) -> None:
+    weight, x = matrix(64, 4 * GROUP), matrix(40, 4 * GROUP, seed=1)
+    x[:, 7] *= 100
+    wanted, x = F.linear(x, weight), x.to(dtype)
+    plain, rotated = (
+        (layer_of(weight, layer)(x) - wanted).std() / wanted.std()
+        for layer in (Quantised(INT8), Quantised(INT8, group=GROUP))
+    )
+    assert rotated < 0.015 < 0.05 < plain
+
+
+@torch.no_grad()
+def test_a_rotated_layer_is_the_product_of_what_was_rotated_and_rounded(monkeypatch) -> None:
+    weight, x = matrix(21, 48), matrix(10, 48, seed=1)
+    turned, plain = layer_of(rotate(weight, 16), Quantised(INT8)), layer_of(weight, ROTATED)
+    assert torch.equal(turned(rotate(x, 16)), plain(x))
+    monkeypatch.setattr(quantised, "_INT_MM", ())
+    back = restore(plain.weight, plain.weight_scale, ROTATED, torch.float32)
+    assert (back - weight).abs().max() <= plain.weight_scale.max() * 2
+    torch.testing.assert_close(plain(x), F.linear(x, back), rtol=1e-5, atol=1e-5)
+
+
+def test_autograd_follows_a_rotated_layer_after_inference_has_used_it() -> None:
+    quantised.hadamard.cache_clear()
+    weight, x = matrix(8, 32), matrix(3, 32, seed=1)
+    layer = layer_of(weight, ROTATED)
+    with torch.inference_mode():
+        layer(x)
+    x.requires_grad_()
+    layer(x).sum().backward()
+    wanted = restore(layer.weight, layer.weight_scale, ROTATED, torch.float32).sum(dim=0)
+    torch.testing.assert_close(x.grad, wanted.expand(3, -1), rtol=1e-5, atol=1e-5)
+
+
+FP8_SHAPES = [(1, 16, 16), (17, 160, 448)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", FP8_SHAPES, ids=str)
+@torch.no_grad()
+def test_where_fp8_is_multiplied_activations_are_rounded_by_their_own_scale(shape, dtype, monkeypatch) -> None:
+    tokens, columns, rows = shape
+    weight, x = matrix(rows, columns), matrix(tokens, columns, seed=1).to(dtype)
+    monkeypatch.setattr(quantised, "multiplies_fp8", lambda _: True)
+    numbers, scale = stored(weight, FP8)
+    rounded = (x / 0.01).to(FP8.dtype).double() * 0.01
+    wanted = rounded @ (numbers.double() * scale.double()).t()
+    came = layer_of(weight, Quantised(FP8), input_scale=0.01)(x)
+    assert came.dtype is dtype
+    torch.testing.assert_close(came.double(), wanted, rtol=2.0**-8, atol=1e-2 if dtype is torch.bfloat16 else 1e-4)
+    assert not torch.equal(came, layer_of(weight, Quantised(FP8))(x)), "without a scale only the weights are rounded"
+
+
+@torch.no_grad()
+def test_activations_beyond_the_largest_fp8_are_held_to_it(monkeypatch) -> None:
+    monkeypatch.setattr(quantised, "multiplies_fp8", lambda _: True)
+    weight = matrix(16, 16)
+    layer = layer_of(weight, Quantised(FP8), input_scale=1.0)
+    assert torch.equal(layer(torch.full((2, 16), 1e6)), layer(torch.full((2, 16), 448.0)))
+
+
+class Card:
+    """A stand-in for a card, another one each time."""
+
+    type = "cuda"
+
+
+class OutOfMemoryError(RuntimeError):
+    """As torch's is called."""
+
+
+def test_whether_a_card_multiplies_fp8_is_tried_and_want_of_memory_is_no_answer(monkeypatch) -> None:
+    errors = iter([RuntimeError("compute capability >= 8.9"), OutOfMemoryError()])
+
+    def refuse(*_, **__) -> torch.Tensor:
+        raise next(errors)
+
+    for name in ("zeros", "ones"):  # what is made for the card is made here
+        made = getattr(torch, name)
+        monkeypatch.setattr(torch, name, lambda *shape, device, made=made: made(*shape))
+    assert quantised.multiplies_fp8(Card())
+    monkeypatch.setattr(torch, "_scaled_mm", refuse)
+    assert not quantised.multiplies_fp8(Card())
+    with pytest.raises(OutOfMemoryError):
+        quantised.multiplies_fp8(Card())
+
+
+@torch.no_grad()
+def test_fp8_that_a_device_cannot_multiply_only_has_rounded_weights(monkeypatch) -> None:
+    weight, x = matrix(16, 24), matrix(5, 24, seed=1)
+    plain = layer_of(weight, Quantised(FP8))(x)
+    assert torch.equal(layer_of(weight, Quantised(FP8), input_scale=0.01)(x), plain), "a CPU has no such product"
+    monkeypatch.setattr(quantised, "multiplies_fp8", lambda _: True)
+    assert torch.equal(layer_of(weight, Quantised(FP8), input_scale=0.01)(x), plain), "24 is no multiple of 16"
+
+
+@pytest.mark.parametrize("layer", [FULL, Quantised(FP8, full_precision=True)], ids=["int8", "fp8"])
+@torch.no_grad()
+def test_a_scale_of_activations_changes_nothing_where_they_are_kept_as_they_are(layer: Quantised, monkeypatch) -> None:
+    """Other people's files may have one beside every weight."""
+    monkeypatch.setattr(quantised, "multiplies_fp8", lambda _: True)
+    weight, x = matrix(16, 32), matrix(5, 32, seed=1)
+    assert torch.equal(layer_of(weight, layer, input_scale=0.01)(x), layer_of(weight, layer)(x))
+
+
+class AsOnCuda(TorchDispatchMode):
+    """Rounds a number without dimensions to the dtype of the tensor that it is multiplied with, as CUDA does and a CPU
+    does not."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        x, *others = args
+        if func.overloadpacket in (torch.ops.aten.mul, torch.ops.aten.mul_, torch.ops.aten.div) and x.ndim:
+            others = [one.to(x.dtype) if isinstance(one, torch.Tensor) and not one.ndim else one for one in others]
+        return func(x, *others, **(kwargs or {}))
+
+
+@torch.no_grad()
+def test_a_scale_is_not_rounded_before_it_is_used(monkeypatch) -> None:
+    """Rounded to bf16, a scale for a whole matrix would make all of it up to 0.4% too large or too small."""
+    weight, x = matrix(16, 32), matrix(5, 32, seed=1).bfloat16()
+    layer = layer_of(weight, Quantised(FP8), input_scale=2.0**-7)
+    layer.weight_scale.fill_(0.0101)
+    for multiplied in (False, True):
+        monkeypatch.setattr(quantised, "multiplies_fp8", lambda _, multiplied=multiplied: multiplied)
+        wanted = layer(x)
+        with AsOnCuda():
+            assert torch.equal(layer(x), wanted)
+
+
+@pytest.mark.parametrize(
+    ("layer", "most"),
+    [(Quantised(INT8), 8), (Quantised(INT8, group=GROUP), 9), (Quantised(FP8), 4)],
+    ids=["int8", "int8, rotated", "fp8"],
+)
+@torch.no_grad()
+def test_a_product_on_a_card_is_so_many_launches(layer: Quantised, most: int) -> None:
+    linear = layer_of(matrix(32, GROUP), layer, input_scale=1.0 if layer.format is FP8 else None).to("meta")
+    x = torch.empty(40, GROUP, dtype=torch.bfloat16, device="meta")
+    linear(x)  # the rotation is made once
+    with OpCounts() as counts:
+        linear(x)
+    assert counts.count() == most
+
+
+@pytest.mark.parametrize("layer", [Quantised(FP8), Quantised(INT8), FULL, ROTATED], ids=str)
+@torch.no_grad()
+def test_a_layer_that_is_held_widens_its_weight_once_and_gives_the_same(layer: Quantised) -> None:
+    linear, x = layer_of(matrix(16, 32), layer), matrix(12, 32, seed=1)
+    with OpCounts() as counts, linear.held(x) as call:
+        came = torch.cat([call(part) for part in x.split(4)])
+    assert torch.equal(came, torch.cat([linear(part) for part in x.split(4)]))
+    if layer.format is FP8 or layer.full_precision:
+        assert counts.calls["_to_copy"] == 1, "the weight, for three products"
+
+
 def test_a_token_with_an_outlier_costs_no_other_token_anything() -> None:
     linear, x = layer_of(matrix(16, 32), Quantised(INT8)), matrix(6, 32, seed=1)
     alone = linear(x)
@@ -130,17 +311,35 @@ def test_a_plain_weight_makes_it_torchs_linear() -> None:
 
 
 def test_what_is_said_of_a_layer_goes_there_and_back() -> None:
-    for layer in (Quantised(FP8), Quantised(INT8), FULL):
+    for layer in (Quantised(FP8), Quantised(INT8), FULL, ROTATED):
         assert Quantised.from_tensor(layer.to_tensor()) == layer
     assert json.loads(bytes(FULL.to_tensor().tolist())) == {
         "format": "int8_tensorwise",
         "full_precision_matrix_mult": True,
     }
+    assert Quantised.from_dict({"format": "int8_tensorwise", "convrot": True}).group == GROUP
+    fields = {"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": 16}
+    assert json.loads(bytes(ROTATED.to_tensor().tolist())) == fields
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {"format": "nvfp4"}, {"format": "int8_tensorwise", "convrot": True}, {"format": ["x"]}], ids=str
+    ("fields", "expected"),
+    [
+        ({}, "known formats are float8_e4m3fn, int8_tensorwise"),
+        ({"format": "nvfp4"}, "known formats are float8_e4m3fn, int8_tensorwise"),
+        ({"format": ["x"]}, "known formats are float8_e4m3fn, int8_tensorwise"),
+        (
+            {"format": "int8_tensorwise", "transposed": True},
+            "known fields are convrot, convrot_groupsize, format",
+        ),
+        ({"format": "float8_e4m3fn", "convrot": True}, "known is int8_tensorwise in powers of 4"),
+        *(
+            ({"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": group}, f"in groups of {group!r}")
+            for group in (0, 1, 2, 8, 12, 128, -4, 16.0, "16", None)
+        ),
+    ],
+    ids=str,
 )
-def test_formats_that_would_make_other_numbers_are_refused(fields: dict) -> None:
-    with pytest.raises(ValueError, match=r"known (formats are float8_e4m3fn, int8_tensorwise|fields are format, full)"):
+def test_formats_that_would_make_other_numbers_are_refused(fields: dict, expected: str) -> None:
+    with pytest.raises(ValueError, match=expected):
         Quantised.from_dict(fields)

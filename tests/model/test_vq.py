@@ -6,6 +6,9 @@ tile alone, would be off by a tenth and more; `test_the_tolerance_tells_a_mistak
 
 from __future__ import annotations
 
+import copy
+from itertools import chain
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,6 +18,7 @@ from dimoo_core.checkpoint.load import load_vq
 from dimoo_core.model import vq_tiles as tiles
 from dimoo_core.model.config import VQConfig
 from dimoo_core.model.vq import VQ
+from dimoo_core.nano.scenes import draw, every_scene
 from dimoo_core.training.live_bytes import LiveBytes
 
 from ..tiny import AUTOENCODER
@@ -82,27 +86,39 @@ def test_the_tolerance_tells_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
     vq = network(AUTOENCODER)
     codes = codes_for(vq, (8, 20))
     whole = vq.decode(codes)
-    honest = tiles.norm_silu
+    honest = tiles._moments
 
-    def of_the_first_strip(norm: nn.GroupNorm, flow: tiles.Flow):
-        return honest(norm, iter([next(flow)]))
+    def of_the_first_tile(groups: int, source: tiles.Map, rows: int):
+        return honest(groups, tiles.Map(min(rows, source.height), source.rows), rows)
 
-    monkeypatch.setattr("dimoo_core.model.vq.norm_silu", of_the_first_strip)
-    assert not close(vq.decode(codes, tile=LITTLE), whole), "norms must know the whole map"
-    monkeypatch.undo()
-    monkeypatch.setattr(
-        "dimoo_core.model.vq.conv3", lambda conv, flow: (conv(tile) for tile in flow)
-    )  # zeros instead of the neighbours' rows
-    assert not close(vq.decode(codes, tile=LITTLE), whole), "tiles must see their neighbours"
+    def alone(conv: nn.Module, source: tiles.Map) -> tiles.Map:
+        return tiles.Map(source.height, lambda start, end: conv(source.rows(start, end)))
+
+    mistakes = {"dimoo_core.model.vq_tiles._moments": of_the_first_tile}  # norms must know the whole map
+    mistakes["dimoo_core.model.vq.conv3"] = alone  # zeros instead of the neighbours' rows
+    mistakes["dimoo_core.model.vq_tiles._REACH"] = 1  # a result where the next tile still needs what was there
+    for name, mistake in mistakes.items():
+        with monkeypatch.context() as patched:
+            patched.setattr(name, mistake)
+            assert not close(vq.decode(codes, tile=LITTLE), whole), name
 
 
 def test_a_map_can_be_cut_in_any_way() -> None:
     whole = torch.rand(2, 3, 23, 5)
-    for sizes in ((23,), (1,) * 23, (4, 8, 11), (16, 1, 6)):
-        for rows in (1, 4, 8, 23, 40):
-            cut = list(tiles.recut(iter(whole.split(sizes, dim=2)), rows))
-            assert torch.equal(torch.cat(cut, dim=2), whole)
-            assert all(part.shape[2] == rows for part in cut[:-1]) and 0 < cut[-1].shape[2] <= rows
+    for rows in (1, 4, 8, 23, 40):
+        cut = list(tiles.spans(23, rows))
+        assert [start for start, _ in cut] == [0, *(end for _, end in cut[:-1])] and cut[-1][1] == 23
+        assert torch.equal(tiles.Map(23, lambda start, end: whole[:, :, start:end]).whole(rows), whole)
+
+
+@pytest.mark.parametrize("rows", [2, 3, 8, 23, 40])
+def test_a_sum_may_take_the_memory_of_what_it_is_computed_from(rows: int) -> None:
+    conv = nn.Conv2d(3, 3, 3, padding=1).requires_grad_(False)
+    x = torch.rand(2, 3, 23, 5)
+    expected = x + conv(conv(x))
+    source = tiles.Map.of(x)
+    result = tiles.total(tiles.conv3(conv, tiles.conv3(conv, source)), source, rows, x)
+    assert result.memory is x and torch.allclose(x, expected, atol=1e-6)
 
 
 def test_pictures_are_made_without_autograd() -> None:
@@ -126,6 +142,35 @@ def test_choosing_codes_in_parts_chooses_the_nearest(monkeypatch: pytest.MonkeyP
         wanted = vq.quantize.distances(latents).argmin(dim=-1)
         monkeypatch.setattr("dimoo_core.model.vq._DISTANCES_CHUNK", 1000)
         assert torch.equal(vq.quantize.nearest(latents), wanted)
+
+
+@torch.no_grad()
+def test_colours_of_previews_are_those_of_endless_fields(vq: VQ) -> None:
+    decoder, count = copy.deepcopy(vq.decoder), vq.codebook_size
+    low = decoder.lowest(vq._latents_of(torch.arange(count)[:, None, None].expand(-1, 3, 3)))
+    x = low[:, :, 2:4, 2:4].mean(dim=(2, 3), keepdim=True)
+    for part in decoder.modules():
+        if isinstance(part, nn.Conv2d) and part.padding != (0, 0):
+            part.padding_mode, part.padding = "replicate", (1, 1)  # the edge goes on for ever
+            part._reversed_padding_repeated_twice = [1] * 4
+    for layer in chain.from_iterable(level.layers() for level in decoder._levels()[1:]):
+        x = layer(x)
+    field = decoder.conv_out(nn.functional.silu(decoder.conv_norm_out(x)))
+    assert field.shape[2] == vq.scale // 2
+    assert close(field, field[:, :, :1, :1].expand_as(field)), "a field has one colour"
+    assert close(vq.mean_colours(), field[:, :, 0, 0].clamp(0, 1))
+
+
+@torch.no_grad()
+def test_a_preview_looks_like_the_picture() -> None:
+    vq = load_vq(find(NANO))
+    colours, errors = vq.mean_colours(), []
+    for scene in list(every_scene())[::150]:
+        codes = vq.encode(draw(scene, 16, 16)[None])
+        seen = nn.functional.avg_pool2d(vq.decode(codes), vq.scale)
+        errors.append((colours[codes].movedim(-1, 1) - seen).abs().amax(dim=1).flatten())
+    error = 255 * torch.cat(errors)
+    assert error.mean() < 9 and error.median() < 6 and (error > 16).float().mean() < 0.05
 
 
 def test_how_a_picture_lies_in_memory_changes_no_code() -> None:
