@@ -180,8 +180,9 @@ def _more() -> list:
             default="exact",
             optional=True,
             tooltip="exact reads the picture again at every step. balanced reads it once per block, fast once in four "
-            "blocks; both write every token at once whose probability is at least 0.9 or 0.8. They are much faster; "
-            "now and then a word differs.",
+            "blocks; both write every token at once whose probability is at least 0.9 or 0.8. They are much faster, "
+            "except where weights stream from RAM: then only writing several tokens at once saves time. Now and then a "
+            "word differs.",
         ),
         *(
             host.io.Image.Input(

@@ -5,6 +5,7 @@ Whatever differs between ComfyUI 0.3.75 and newer ones is told apart here and no
 
 from __future__ import annotations
 
+import copy
 import gc
 import glob
 import html
@@ -14,10 +15,10 @@ import os
 import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import comfy.cli_args
 import comfy.ldm.modules.attention
@@ -36,8 +37,10 @@ try:
 except ImportError as error:
     raise ImportError("The DiMOO nodes need ComfyUI 0.3.75 or newer; please update ComfyUI.") from error
 
+from ..dimoo_core.checkpoint.headers import Entry, weight_errors
 from ..dimoo_core.model import quantised
-from ..dimoo_core.model.quantised import FP8, Format, Quantised, take_quantised
+from ..dimoo_core.model.kernels import Kernel, offer_rotation
+from ..dimoo_core.model.quantised import GROUP, INT8, Format, Quantised, take_quantised
 
 __all__ = ["ComfyExtension", "io", "ui"]
 
@@ -120,10 +123,26 @@ def transformer_dtypes(parameters: int, wanted: torch.dtype | None) -> tuple[tor
     return weight, compute if compute in usable else torch.float32
 
 
+def note_fp32(compute: torch.dtype, wanted: torch.dtype | None, formats: Collection[Format]) -> None:
+    """Says once in the log that a card without bf16 computes in fp32, and the way out: not where fp32 was `wanted`, nor
+    where the weights have the format of that way already."""
+    device, asked = memory.get_torch_device(), comfy.cli_args.args
+    if compute != torch.float32 or device.type != "cuda" or memory.should_use_bf16(device):
+        return
+    if wanted == torch.float32 or asked.force_fp32 or asked.fp32_unet or asked.fp64_unet:
+        return
+    if INT8 not in formats:
+        log_once(
+            "DiMOO: this card has no bf16, so the model computes in fp32, which is slow; convert the checkpoint to "
+            "int8 (see README) and load that file, whose matrix products the card computes in int8."
+        )
+
+
 def vq_dtype() -> torch.dtype:
     """fp32, in which the VQ was trained, or bf16 where ComfyUI was started with that for VAEs.
 
-    Never fp16: the published VQ asks for an upcast (`force_upcast`), and a rounded encoder finds other codes.
+    Never fp16: the published VQ asks for an upcast (`force_upcast`), and a rounded encoder finds other codes. Nor bf16
+    unasked: with the two VQs of `tests/golden` that changes 4 of 84 codes and pixels by up to 31/255 (0.9 on average).
     """
     asked = memory.vae_dtype(memory.vae_device(), allowed_dtypes=[])
     if asked in (torch.float32, torch.bfloat16):
@@ -132,20 +151,64 @@ def vq_dtype() -> torch.dtype:
     return torch.float32
 
 
+class FileReader:
+    """A core's `Reader` that leaves reading to ComfyUI (`load_torch_file`), so that weights reach the card by its own
+    road: newer ones read them from the file straight into pinned memory, 0.3.75 pins the mapped pages; and with
+    --disable-mmap they are in memory from the start. Each file is opened once."""
+
+    def __init__(self) -> None:
+        self._files: dict[Path, dict[str, Tensor]] = {}
+
+    def __call__(self, entry: Entry, rows: slice | None = None) -> Tensor:
+        if entry.file not in self._files:
+            self._files[entry.file] = _read_file(entry.file)
+        with weight_errors(entry.file):
+            tensor = self._files[entry.file][entry.name]
+        return tensor if rows is None else _file_rows(tensor, rows)
+
+
+def _read_file(file: Path) -> dict[str, Tensor]:
+    try:
+        return comfy.utils.load_torch_file(str(file))
+    except RuntimeError:  # for want of memory, say: the file is not to blame
+        raise
+    except BaseException:
+        with weight_errors(file):
+            raise
+
+
+def _file_rows(tensor: Tensor, rows: slice) -> Tensor:
+    """Rows of a tensor [N,...] that ComfyUI read. Newer ones note at a storage which part of a file it is, and go by it
+    only where a tensor is all of its storage: so the rows get a storage of their own, with a note of their own."""
+    part, whole = tensor[rows], tensor.untyped_storage()
+    note = getattr(whole, "_comfy_tensor_file_slice", None)
+    if note is None:
+        return part
+    own = torch.from_numpy(part.view(torch.uint8).flatten().numpy()).view(part.dtype).view(part.shape)
+    begin = note.offset + part.data_ptr() - tensor.data_ptr()
+    storage: Any = own.untyped_storage()
+    storage._comfy_tensor_file_slice = note._replace(offset=begin, size=part.nbytes)
+    storage._comfy_tensor_mmap_refs = getattr(whole, "_comfy_tensor_mmap_refs", None)
+    return own
+
+
 def layers(
     weight: torch.dtype, compute: torch.dtype, device: torch.device, formats: Collection[Format] = ()
 ) -> SimpleNamespace:
     """ComfyUI's layer classes, which stream weights that do not fit; activations have the dtype `compute`.
 
-    Two things are added. Embeddings give `compute`, since all that follows keeps the dtype it gets. And each class
-    has its own `_load_from_state_dict`: a ComfyUI with dynamic memory defers making the weights of its own classes
-    until they are loaded, but a checkpoint is checked against the shapes of a model built on the meta device.
+    Three things are added. Embeddings give `compute`, since all that follows keeps the dtype it gets. Linear can be
+    `held` for several calls. And each class has its own `_load_from_state_dict`: a ComfyUI with dynamic memory defers
+    making the weights of its own classes until they are loaded, but a checkpoint is checked against the shapes of a
+    model built on the meta device.
 
-    Where weights come in quantised `formats`, Linear is ComfyUI's own for them, which has fast kernels where the card
-    has; a ComfyUI that does not know one of the formats gets ours.
+    Where weights come in quantised `formats`, Linear is ComfyUI's own for int8, which has fast kernels, and ours where
+    it has none and for fp8: ComfyUI's keeps the host longer than the card needs for the product, and 0.3.75 does not
+    round activations as it does.
     """
     base = comfy.ops.pick_operations(weight, compute, load_device=device, disable_fast_fp8=True)
     classes = {name: _plain_loading(getattr(base, name)) for name in _LAYERS}
+    classes["Linear"] = type("Linear", (_Holding, classes["Linear"]), {})
     plain_embedding: Any = classes["Embedding"]
 
     class Embedding(plain_embedding):
@@ -153,9 +216,56 @@ def layers(
             return super().forward(ids).to(compute)
 
     if formats:
-        known = all(_knows(one) for one in formats)
-        classes["Linear"] = _mixed_linear(compute, device) if known else _own_linear(classes["Linear"])
+        known = set(formats) == {INT8} and _knows_int8()
+        classes["Linear"] = _mixed_linear(compute) if known else _own_linear(classes["Linear"])
     return SimpleNamespace(**(classes | {"Embedding": Embedding}))
+
+
+class _Holding:
+    """For a Linear of ComfyUI without a bias: several calls with one transfer of its weight, or one cast."""
+
+    weight: Tensor
+    comfy_cast_weights: bool
+    weight_function: Sequence[Callable[[Tensor], Tensor]]
+
+    @contextmanager
+    def held(self, like: Tensor) -> Iterator[Callable[[Tensor], Tensor]]:
+        """The layer, x [...,K] -> [...,N], for inputs with the device and dtype of `like`. Each call computes what the
+        layer itself computes, and a cancel arrives there too."""
+        if not self._brings_weight() or self.weight_function:
+            yield cast(nn.Module, self)
+            return
+        with ExitStack() as stack:
+            weight, stream = stack.enter_context(self._brought(like))
+            if isinstance(stream, tuple) and stream[0] is not None:
+                # newer ones have a buffer per stream, and the next weight but one would overwrite this one
+                weight = weight.clone()
+                stack.close()
+            yield self._with_weight(weight, like)
+
+    @contextmanager
+    def _brought(self, like: Tensor) -> Iterator[tuple[Tensor, Any]]:
+        """The weight where and what a call needs, and the stream that it came through; ComfyUI is told when it is no
+        longer used, also where the call fails: it would stay on the card for good."""
+        weight, _, stream = self._bring_weight(like)
+        try:
+            yield weight, stream
+        finally:
+            comfy.ops.uncast_bias_weight(self, weight, None, stream)
+
+    def _brings_weight(self) -> bool:
+        """Whether every call transfers the weight, or casts it."""
+        return self.comfy_cast_weights
+
+    def _bring_weight(self, like: Tensor) -> tuple[Tensor, Tensor | None, Any]:
+        """As `cast_bias_weight` gives them."""
+        return comfy.ops.cast_bias_weight(self, like, offloadable=True)
+
+    def _with_weight(self, weight: Tensor, like: Tensor) -> Callable[[Tensor], Tensor]:
+        """The same layer with a weight that is where and what a call needs, so that the call moves nothing."""
+        layer: Any = copy.copy(self)
+        layer._parameters = {**layer._parameters, "weight": weight}
+        return layer
 
 
 def _plain_loading(layer: type[nn.Module]) -> type[nn.Module]:
@@ -165,73 +275,111 @@ def _plain_loading(layer: type[nn.Module]) -> type[nn.Module]:
     return type(layer.__name__, (layer,), {"_load_from_state_dict": load})
 
 
-def _knows(format: Format) -> bool:
-    """Whether this ComfyUI has the format, and what computes with it (newer ones: the package comfy-kitchen)."""
-    algorithm = comfy.quant_ops.QUANT_ALGOS.get(format.name)
-    if algorithm is None:
+def _knows_int8() -> bool:
+    """Whether this ComfyUI has the format, what computes with it (the package comfy-kitchen), and heeds that a layer is
+    rotated: those that have one and not the other would make nonsense of it. 0.3.75 has none."""
+    algorithm = comfy.quant_ops.QUANT_ALGOS.get(INT8.name)
+    if algorithm is None or comfy.quant_ops.get_layout_class(algorithm["comfy_tensor_layout"]) is None:
         return False
-    layout = algorithm["comfy_tensor_layout"]
-    if hasattr(comfy.quant_ops, "LAYOUTS"):  # 0.3.75
-        return layout in comfy.quant_ops.LAYOUTS
-    return comfy.quant_ops.get_layout_class(layout) is not None
+    numbers, scale = torch.zeros(1, GROUP, dtype=torch.int8), torch.ones(1, 1)
+    fields = Quantised(INT8, group=GROUP).to_tensor()
+    try:
+        layer = comfy.ops.mixed_precision_ops(compute_dtype=torch.float32).Linear(GROUP, 1, bias=False, device="cpu")
+        layer.load_state_dict({"weight": numbers, "weight_scale": scale, "comfy_quant": fields}, strict=False)
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        _log.debug("ComfyUI's layer for %s is another than this pack knows: %s", INT8.name, error)
+        return False
+    return getattr(getattr(layer.weight, "_params", None), "convrot", False)
 
 
-def _mixed_linear(compute: torch.dtype, device: torch.device) -> type[nn.Module]:
-    """ComfyUI's Linear for weights that are quantised or not, made to load one by one into a model built on meta.
-
-    0.3.75 looks up a layer's format by its name in a table that is given beforehand, newer ones in the layer's state
-    dict, where the core puts it: so here the table gets its one row while the layer is loaded. What is not quantised
-    keeps its dtype and is cast for each call, as ComfyUI does it elsewhere; it would be cast for good.
+def _mixed_linear(compute: torch.dtype) -> type[nn.Module]:
+    """ComfyUI's Linear for weights that are quantised or not, made to load one by one into a model built on meta. What
+    is not quantised keeps its dtype and is cast for each call, as ComfyUI does it elsewhere; it would be cast for good.
     """
-    table: dict[str, dict[str, Any]] = {}
-    slow = not memory.supports_fp8_compute(device)
-    older = "disabled" not in inspect.signature(comfy.ops.mixed_precision_ops).parameters
-    how = {"full_precision_mm": slow} if older else {"disabled": {FP8.name} if slow else set()}
-    base: Any = comfy.ops.mixed_precision_ops(table, compute, **how).Linear
+    base: Any = comfy.ops.mixed_precision_ops(compute_dtype=compute).Linear
 
-    class Linear(base):
+    class Linear(_Holding, base):
         factory_kwargs: dict[str, Any]
+        _full_precision_mm: bool
+
+        def _brings_weight(self) -> bool:
+            return self._full_precision_mm or super()._brings_weight()
+
+        def _bring_weight(self, like: Tensor) -> tuple[Tensor, Tensor | None, Any]:
+            if not isinstance(self.weight, comfy.quant_ops.QuantizedTensor):
+                return super()._bring_weight(like)
+            options = {"dtype": self.weight.dtype, "device": like.device, "bias_dtype": like.dtype, "offloadable": True}
+            weight, bias, stream = comfy.ops.cast_bias_weight(
+                self, **options, compute_dtype=like.dtype, want_requant=True
+            )
+            return weight.dequantize() if self._full_precision_mm else weight, bias, stream
+
+        def forward(self, x: Tensor) -> Tensor:
+            if not (self._full_precision_mm and isinstance(self.weight, comfy.quant_ops.QuantizedTensor)):
+                return super().forward(x)
+            comfy.ops.run_every_op()
+            with self._brought(x) as (weight, _):  # ComfyUI's product would round activations all the same
+                return nn.functional.linear(x, weight)
 
         def _load_from_state_dict(self, state, prefix, *rest):
-            weight, fields = state[f"{prefix}weight"], state.get(f"{prefix}comfy_quant")
-            if fields is None:
+            weight = state[f"{prefix}weight"]
+            if f"{prefix}comfy_quant" not in state:
                 self.weight = nn.Parameter(weight, requires_grad=False)
                 self.comfy_cast_weights = weight.dtype != compute
                 nn.Module._load_from_state_dict(self, state, prefix, *rest)
                 return
             self.factory_kwargs = {**self.factory_kwargs, "device": weight.device}
-            if older:
-                del state[f"{prefix}comfy_quant"]
-                table[prefix.rstrip(".")] = Quantised.from_tensor(fields).to_dict()
             super()._load_from_state_dict(state, prefix, *rest)
-            table.clear()
 
     return Linear
 
 
 def _own_linear(base: type[nn.Module]) -> type[nn.Module]:
     """The core's quantised Linear on top of ComfyUI's: the weight is streamed as ComfyUI streams it, in its own dtype,
-    and the scale, which is small, follows by itself."""
+    and the scales, which are small, follow by themselves."""
     dynamic_base: Any = base
 
     class Linear(dynamic_base):
         quantisation: Quantised | None = None
         weight_scale: nn.Parameter
+        input_scale: nn.Parameter | None
 
         def _load_from_state_dict(self, state, prefix, *rest):
             if not take_quantised(self, state, prefix):
                 super()._load_from_state_dict(state, prefix, *rest)
 
+        def _bring_weight(self, like: Tensor) -> tuple[Tensor, Tensor | None, Any]:
+            if self.quantisation is None:
+                return super()._bring_weight(like)
+            return comfy.ops.cast_bias_weight(
+                self, dtype=self.weight.dtype, device=like.device, bias_dtype=like.dtype, offloadable=True
+            )
+
+        def _brings_weight(self) -> bool:
+            return self.quantisation is not None or super()._brings_weight()
+
+        def _with_weight(self, weight: Tensor, like: Tensor) -> Callable[[Tensor], Tensor]:
+            if self.quantisation is None:
+                return super()._with_weight(weight, like)
+            multiply = self._product(weight, like)
+
+            def call(x: Tensor) -> Tensor:
+                comfy.ops.run_every_op()
+                return multiply(x)
+
+            return call
+
+        def _product(self, weight: Tensor, like: Tensor) -> Callable[[Tensor], Tensor]:
+            stored, scale = cast(Quantised, self.quantisation), self.weight_scale.to(like.device, non_blocking=True)
+            input_scale = None if self.input_scale is None else self.input_scale.to(like.device, non_blocking=True)
+            return quantised.product(weight, scale, stored, input_scale, like=like)
+
         def forward(self, x: Tensor) -> Tensor:
             if self.quantisation is None:
                 return super().forward(x)
             comfy.ops.run_every_op()
-            weight, _, stream = comfy.ops.cast_bias_weight(
-                self, dtype=self.weight.dtype, device=x.device, bias_dtype=x.dtype, offloadable=True
-            )
-            result = quantised.linear(x, weight, self.weight_scale.to(x.device), self.quantisation)
-            comfy.ops.uncast_bias_weight(self, weight, None, stream)
-            return result
+            with self._brought(x) as (weight, _):
+                return self._product(weight, x)(x)
 
     return Linear
 
@@ -241,6 +389,29 @@ def attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     chosen = comfy.ldm.modules.attention.optimized_attention
     heads = queries.shape[1]
     return chosen(queries, keys, values, heads, skip_reshape=True, skip_output_reshape=True)
+
+
+def rotation() -> Kernel:
+    """ComfyUI's kernel for rotary positions (newer ones: the package comfy-kitchen), as `offer_rotation` takes it.
+    Raises where there is none, or only one that is made of torch's operations."""
+    registry, name = comfy.quant_ops.ck.registry, "apply_rope_split_half1_"
+    found: list[Callable[..., object]] = []
+
+    def rotate_(x: Tensor, cos: Tensor, sin: Tensor) -> None:
+        cos, sin = (one[..., : x.shape[-1] // 2] for one in (cos, sin))
+        turns = torch.stack((cos, -sin, sin, cos), dim=-1).unflatten(-1, (2, 2))[None]  # [1,N,1,d/2,2,2]
+        operands = {"x": x[None], "freqs_cis": turns}
+        if not found:
+            backend = registry.get_capable_backend(name, operands)
+            if backend == "eager":
+                raise NotImplementedError("comfy-kitchen has no kernel for this device")
+            found.append(registry.get_implementation(name, backend))
+        found[0](**operands)
+
+    return rotate_
+
+
+offer_rotation(rotation)
 
 
 def transformer_devices() -> tuple[torch.device, torch.device]:
@@ -259,19 +430,69 @@ def managed(module: nn.Module, devices: tuple[torch.device, torch.device]):
     return patcher(module, load_device=devices[0], offload_device=devices[1])
 
 
-def ready(patcher, scratch: int, beside: Sequence = ()) -> torch.device:
-    """Brings a model into memory, beside `scratch` bytes to work in, and tells its device.
+def ready(networks: Sequence, scratch: int, beside: Sequence = ()) -> torch.device:
+    """Brings networks into memory, beside `scratch` bytes to work in, and tells their device.
 
-    To be called at every execution: another node may have sent the model away since. beside: patchers of small modules
-    that work with it. ComfyUI streams its own layers, but would leave a part of these where the layer cannot reach it;
-    so they come whole, and the model makes room.
+    To be called at every execution: another node may have sent them away since. networks: their patchers. beside:
+    patchers of small modules that work with them. ComfyUI streams its own layers, but would leave a part of these where
+    the layer cannot reach it; so they come whole, and the networks make room.
     """
-    memory.load_models_gpu([patcher, *beside], memory_required=scratch)
-    if any(one.loaded_size() < one.model_size() for one in beside):
+    memory.load_models_gpu([*networks, *beside], memory_required=scratch)
+    if not all(map(_whole, beside)):
         for one in beside:
             one.detach()  # ComfyUI takes one that is there in part for complete
         memory.load_models_gpu(beside, memory_required=scratch, force_full_load=True)
-    return patcher.load_device
+    if is_dynamic(networks[0]):
+        _evict(networks, beside, scratch)
+    return networks[0].load_device
+
+
+def is_dynamic(patcher) -> bool:
+    """Whether a newer ComfyUI lets weights come when they are first used, and go when something else needs room."""
+    return hasattr(patcher, "is_dynamic") and patcher.is_dynamic()
+
+
+def _evict(networks: Sequence, beside: Sequence, needed: int) -> None:
+    """Frees `needed` bytes of weights that give way only on demand. Those of `networks` go last, those `beside` them
+    stay. A run that finds no room would have them go and come back at every layer."""
+    device = networks[0].load_device
+    others = [one for one in _dynamic_on(device) if one not in (*networks, *beside)]
+    for one in (*others, *networks):
+        missing = needed - free_bytes(device)
+        if one in networks:  # but for what ComfyUI brings at once, such as norms: that would not come back by itself
+            missing = min(missing, one.loaded_size() - one.model.model_loaded_weight_memory)
+        if missing > 0:
+            one.partially_unload(one.offload_device, missing)
+
+
+def _dynamic_on(device: torch.device) -> list:
+    there = [one for one in memory.loaded_models() if one is not None]  # None: its user is gone, its weights are not
+    return [one for one in there if one.load_device == device and is_dynamic(one)]
+
+
+def _whole(patcher) -> bool:
+    return patcher.loaded_size() >= patcher.model_size()
+
+
+def room(patcher, beside: Sequence = ()) -> int:
+    """Bytes of memory that a run of a model which is ready can have on its device: what is free and, where weights give
+    way on demand, what they take; but for those `beside`, which stay."""
+    dynamic = _dynamic_on(patcher.load_device) if is_dynamic(patcher) else []
+    giving_way = [one for one in dynamic if one not in beside]
+    return free_bytes(patcher.load_device) + sum(one.loaded_size() for one in giving_way)
+
+
+def resident(patchers: Sequence, scratch: int) -> bool:
+    """Whether all weights of models that are ready stay on their device while a run takes `scratch` bytes. Where they
+    come when they are first used: whether there is room for it."""
+    if is_dynamic(patchers[0]):
+        return room(patchers[0]) >= scratch + sum(one.model_size() for one in patchers)
+    return all(map(_whole, patchers))
+
+
+def casts(patcher) -> bool:
+    """Whether a layer of a model casts or moves its weight at every call."""
+    return any(getattr(layer, "comfy_cast_weights", False) for layer in patcher.model.modules())
 
 
 def free_bytes(device: torch.device) -> int:

@@ -9,7 +9,7 @@ import torch
 
 from ..dimoo_core import jobs
 from ..dimoo_core.checkpoint.find import NANO, Found, candidates, find
-from ..dimoo_core.checkpoint.load import load_tokenizer, load_transformer, load_vq
+from ..dimoo_core.checkpoint.load import Reader, load_tokenizer, load_transformer, load_vq
 from ..dimoo_core.checks import shown
 from ..dimoo_core.hub.download import REPO, download
 from . import host, widgets
@@ -63,8 +63,9 @@ def chosen(name: str) -> Found | None:
     return published() if name == DOWNLOAD else resolve(name)
 
 
-def load_model(found: Found, dtype: torch.dtype | None, palette: Palette) -> LoadedModel:
-    """The transformer under ComfyUI's memory management, and what belongs to it; `dtype` None leaves it to ComfyUI."""
+def load_model(found: Found, dtype: torch.dtype | None, palette: Palette, reader: Reader | None = None) -> LoadedModel:
+    """The transformer under ComfyUI's memory management, and what belongs to it; `dtype` None leaves it to ComfyUI.
+    reader: reads the files (None: one of its own)."""
     parameters = sum(prod(entry.shape) for entry in found.weights.values())
     weight, compute = host.transformer_dtypes(parameters, dtype)
     formats = found.formats if dtype is None else frozenset()  # a dtype that the user chose undoes the quantisation
@@ -76,18 +77,22 @@ def load_model(found: Found, dtype: torch.dtype | None, palette: Palette) -> Loa
         device=devices[1],
         dtype=weight,
         dequantised=not formats,
+        reader=reader or host.FileReader(),
         attention=host.attention,
     )
+    transformer.set_text_apart().embedding.to("cpu")  # also where ComfyUI keeps whole models on the card
     kept = ", ".join([*sorted(one.name for one in formats), str(weight)])
     host.log("DiMOO: %s, %.1f M weights in %s, computing in %s", found.path, parameters / 1e6, kept, compute)
+    host.note_fp32(compute, dtype, formats)
     core = jobs.Model(transformer, tokenizer, found.table, found.defaults.sides, formats)
-    return LoadedModel(core, host.managed(transformer, devices), compute, palette, found)
+    return LoadedModel.under_management(core, devices, compute, palette, found)
 
 
-def load_autoencoder(found: Found) -> LoadedVQ:
-    """The VQ under ComfyUI's memory management."""
+def load_autoencoder(found: Found, reader: Reader | None = None) -> LoadedVQ:
+    """The VQ under ComfyUI's memory management; `reader` as for `load_model`."""
     dtype, devices = host.vq_dtype(), host.vq_devices()
-    vq = load_vq(found, ops=host.layers(dtype, dtype, devices[0]), device=devices[1], dtype=dtype)
+    layers, reader = host.layers(dtype, dtype, devices[0]), reader or host.FileReader()
+    vq = load_vq(found, ops=layers, device=devices[1], dtype=dtype, reader=reader)
     return LoadedVQ(vq, host.managed(vq, devices), dtype.itemsize, found)
 
 
@@ -147,5 +152,6 @@ class Loader(host.io.ComfyNode):
     def execute(cls, checkpoint, weight_dtype="auto"):
         dtype = widgets.chosen("weight_dtype", weight_dtype, WEIGHT_DTYPES)
         found = downloaded() if checkpoint == DOWNLOAD else resolve(checkpoint)
-        vq = load_autoencoder(found)
-        return host.io.NodeOutput(load_model(found, dtype, Palette(vq)), vq)
+        reader = host.FileReader()
+        vq = load_autoencoder(found, reader)
+        return host.io.NodeOutput(load_model(found, dtype, Palette(vq), reader), vq)

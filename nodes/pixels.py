@@ -62,7 +62,7 @@ def _tensor(value: Any, name: str, kind: str) -> Tensor:
 
 def _numbers(values: Tensor, name: str) -> Tensor:
     """Any dtype -> fp32 in 0..1, where results lie between nodes: whole numbers are 0..255, or 0..65535 in uint16."""
-    dtype, values = values.dtype, values.detach().to(host.output_device()).float()
+    dtype, values = values.dtype, values.detach().float().to(host.output_device())  # no fp64 on devices
     if not (dtype.is_floating_point or dtype == torch.bool):
         values = values / (65535 if dtype == torch.uint16 else 255)
     if not bool(torch.isfinite(values).all()):

@@ -3,7 +3,7 @@
 ComfyUI writes prompt and workflow into its pictures, which hold every setting, but neither the version of a pack nor
 which weights the name of a checkpoint or a LoRA stood for. Both are added under a key of their own. That happens when a
 prompt is queued and not when a node runs: a cached result of an earlier prompt does not run again, but is saved all the
-same.
+same. Only a run can tell how the branches of guidance went through a model; it is kept for the prompts that follow.
 """
 
 from __future__ import annotations
@@ -13,9 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from ..dimoo_core.checkpoint.adapter_file import adapter_files
-from ..dimoo_core.provenance import KEY, identified, versions
+from ..dimoo_core.jobs import Placement
+from ..dimoo_core.provenance import KEY, fingerprint, identified, versions
 from .loader import chosen
 from .lora import Lora, resolve
+from .sockets import LoadedModel
+
+_branches: dict[str, str] = {}  # how they went through a checkpoint's layers, by its fingerprint
 
 
 def metadata(prompt: Any) -> dict[str, Any] | None:
@@ -28,8 +32,25 @@ def metadata(prompt: Any) -> dict[str, Any] | None:
     inputs = {key: one["inputs"] for key, one in ours.items() if isinstance(one.get("inputs"), dict)}
     checkpoints = {key: _identified(one.get("checkpoint"), _checkpoint) for key, one in inputs.items()}
     loras = {key: _lora(one) for key, one in inputs.items() if ours[key]["class_type"] == Lora.GET_SCHEMA().node_id}
-    told = {**versions(), "checkpoints": _known(checkpoints)}
+    told = {**versions(), "checkpoints": _with_branches(_known(checkpoints))}
     return told | {"loras": _known(loras)} if _known(loras) else told
+
+
+def note_branches(info: Any, model: LoadedModel, placement: Placement) -> None:
+    """Adds how the branches of guidance go through a model that was placed to what ComfyUI writes into the pictures of
+    the prompt that runs: it decides how bf16 rounds. `info` is what a node gets as `extra_pnginfo`."""
+    try:
+        _branches[fingerprint(model.found.files)] = "together" if placement.packed else "one by one"
+    except OSError:  # the files are gone; the weights are loaded
+        return
+    told = info.get(KEY) if isinstance(info, dict) else None
+    if isinstance(told, dict) and told.keys() >= {*versions(), "checkpoints"}:  # a client may send the key itself
+        told["checkpoints"] = _with_branches(told["checkpoints"])
+
+
+def _with_branches(checkpoints: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    ways = {key: _branches.get(one["fingerprint"]) for key, one in checkpoints.items()}
+    return {key: one if ways[key] is None else one | {"branches": ways[key]} for key, one in checkpoints.items()}
 
 
 def _known(found: Mapping[str, dict[str, Any] | None]) -> dict[str, dict[str, Any]]:

@@ -9,6 +9,7 @@ from ..dimoo_core.sampling.ml_cache import CANDIDATES, PRESETS, PUBLISHED, Cache
 from ..dimoo_core.sampling.selection import MAX_TEMPERATURE
 from ..dimoo_core.sequence.canvas import Canvas
 from . import host, pixels, widgets
+from .provenance import note_branches
 from .sockets import CacheSocket, CanvasSocket, LoadedModel, ModelSocket, PromptSocket, check_sockets
 
 
@@ -21,7 +22,8 @@ class CacheSettings(host.io.ComfyNode):
             category="DiMOO",
             description=(
                 "Custom settings for ML-Cache, which in most steps computes only the least certain positions and "
-                "reuses the rest: faster, approximate, and it needs memory for keys and values. Overrides the "
+                "reuses the rest: faster, approximate, and it needs memory for keys and values. It saves little "
+                "time where weights stream from RAM: a cached step streams as much as a full one. Overrides the "
                 "sampler's ml_cache. The defaults are the published settings."
             ),
             search_aliases=["ml-cache", "dimoo speed"],
@@ -106,6 +108,7 @@ class Sampler(host.io.ComfyNode):
                 "inpainting and outpainting. Shows the picture while it forms."
             ),
             search_aliases=["dimoo ksampler", "dimoo generate", "maskgit"],
+            hidden=[host.io.Hidden.extra_pnginfo],
             inputs=[*_what(), *_how(), *_optional()],
             outputs=[CanvasSocket.Output(display_name="canvas", tooltip="The filled canvas, for DiMOO VQ Decode.")],
         )
@@ -130,7 +133,9 @@ class Sampler(host.io.ComfyNode):
         settings = ImageSettings(steps, temperature, seed, policy, Guidance(cfg, image_cfg, guidance_start))
         plan = jobs.plan_image(model.core, prompt, canvas, settings)
         on_step = follow(model)  # first, since it may bring the VQ into memory, for the colours of previews
-        return host.io.NodeOutput(plan.run(model.place(plan), on_step))
+        placement = model.place(plan)
+        note_branches(getattr(cls.hidden, "extra_pnginfo", None), model, placement)
+        return host.io.NodeOutput(plan.run(placement, on_step))
 
 
 def _what() -> list:
@@ -188,7 +193,8 @@ def _how() -> list:
             PRESETS,
             "Reuses results of earlier steps to save time. off: exact. quality: some work saved, few flaws. balanced: "
             "in between. fast: least work, most flaws. Good for drafts; choose off for the final picture. Needs extra "
-            "memory, more for larger pictures.",
+            "memory, more for larger pictures. Saves little time where weights stream from RAM (see the log): a cached "
+            "step streams as much as a full one.",
         ),
     ]
 

