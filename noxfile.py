@@ -156,9 +156,11 @@ def lora(session: nox.Session) -> None:
 
 @nox.session
 def counts(session: nox.Session) -> None:
-    """The memory of a training step at the 8B's size, counted on tensors without data."""
+    """What a card is made to do, and the memory of a training step, at the 8B's size: counted without a card."""
     environment(session)
-    python(session, "-m", "bench.training", *session.posargs)
+    install(session, CHECKS)  # the tests' packages, a ComfyUI among them
+    python(session, "-m", "bench.training")
+    python(session, "-m", "bench.card")
 
 
 @nox.session
@@ -168,7 +170,8 @@ def docs(session: nox.Session) -> None:
     if not session.posargs:
         python(session, "-m", "bench.counts", "--json", "docs/performance.json")
         python(session, "-m", "bench.cards", "--json", "docs/performance.json")
-        python(session, "-m", "bench.training", "--json", "docs/performance.json")
+        for part in ("bench.training", "bench.card", "bench.quantised_counts"):
+            python(session, "-m", part, "--json", "docs/performance.json")
     python(session, "-m", "bench.docs", *session.posargs)
 
 

@@ -169,8 +169,9 @@ def passes(policy: TextPolicy, sure: int) -> list[Pass]:
 
     def call(ids: Tensor, *, rows: Tensor, **_: object) -> Tensor:
         seen.append(Pass(ids.shape[1], rows.shape[1]))
-        certain = torch.arange(rows.shape[1]) < sure
-        return torch.where(certain, 50.0, 0.0)[:, None] * torch.eye(_SMALL.vocabulary)[0] + torch.zeros(1, 1, 1)
+        undecided = ids.gather(1, rows) == table.mask
+        certain = undecided & (undecided.cumsum(dim=1) <= sure)
+        return certain[..., None] * 50 * torch.eye(_SMALL.vocabulary)[0]
 
     sample_text(call, table, ANSWER.prefix(table), settings=TextSettings(TOKENS, TOKENS, BLOCK, policy=policy))
     return seen
