@@ -2,8 +2,9 @@
 
 A part stands between `<!-- generated: NAME -->` and `<!-- end -->`; the function of BLOCKS with that name makes it.
 All figures come from docs/quality.json (written by `nox -s judge` and `--replay`) and docs/performance.json (written by
-`python -m bench`, `bench.counts`, `bench.cards` and `bench.training`; measurements on a GPU are entered by hand, with
-card, versions and commit). `--check` writes nothing and fails if a file is not up to date.
+`python -m bench`, `bench.counts`, `bench.cards` and `bench.training`, and by `--gpu` from rows of `bench.gpu`; what was
+measured in ComfyUI is entered by hand, with card, versions and commit). `--check` writes nothing and fails if a file is
+not up to date.
 """
 
 from __future__ import annotations
@@ -18,14 +19,21 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
+from dimoo_core.checkpoint.convert import KINDS
 from dimoo_core.evaluation.replay import replay
 from dimoo_core.evaluation.table import Result
 
+from .cards import PACES
+from .gpu.table import read_rows
+from .gpu.table import section as gpu_section
 from .record import ROOT, made_with, write_section
 
 DOCS = ROOT / "docs"
 QUALITY, PERFORMANCE = DOCS / "quality.json", DOCS / "performance.json"
 PAGES = (ROOT / "README.md", *(DOCS / f"{name}.md" for name in ("quality", "performance", "training")))
+OURS = ("exact", "quality", "balanced", "fast")
+WAYS = ("released", "exact", "released cache", "quality", "balanced", "fast")
+QUOTED = ("picture 1024", "edit 512", "answer 1024")  # what README says of times
 BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
@@ -48,8 +56,13 @@ class Figures:
 
     @property
     def gpu(self) -> dict[str, Any]:
-        """What was measured on a GPU."""
+        """What `python -m bench.gpu` measured on a GPU."""
         return self.performance["gpu"]
+
+    @property
+    def comfyui(self) -> dict[str, Any]:
+        """What was measured in ComfyUI on a GPU."""
+        return self.performance["gpu_comfyui"]
 
 
 # -------------------------------------------------------------------------------------------------------- formatting
@@ -124,11 +137,13 @@ def sizes(figures: Figures) -> Iterator[str]:
     """The files and their sizes."""
     cards = figures.performance["cards"]
     weights, vq = cards["weights"], cards["vq"]
-    cache = cards["sampling"]["balanced"] - cards["sampling"]["off"]
+    cache, decode = cards["sampling"]["balanced"] - cards["sampling"]["off"], cards["decode"]
     yield from paragraph(
         f"The download is {gigabytes(weights['bf16'] + vq)}. As one file the transformer takes",
         f"{gigabytes(weights['bf16'])} in bf16, {gigabytes(weights['fp8'])} in fp8 and {gigabytes(weights['int8'])} in",
-        f"int8; the VQ adds {gigabytes(vq)}. ML-Cache needs {gigabytes(cache)} more on the card.",
+        f"int8; the VQ adds {gigabytes(vq)}. ML-Cache needs {gigabytes(cache)} more on the card. Before and after",
+        f"sampling the VQ needs {gigabytes(decode['whole'])} there for a picture of 1024x1024 px, or, where there is",
+        f"not so much, {gigabytes(decode['tiles'])} in tiles.",
     )
 
 
@@ -138,7 +153,7 @@ def cards(figures: Figures) -> Iterator[str]:
     rows = []
     for card in section["rows"]:
         fits = [fit(card["fits"][kind], bold=kind == card["kind"]) for kind in section["weights"]]
-        close = [one for one in figures.gpu["streaming"] if one["free_gib"] == card["gib"]]
+        close = [one for one in figures.comfyui["streaming"] if one["free_gib"] == card["gib"]]
         measured = ", ".join(f"{one['file']} {span(one['exact'])} ms" for one in close)
         rows.append((f"{card['gib']} GB", *fits, f"{card['ram_gb']} GB", f"{card['disk_gb']} GB", measured or "-"))
     yield from table(("card", *section["weights"], "RAM", "disk", "a step at 512x512 px, measured"), rows)
@@ -153,15 +168,44 @@ def fit(one: dict[str, int], *, bold: bool) -> str:
     return f"**{words}**" if bold else words
 
 
-def times(figures: Figures) -> Iterator[str]:
-    """What to expect of the time."""
-    picture, _, edit, answer = (job["ways"] for job in figures.gpu["core"])
-    yield from paragraph(
-        f"Measured on the {figures.gpu['card']} with all weights on the card, bf16: a 1024x1024 px picture takes",
-        f"{picture['exact']['s']} s, or {picture['balanced']['s']} s with `ml_cache` balanced (the released code:",
-        f"{picture['released']['s']} s); an edit at 512x512 px {edit['exact']['s']} s; an answer of 128 tokens",
-        f"{answer['exact']['s']} s, or {answer['balanced']['s']} s with `speed` balanced.",
+def paces(figures: Figures) -> Iterator[str]:
+    """Which file is fast and which is small on which generation of cards."""
+    yield from table(
+        ("card", *KINDS),
+        ((name, *(f"{kinds[kind].words} ({kinds[kind].known})" for kind in KINDS)) for name, kinds in PACES.items()),
     )
+    yield ""
+    made = figures.comfyui
+    steps = ", ".join(f"{one['file']} {span(one['step_ms'])} ms" for one in made["kinds"])
+    yield from paragraph(
+        f"Measured at commit {made['commit']}, in ComfyUI with its own layers for fp8 and int8, a step at 512x512 px:",
+        f"{steps}. Counted and guessed from what the layers launch and what the cards' products can do. ComfyUI's fast",
+        "kernels for int8 need a torch for CUDA 13 or newer (`cu130`).",
+    )
+
+
+def times(figures: Figures) -> Iterator[str]:
+    """What to expect of the time, and how it compares."""
+    gpu = figures.gpu
+    jobs = {job["name"]: job["ways"] for job in gpu["core"]}
+    picture, edit, answer = (jobs[name] for name in QUOTED)
+    yield from paragraph(
+        f"Measured on the {gpu['card']} with all weights on the card, bf16, commit {gpu['commit']}: a 1024x1024 px",
+        f"picture takes {picture['exact']['s']} s, or {picture['balanced']['s']} s with `ml_cache` balanced; an edit",
+        f"at 512x512 px {edit['exact']['s']} s; an answer of 128 tokens {answer['exact']['s']} s, or",
+        f"{answer['balanced']['s']} s with `speed` balanced.",
+        *_compared(gpu),
+    )
+
+
+def _compared(gpu: Mapping[str, Any]) -> Iterator[str]:
+    """Ratios to what was measured beside, as far as there are any."""
+    large, small = (gpu["ratios"].get(f"picture {side}", {}) for side in (1024, 512))
+    if not {"exact", "balanced", "fast"} <= large.keys() or not {"exact", "balanced"} <= small.keys():
+        return
+    yield f"Exact pictures are {large['exact']:.2f} times as fast there as with {gpu['beside']}, at 512x512 px"
+    yield f"{small['exact']:.2f} times; those with ML-Cache {large['balanced']:.2f} (`balanced`) to {large['fast']:.2f}"
+    yield f"(`fast`) times as fast as with its ML-Cache, at 512x512 px {small['balanced']:.2f} times (`balanced`)."
 
 
 # ------------------------------------------------------------------------------------------------------------ quality
@@ -254,57 +298,111 @@ def caches(figures: Figures) -> Iterator[str]:
 def gpu_made(figures: Figures) -> Iterator[str]:
     """What was measured on a GPU, and with what."""
     gpu = figures.gpu
+    host = f"; host: {gpu['host']}" if "host" in gpu else ""
     yield from paragraph(
-        f"Card: {gpu['card']}; host: {gpu['host']}. Weights: {gpu['weights']}. Pack commit {gpu['commit']}, torch",
-        f"{gpu['torch']}, released code with transformers {gpu['transformers']}, ComfyUI {gpu['comfyui']};",
-        f"{gpu['date']}.",
+        f"Card: {gpu['card']}{host}. Weights: {gpu['weights']}. Beside it: {gpu['beside']}.",
+        f"Measured with {source(gpu)}.",
     )
 
 
 def gpu_times(figures: Figures) -> Iterator[str]:
-    """Seconds of jobs on a GPU."""
-    ways = ("released", "exact", "released cache", "quality", "balanced", "fast")
-    rows = []
-    for job in figures.gpu["core"]:
-        cells = (job["ways"].get(way) for way in ways)
-        rows.append((job["job"], *(f"{one['s']} s ({one['ms']} ms)" if one else "-" for one in cells)))
-    yield from table(("job", *ways), rows)
+    """Seconds of jobs on a GPU, and how much faster they are."""
+    gpu = figures.gpu
+    core = ((job["job"], *(_time(job["ways"].get(way)) for way in WAYS)) for job in gpu["core"])
+    yield from table(("job", *WAYS), core)
+    yield ""
+    words = {job["name"]: job["job"] for job in gpu["core"]}
+    faster = {words[name]: ratios for name, ratios in gpu["ratios"].items() if ratios}
+    rows = ((job, *(f"{ratios[way]:.2f}x" if way in ratios else "-" for way in OURS)) for job, ratios in faster.items())
+    yield from table((f"faster than {gpu['beside']}", *OURS), rows)
+
+
+def _time(one: Mapping[str, Any] | None) -> str:
+    if one is None:
+        return "-"
+    aims = [f"; aim {one[name]} {unit}" for name, unit in (("aim_s", "s"), ("aim_ms", "ms")) if name in one]
+    return f"{one['s']} s ({one['ms']} ms{''.join(aims)})"
 
 
 def gpu_memory(figures: Figures) -> Iterator[str]:
     """Peak memory of jobs on a GPU."""
     gpu = figures.gpu
-    rows = [(one["job"], *(f"{one[way]} GB" for way in ("released", "exact", "cached"))) for one in gpu["peak_gb"]]
+    rows = ((one["job"], *(_with(one[way], "GB") for way in ("released", "exact", "cached"))) for one in gpu["peak_gb"])
     yield from table(("beside the weights", "released", "exact", "with a cache"), rows)
     yield ""
-    vq = ((one["way"], f"{one['ms']} ms", f"{one['peak_gb']} GB") for one in gpu["vq"])
+    vq = ((one["way"], f"{one['ms']} ms", _with(one["peak_gb"], "GB")) for one in gpu["vq"])
     yield from table(("VQ, 1024x1024 px", "time", "peak"), vq)
+
+
+def gpu_passes(figures: Figures) -> Iterator[str]:
+    """Passes on a GPU: what of them is the host's."""
+    heads = {"ms": "eager", "host_ms": "host alone", "kernel_ms": "kernels", "captured_ms": "replayed as a CUDA graph"}
+    rows = []
+    for one in figures.gpu["passes"]:
+        branches = one.get("branches", 1)
+        each = f" of each of {branches} branches" if branches > 1 else ""
+        where = f"{one['positions']} of {one['of']} positions{each}"
+        times = (_with(one.get(name), "ms") for name in heads)
+        rows.append((one["kind"], where, *times, str(one.get("kernels", "-"))))
+    yield from table(("weights", "a pass over", *heads.values(), "launches"), rows)
+
+
+def gpu_kinds(figures: Figures) -> Iterator[str]:
+    """Weights of one byte on a GPU, the core alone."""
+    rows = []
+    for one in figures.gpu["kinds"]:
+        aim = f" (aim {one['aim_of_bf16']})" if "aim_of_bf16" in one else ""
+        share = "-" if one["of_bf16"] is None else f"{one['of_bf16']:.2f}{aim}"
+        rows.append((one["kind"], one["job"], one["way"], f"{one['ms']} ms", share))
+    yield from table(("weights", "job", "way", "a step or a token", "of bf16"), rows)
+
+
+def _with(value: float | None, unit: str) -> str:
+    return "-" if value is None else f"{value} {unit}"
+
+
+def gpu_tables(section: Mapping[str, Any]) -> Iterator[str]:
+    """All that is measured on a GPU by `python -m bench.gpu`, as text."""
+    figures = Figures({}, {"gpu": section})
+    for block in (gpu_made, gpu_times, gpu_memory, gpu_passes, gpu_kinds):
+        yield from (*block(figures), "")
+    right = section["right"]
+    yield f"Equal to the CPU: {right['equal']} of {right['compared']}{_listed('; not', right['wrong'])}."
+    for part in ("ceilings", "waits", "attention", "between", "products"):
+        rows = (", ".join(f"{name} {value}" for name, value in row.items()) for row in section[part])
+        yield from (f"{part}: {row}" for row in rows)
+    yield f"Left out: {', '.join(section['left_out']) or 'nothing'}."
+
+
+def _listed(words: str, names: Sequence[str]) -> str:
+    return f"{words} {', '.join(names)}" if names else ""
+
+
+def comfyui_made(figures: Figures) -> Iterator[str]:
+    """What was measured in ComfyUI, and whether results were right."""
+    made, run = figures.comfyui, figures.comfyui["templates"]
+    yield from paragraph(
+        f"ComfyUI {made['comfyui']} on the {made['card']}, pack commit {made['commit']}, torch {made['torch']};",
+        f"{made['date']}. There {run['right']} of {run['run']} template runs were right, DiMOO-nano as int8 and fp8",
+        f"among them. Nano's tokens on the GPU equal those on the CPU: {made['nano_equal']}.",
+    )
 
 
 def gpu_streaming(figures: Figures) -> Iterator[str]:
     """A step with less free memory, and by kind of file."""
-    gpu = figures.gpu
+    made = figures.comfyui
     free = {None: "all"} | {gib: f"{gib} GiB" for gib in (6, 8, 12)}
-    rows = ((free[o["free_gib"]], o["file"], span(o["exact"]), span(o["balanced"])) for o in gpu["streaming"])
+    rows = ((free[o["free_gib"]], o["file"], span(o["exact"]), span(o["balanced"])) for o in made["streaming"])
     yield from table(("free", "file", "exact, ms a step", "`balanced`, ms a step"), rows)
     yield ""
     yield from paragraph(
-        f"Weights that do not fit stream over the bus, here at {gpu['pinned_gb_per_s']} GB/s, and that sets the time:",
+        f"Weights that do not fit stream over the bus, here at {made['pinned_gb_per_s']} GB/s, and that sets the time:",
         "a cached step streams as much as a full one, so ML-Cache gains nothing there. A slower bus takes",
         "proportionally longer.",
     )
     yield ""
-    kinds = ((one["file"], f"{one['pass_ms']} ms", f"{span(one['step_ms'])} ms") for one in gpu["kinds"])
+    kinds = ((one["file"], f"{one['pass_ms']} ms", f"{span(one['step_ms'])} ms") for one in made["kinds"])
     yield from table(("file", "GPU time of a pass", "wall time of a step"), kinds)
-
-
-def gpu_right(figures: Figures) -> Iterator[str]:
-    """Whether results on the GPU were right."""
-    one = figures.gpu["templates"]
-    yield from paragraph(
-        f"In ComfyUI {one['right']} of {one['run']} template runs were right, DiMOO-nano as int8 and fp8 among them.",
-        f"Nano's tokens on the GPU equal those on the CPU: {figures.gpu['nano_equal']}.",
-    )
 
 
 def cards_made(figures: Figures) -> Iterator[str]:
@@ -316,6 +414,36 @@ def cards_made(figures: Figures) -> Iterator[str]:
         f"{gigabytes(sampling['balanced'])} with ML-Cache (`balanced`); decoding with the VQ takes",
         f"{gigabytes(decode['whole'])}, in tiles {gigabytes(decode['tiles'])}.",
     )
+
+
+def quantised(figures: Figures) -> Iterator[str]:
+    """What weights of one byte launch and lose."""
+    made = figures.performance["quantised"]
+    yield from paragraph(f"Counted: {source(made)}. Launches of a pass of one branch, in the pack's own layers:")
+    yield ""
+    bf16 = made["launches"]["bf16"]
+    rows = []
+    for kind, one in made["launches"].items():
+        rows.append((kind, *(f"{one[way]} ({one[way] / bf16[way]:.2f} of bf16)" for way in ("picture", "short"))))
+    yield from table(("weights", "a picture of 1024x1024 px", "32 positions"), rows)
+    yield ""
+    yield from paragraph(
+        "What a product as wide as the feed-forward's last one loses, root mean square beside the exact one, where",
+        "some channels of its input are larger than the rest:",
+    )
+    yield ""
+    heads = next(iter(made["errors"].values()))
+    lines = ((way, *(percent(error, 2) for error in row.values())) for way, row in made["errors"].items())
+    yield from table(("", *heads), lines)
+    judged = figures.performance.get("quantised_nano")  # takes long, and is made now and then
+    if judged is None:
+        return
+    yield ""
+    yield from paragraph(f"What DiMOO-nano gets right and clean ({judged['cases']} cases; {source(judged)}):")
+    yield ""
+    tasks = next(iter(judged["rates"].values()))
+    rates = ((name, *(percent(rate) for rate in row.values())) for name, row in judged["rates"].items())
+    yield from table(("", *tasks), rates)
 
 
 def passes(figures: Figures) -> Iterator[str]:
@@ -334,6 +462,32 @@ def passes(figures: Figures) -> Iterator[str]:
     )
 
 
+CARD = {
+    "waits_image_step": "host waits for the card, a step of a picture, previews aside",
+    "waits_cached_step": "the same, a cached step",
+    "waits_text_step": "the same, a step of an answer",
+    "copies_to_device_image_step": "copies to the card that block the host, a step of a picture",
+    "launches_edit_cached_step": "kernels of a cached step of an edit, three branches",
+    "python_calls_32_positions_over_617129e": "calls of Python in a pass over 32 positions, of those at 617129e",
+    "gb_between_products_1024": "GB between the products of a pass at 1024x1024 px, plain torch",
+    "gb_between_products_1024_with_kernels": "the same, with kernels for rotation and SwiGLU",
+    "gb_noise_1024": "GB of a step's noise and decisions at 1024x1024 px",
+    "streamed_gib_int8_6": "GiB streamed in a pass, int8, 6 GiB for weights",
+    "streamed_gib_bf16_10": "the same, bf16, 10 GiB for weights",
+    "streamed_passes_edit_step": "times that a step of an edit brings in a weight that streams",
+    "vq_tiles_flops_over_whole": "work of the VQ in tiles, of that at once",
+    "palette_flops_over_before": "work of the colours of previews, of that at 617129e",
+}
+
+
+def card(figures: Figures) -> Iterator[str]:
+    """What a card is made to do, counted without one."""
+    made = figures.performance["card"]
+    yield from paragraph(f"Counted: {source(made)}.")
+    yield ""
+    yield from table(("", "counted"), ((label, f"{made['figures'][name]:.3g}") for name, label in CARD.items()))
+
+
 def answers(figures: Figures) -> Iterator[str]:
     """Counted answers."""
     costs = figures.performance["counted"]["answers"]
@@ -348,6 +502,9 @@ def answers(figures: Figures) -> Iterator[str]:
 BASELINE = {
     "image_exact": "picture, exact",
     "image_ml_cache": "picture, `balanced`, against an exact baseline",
+    "image_published_over_cache": "picture, published cache on both sides",
+    "image_balanced_over_cache": "picture, `balanced`, against the baseline with the published cache",
+    "image_fast_over_cache": "picture, `fast`, against the baseline with the published cache",
     "edit_exact": "edit, exact",
     "edit_ml_cache": "edit, `balanced`, against an exact baseline",
     "understanding_exact": "answer, exact",
@@ -420,9 +577,10 @@ def training(figures: Figures) -> Iterator[str]:
 BLOCKS: dict[str, Callable[[Figures], Iterator[str]]] = {
     one.__name__: one
     for one in (
-        *(status, sizes, cards, times),
+        *(status, sizes, cards, paces, times),
         *(replayed, same_tokens, judged, parts, remarks, caches),
-        *(gpu_made, gpu_times, gpu_memory, gpu_streaming, gpu_right, cards_made, passes, answers, cpu),
+        *(gpu_made, gpu_times, gpu_memory, gpu_passes, gpu_kinds, comfyui_made, gpu_streaming),
+        *(cards_made, passes, card, quantised, answers, cpu),
         training,
     )
 }
@@ -447,14 +605,33 @@ def record_replay(folder: Path) -> None:
     write_section(QUALITY, "replay", {**made, "equal": outcome.count(""), "cases": len(outcome)})
 
 
+def record_gpu(rows: Path) -> None:
+    """Note rows of `bench.gpu` in docs/performance.json. Raises ValueError where what README quotes is missing."""
+    made = gpu_section(read_rows(rows))
+    ways = {job["name"]: job["ways"].keys() for job in made["core"]}
+    missing = [name for name in QUOTED if not {"exact", "balanced"} <= ways.get(name, set())]
+    if missing:
+        raise ValueError(
+            f"{rows} has no rows of {missing[0]}, exact and balanced; README quotes them: measure once more with "
+            f"--out {rows.name} --only '{missing[0]}'."
+        )
+    write_section(PERFORMANCE, "gpu", made)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns 1 if `--check` finds a page that is not up to date."""
     parser = argparse.ArgumentParser(prog="python -m bench.docs", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--replay", type=Path, metavar="FOLDER", help="first replay this folder and note the outcome")
+    parser.add_argument("--gpu", type=Path, metavar="FILE", help="first note the rows that `bench.gpu --out` wrote")
     parser.add_argument("--check", action="store_true", help="write nothing; fail if a page is not up to date")
     options = parser.parse_args(arguments)
     if options.replay:
         record_replay(options.replay)
+    if options.gpu:
+        try:
+            record_gpu(options.gpu)
+        except ValueError as error:
+            parser.error(str(error))
     figures, stale = Figures.load(), 0
     for path in PAGES:
         text = path.read_text(encoding="utf-8")
