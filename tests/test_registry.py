@@ -58,7 +58,7 @@ def test_no_pattern_of_a_scanner_is_in_a_shipped_file(path: Path) -> None:
 def test_imports_are_of_what_comes_with_comfyui(path: Path) -> None:
     standard = sys.stdlib_module_names
     known = {"torch", "tokenizers", "safetensors", "PIL", "numpy", "einops", "tqdm", "huggingface_hub"}
-    known |= {"filelock", "typing_extensions"}  # torch brings them
+    known |= {"filelock", "triton", "typing_extensions"}  # torch brings them, where there are any
     known |= {"comfy", "comfy_api", "folder_paths"}
     for node in ast.walk(ast.parse(path.read_text(encoding="ascii"))):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
