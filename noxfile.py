@@ -158,9 +158,8 @@ def lora(session: nox.Session) -> None:
 def counts(session: nox.Session) -> None:
     """What a card is made to do, and the memory of a training step, at the 8B's size: counted without a card."""
     environment(session)
-    install(session, CHECKS)  # the tests' packages, a ComfyUI among them
-    python(session, "-m", "bench.training")
-    python(session, "-m", "bench.card")
+    python(session, "-m", "bench.training", *session.posargs)
+    python(session, "-m", "bench.card", *session.posargs)
 
 
 @nox.session
