@@ -141,7 +141,7 @@ def image_bytes(
         kept = keys + logits
         ranked = tokens if cache.candidates == "all" else rows
         full = forward_bytes(config, at_once * tokens, itemsize, rows=at_once * ranked, keeps=True, **how)
-        storing = at_once * (keys + itemsize * ranked * codes) + max((2 * at_once - 1) * logits, logits)
+        storing = at_once * (keys + itemsize * ranked * codes) + (2 * at_once - 1) * logits
         fresh = branches * batch * cache.budget(length, cells, schedule)
         cached = forward_bytes(config, fresh, itemsize, **how)
         recorded = graphs and is_short(fresh)

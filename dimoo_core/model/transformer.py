@@ -88,31 +88,37 @@ def rope_table(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, 
 Angles = tuple[Tensor, Tensor]  # cosines and sines [N,1,d]
 
 
+def _angles(positions: Tensor, config: TransformerConfig) -> Angles:
+    """The angles of rows at positions [N]."""
+    cos, sin = (table[0].transpose(0, 1) for table in rope_table(positions[None], config.head_dim, config.rope_theta))
+    return cos, sin
+
+
 class RotaryTable:
     """The angles of all positions of the sequences of a run, made once for all its passes."""
 
     def __init__(self, length: int, config: TransformerConfig, device: torch.device | str):
         """For positions 0..length-1."""
-        tables = rope_table(torch.arange(length, device=device)[None], config.head_dim, config.rope_theta)
-        self.cos, self.sin = (table[0].transpose(0, 1) for table in tables)  # [L,1,d]
-
-    def __len__(self) -> int:
-        return len(self.cos)
+        self.cos, self.sin = _angles(torch.arange(length, device=device), config)  # [L,1,d]
 
     def of(self, parts: Sequence[Part]) -> Angles:
         """The angles [N,1,d] of the rows of a pass over `parts`."""
         if len(parts) == 1 and parts[0].positions is None and len(parts[0].ids) == 1:
             length = parts[0].ids.shape[1]
             return self.cos[:length], self.sin[:length]
-        where = torch.cat([_positions(part).reshape(-1) for part in parts])
+        where = _positions(parts)
         return self.cos.index_select(0, where), self.sin.index_select(0, where)
 
 
-def _positions(part: Part) -> Tensor:
-    """Where the ids of a part stand, [B,n]."""
-    if part.positions is not None:
-        return part.positions
-    return torch.arange(part.ids.shape[1], device=part.ids.device).expand(part.ids.shape)
+def _positions(parts: Sequence[Part]) -> Tensor:
+    """Where the ids of all parts stand, [N]."""
+    where = [
+        torch.arange(part.ids.shape[1], device=part.ids.device).expand(part.ids.shape)
+        if part.positions is None
+        else part.positions
+        for part in parts
+    ]
+    return torch.cat([one.reshape(-1) for one in where])
 
 
 def rotate_in_chunks_(x: Tensor, angles: Angles, chunk_rows: int | None) -> Tensor:
@@ -486,7 +492,7 @@ class Transformer(nn.Module):
     ) -> list[Tensor]:
         """The logits [B,r,V] of each part, from one pass of all of them through the layers; otherwise as `forward`.
         A part's numbers are those that it has alone, but for the rounding of larger products."""
-        angles = self._angles(parts) if rotary is None else rotary.of(parts)
+        angles = _angles(_positions(parts), self.config) if rotary is None else rotary.of(parts)
         through = Pass(parts, angles, chunk_rows)
         layers = self.layers
         x = layers["wte"](through.ids, adapters.inside(f"{_ROOT}.wte"), text_rows)
@@ -497,20 +503,13 @@ class Transformer(nn.Module):
         logits = layers["ff_out"](layers["ln_f"](x), vocab, adapters.inside(f"{_ROOT}.ff_out"))
         return [through.part_of(logits, span) for span in through.spans]
 
-    def _angles(self, parts: Sequence[Part]) -> Angles:
-        where = [_positions(part).reshape(1, -1) for part in parts]
-        tables = rope_table(torch.cat(where, dim=1), self.config.head_dim, self.config.rope_theta)
-        cos, sin = (table[0].transpose(0, 1) for table in tables)
-        return cos, sin
-
     def set_text_apart(self) -> TextTables:
         """Takes the text rows of embedding and head out of the network, for an owner of memory who brings them where
         they are needed. The head stays a layer that is called; the embedding is asked for rows (`TextRows`)."""
         if self.text_tables is None:
-            self.__dict__["text_tables"] = TextTables(
-                set_apart(self.layers["wte"], "text"), set_apart(self.layers["ff_out"], "text")
-            )
-        return cast(TextTables, self.text_tables)
+            wte, head = (set_apart(self.layers[name], "text") for name in ("wte", "ff_out"))
+            self.text_tables = TextTables(wte, head)
+        return self.text_tables
 
     def recompute(self, blocks: bool = True) -> Transformer:
         """Whether training keeps only the inputs of the blocks, and computes what is in them again backward."""

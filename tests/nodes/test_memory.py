@@ -77,6 +77,30 @@ def holds(estimate: int, measured: int) -> bool:
     return measured <= estimate <= 1.15 * measured + KERNELS
 
 
+def picture_bytes(
+    dtype: torch.dtype, cells: tuple[int, int], prefix: int, branches: int, settings, **how
+) -> tuple[int, int]:
+    """Sampling a picture with so many unconditional `branches`: the bytes estimated, and those measured."""
+    net, table, count = network(dtype), tokens.RELEASED, cells[0] * cells[1]
+    blank, ids = canvas.Canvas.empty(1, *cells), torch.zeros(1, prefix, dtype=torch.int64, device="meta")
+    guides = [guidance.Branch(ids, 1.0)] * branches
+    with LiveBytes(answer=count) as measured:  # no hole is ever filled, as if every step were the first
+        sampling.sample_image(net, table, blank, ids, guides, settings=settings, **how)
+    estimate = memory.image_bytes(
+        net.config,
+        batch=1,
+        length=prefix + layout.image_answer(blank, table).shape[1],
+        cells=count,
+        codes=table.codebook_size,
+        branches=1 + branches,
+        itemsize=dtype.itemsize,
+        schedule=settings.schedule(count, settings.steps),
+        cache=settings.cache,
+        **how,
+    )
+    return estimate, measured.peak
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
 @pytest.mark.parametrize(
     ("cells", "prefix", "branches", "policy"),
@@ -95,26 +119,8 @@ def holds(estimate: int, measured: int) -> bool:
 def test_sampling_takes_what_was_estimated(
     dtype, cells: tuple[int, int], prefix: int, branches: int, policy, chunk_rows: int | None
 ) -> None:
-    net, table = network(dtype), tokens.RELEASED
-    blank, ids = canvas.Canvas.empty(1, *cells), torch.zeros(1, prefix, dtype=torch.int64, device="meta")
     settings = sampling.ImageSettings(steps=4 if policy else 2, cache=policy)
-    guides = [guidance.Branch(ids, 1.0)] * branches
-    count = cells[0] * cells[1]
-    with LiveBytes(answer=count) as measured:  # no hole is ever filled, as if every step were the first
-        sampling.sample_image(net, table, blank, ids, guides, settings=settings, chunk_rows=chunk_rows, graphs=False)
-    estimate = memory.image_bytes(
-        net.config,
-        batch=1,
-        length=prefix + layout.image_answer(blank, table).shape[1],
-        cells=count,
-        codes=table.codebook_size,
-        branches=1 + branches,
-        itemsize=dtype.itemsize,
-        schedule=settings.schedule(count, settings.steps),
-        cache=policy,
-        chunk_rows=chunk_rows,
-    )
-    assert holds(estimate, measured.peak)
+    assert holds(*picture_bytes(dtype, cells, prefix, branches, settings, chunk_rows=chunk_rows, graphs=False))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
@@ -193,26 +199,9 @@ def by_tens(holes: int, steps: int) -> list[int]:
 def test_sampling_together_or_recorded_takes_what_was_estimated(
     pool, cells: tuple[int, int], prefix: int, branches: int, policy, packed: bool, chunk_rows: int | None
 ) -> None:
-    net, table, count = network(torch.bfloat16), tokens.RELEASED, cells[0] * cells[1]
-    blank, ids = canvas.Canvas.empty(1, *cells), torch.zeros(1, prefix, dtype=torch.int64, device="meta")
     settings = sampling.ImageSettings(steps=4 if policy else 2, cache=policy, schedule=by_tens)
-    guides = [guidance.Branch(ids, 1.0)] * branches
     how = {"chunk_rows": chunk_rows, "packed": packed, "graphs": not packed}
-    with LiveBytes(answer=count) as measured:
-        sampling.sample_image(net, table, blank, ids, guides, settings=settings, **how)
-    estimate = memory.image_bytes(
-        net.config,
-        batch=1,
-        length=prefix + layout.image_answer(blank, table).shape[1],
-        cells=count,
-        codes=table.codebook_size,
-        branches=1 + branches,
-        itemsize=2,
-        schedule=by_tens(count, settings.steps),
-        cache=policy,
-        **how,
-    )
-    assert holds(estimate, measured.peak)
+    assert holds(*picture_bytes(torch.bfloat16, cells, prefix, branches, settings, **how))
 
 
 @pytest.mark.parametrize(
