@@ -1,0 +1,1 @@
+"""`app`: a page in the browser with a form for each job."""
