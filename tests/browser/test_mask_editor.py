@@ -18,24 +18,16 @@ from ..comfyhost.page import click, open_template, press_run, shown, wait_for_en
 BEFORE = "a large red circle on the left on a white background"
 WANTED = "a large blue star on the left on a white background"  # what the template asks for
 CELL = 16  # px
-# As the template's note says: a Load Image node in place of the made picture and of the drawn mask.
-REWIRE = """name => {
-    const made = app.graph.nodes.find(node => node.title === 'Before').getInputNode(0);
-    const load = LiteGraph.createNode('LoadImage');
-    load.pos = [0, 800];
-    app.graph.add(load);
+# As the template's note says: another file in Load Image, and nothing else.
+CHOOSE = """name => {
+    const load = app.graph.nodes.find(node => node.type === 'LoadImage');
     const chooser = load.widgets.find(widget => widget.name === 'image');
     chooser.options.values.push(name);
     chooser.value = name;
     chooser.callback(name);
-    for (const id of [...made.outputs[0].links]) {
-        const link = app.graph.links[id] ?? app.graph.links.get(id);
-        load.connect(0, app.graph.getNodeById(link.target_id), link.target_slot);
-    }
-    load.connect(1, app.graph.nodes.find(node => node.type === 'DimooMaskPaint'), 'mask');
     app.canvas.selectNode(load);
 }"""
-LOADED = "app.graph.nodes.find(node => node.type === 'LoadImage').imgs?.[0]?.naturalWidth"
+SHOWN = "app.graph.nodes.find(node => node.type === 'LoadImage').imgs?.[0]"
 # The editor is open when its canvas has the picture's size and has stood still for a while: it comes with a movement.
 STILL = """() => {
     const canvas = document.querySelector('#maskEditorCanvasContainer canvas');
@@ -69,12 +61,15 @@ def test_mask_painted_in_the_page_says_what_changes_and_all_else_stays(page: Any
     drawn = (draw(parse_caption(BEFORE), 8, 8) * 255).round().byte().movedim(0, -1).numpy()
     name = client.upload("a-circle.png", Image.fromarray(drawn))
     open_template(page, "inpaint")
-    page.evaluate(REWIRE, name)
-    page.wait_for_function(f"{LOADED} === 128")
+    page.evaluate(CHOOSE, name)
+    page.wait_for_function(f"{SHOWN}?.naturalWidth === 128 && {SHOWN}.src.includes('{name}')")
     page.evaluate("app.extensionManager.command.execute('Comfy.MaskEditor.OpenMaskEditor')")
     page.wait_for_function(STILL)
     paint(page, 6, 38, 58, 90)
-    click(page.get_by_role("button", name=re.compile(r"^\s*Save$")), f"{CHOSEN} !== '{name}' && {LOADED} === 128")
+    click(
+        page.get_by_role("button", name=re.compile(r"^\s*Save$")),
+        f"{CHOSEN} !== '{name}' && {SHOWN}?.naturalWidth === 128",
+    )
     press_run(page)
     assert wait_for_end(page) == "execution_success"
 

@@ -7,7 +7,7 @@ import json
 import struct
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -79,7 +79,10 @@ class Client:
         return answer
 
     def post(self, path: str, payload: dict[str, Any]) -> requests.Response:
-        return self.session.post(f"{self.url}/{path}", json=payload, timeout=60)
+        body = json.dumps(payload)  # with NaN as Python's own JSON has it
+        return self.session.post(
+            f"{self.url}/{path}", data=body, headers={"Content-Type": "application/json"}, timeout=60
+        )
 
     def object_info(self, node: str = "") -> dict[str, Any]:
         return self.get(f"object_info/{node}".rstrip("/")).json()
@@ -126,9 +129,12 @@ class Client:
         answer.raise_for_status()
         return answer.json()["name"]
 
-    def submit(self, prompt: Workflow, extra: dict[str, Any] | None = None) -> str:
-        """Queue a prompt in API form; returns its id. Raises Refused when validation fails."""
+    def submit(self, prompt: Workflow, extra: dict[str, Any] | None = None, targets: Sequence[str] = ()) -> str:
+        """Queue a prompt in API form, or those of its output nodes that are `targets`; returns its id. Raises Refused
+        when validation fails."""
         payload = {"prompt": prompt, "client_id": self.id, "extra_data": extra or {}}
+        if targets:
+            payload["partial_execution_targets"] = list(targets)
         answer = self.post("prompt", payload)
         body = answer.json()
         if answer.status_code != 200:
@@ -143,17 +149,18 @@ class Client:
         prompt: Workflow,
         *,
         extra: dict[str, Any] | None = None,
+        targets: Sequence[str] = (),
         timeout: float = 300.0,
         on_event: Callable[[Event], None] | None = None,
     ) -> Result:
-        """Queue a prompt and follow it to its end. `on_event` sees every message as it arrives.
+        """Queue a prompt, as `submit` does, and follow it to its end. `on_event` sees every message as it arrives.
 
         Raises Refused when validation fails and TimeoutError when the prompt takes longer than `timeout` seconds; a
         prompt that fails or is cancelled while running is a Result with that status.
         """
         with self.listen() as events:
             began = time.monotonic()
-            result = Result(self.submit(prompt, extra))
+            result = Result(self.submit(prompt, extra, targets))
             for event in events(timeout):
                 if event.data.get("prompt_id", result.prompt_id) != result.prompt_id:
                     continue

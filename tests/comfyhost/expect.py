@@ -13,6 +13,7 @@ from PIL import Image
 from dimoo_core.nano.judge import Verdict, judge, judge_edges, matches
 
 from .client import Client, Result, Workflow
+from .templates import TEMPLATES
 
 
 @dataclass(frozen=True)
@@ -95,12 +96,12 @@ def outlines(title: str, shape: str, size: str, place: str) -> Check:
     return check
 
 
-def says(title: str, wanted: str) -> Check:
-    """The text of a node is exactly this."""
+def says(title: str, *wanted: str) -> Check:
+    """The texts of a node are exactly these."""
 
     def check(results: Results) -> Finding:
-        text = " / ".join(results.texts[title])
-        return Finding(title, f'"{text}"', text == wanted)
+        texts = results.texts[title]
+        return Finding(title, f'"{" / ".join(texts)}"', tuple(texts) == wanted)
 
     return check
 
@@ -128,11 +129,17 @@ def best_first(title: str, wanted: str) -> Check:
     return check
 
 
-def beside(left: str, right: str, both: str, *, gap: int) -> Check:
-    """The picture of a node has two others side by side, `gap` px between them."""
+def example(name: str) -> np.ndarray:
+    """The colours [height,width,3] of a bundled picture, those of its transparent parts as well, as Load Image gives
+    them."""
+    return np.asarray(Image.open(TEMPLATES.EXAMPLES / name).convert("RGB"))
+
+
+def beside(before: str, after: str, both: str, *, gap: int) -> Check:
+    """The picture of a node has an example and the picture of another node side by side, `gap` px between them."""
 
     def check(results: Results) -> Finding:
-        first, second, pair = (results.pixels(title) for title in (left, right, both))
+        first, second, pair = example(before), results.pixels(after), results.pixels(both)
         width = first.shape[1]
         is_so = pair.shape[1] == width + gap + second.shape[1]
         is_so = is_so and (pair[:, :width] == first).all() and (pair[:, width + gap :] == second).all()
@@ -141,17 +148,41 @@ def beside(left: str, right: str, both: str, *, gap: int) -> Check:
     return check
 
 
-def keeps(before: str, after: str, box: Box, *, inside: bool) -> Check:
-    """Inside, or outside, of the box (left, top, right, bottom in px) two pictures are equal in every pixel."""
+def keeps(before: str, after: str, box: Box, *, corner: tuple[int, int] = (0, 0), inside: bool = False) -> Check:
+    """Outside, or inside, of the box (left, top, right, bottom in px) the picture of a node equals an example, whose
+    top left is at `corner` (left, top) of it, in every pixel."""
     left, top, right, bottom = box
 
     def check(results: Results) -> Finding:
-        differs = (results.pixels(before) != results.pixels(after)).any(axis=2)
+        first, second = example(before), results.pixels(after)
+        there = second[corner[1] :, corner[0] :][: first.shape[0], : first.shape[1]]
+        differs = (first != there).any(axis=2)
         kept = np.zeros_like(differs)
-        kept[top:bottom, left:right] = True
+        kept[top - corner[1] : bottom - corner[1], left - corner[0] : right - corner[0]] = True
         changed = int((differs & (kept if inside else ~kept)).sum())
         what = f"{changed} of the pixels to keep changed" if changed else "every pixel to keep is as it was"
         return Finding(f"{before} and {after.lower()}", what, changed == 0)
+
+    return check
+
+
+def on_a_sheet(pictures: str, sheet: str, wanted: str) -> Check:
+    """The pictures of a node differ, show `wanted` more often than not, and stand on the sheet in rows of two, to the
+    last bit or two of what saving rounds off."""
+
+    def check(results: Results) -> Finding:
+        whole, seen, placed = results.pixels(sheet), [], []
+        for place in range(len(results.pictures[pictures])):
+            one = results.pixels(pictures, place)
+            (height, width), (row, column) = one.shape[:2], divmod(place, 2)
+            top, left = row * whole.shape[0] // 2, column * whole.shape[1] // 2
+            there = whole[top : top + height, left : left + width].astype(int)
+            placed.append(bool((abs(there - one) <= 2).all()))
+            seen.append(judged(one))
+        good = sum(verdict.clean and matches(verdict.scene, wanted) for verdict in seen)
+        differ = len({verdict.words for verdict in seen}) == len(seen) > 1
+        right = all(placed) and differ and 2 * good > len(seen)
+        return Finding(sheet, " / ".join(verdict.words for verdict in seen), right)
 
     return check
 
@@ -162,43 +193,53 @@ FIRST, LAST, LAST_RIGHT = (
     (left, 18 + 146 * row, left + 128, 146 + 146 * row) for left, row in ((0, 0), (0, 2), (130, 2))
 )
 
+DESCRIBE, CAPTION_FOLDER = "DiMOO Describe (image to text)", "DiMOO Caption Folder"
+CIRCLE = "a large red circle in the middle on a cyan background"  # what dimoo-circle.png shows
+IN_FOLDER = (  # what dimoo-examples shows, in the order of the names
+    ("square", "a large purple square on the left on a pink background"),
+    ("star", "a small yellow star at the top on a black background"),
+    ("triangle", "a small orange triangle at the bottom on a brown background"),
+)
+
 CHECKS: dict[str, tuple[Check, ...]] = {
     "text-to-image": (shows("Picture", "a large red circle on the left on a white background"),),
-    "text-to-image-ml-cache": (shows("Picture", "a small yellow star at the top on a black background"),),
+    "variations": (on_a_sheet("Pictures", "Sheet", "a large star"),),
     "edit": (
-        shows("Before", "a large red circle in the middle on a cyan background"),
         shows("After", "a large blue circle in the middle on a cyan background"),
-        beside("Before", "After", "Before and after", gap=8),
+        beside("dimoo-circle.png", "After", "Before and after", gap=8),
     ),
+    "inpaint": (
+        shows("After", "a large blue star on the left on a white background"),
+        keeps("dimoo-inpaint.png", "After", (0, 32, 64, 96)),
+    ),
+    "outpaint": (
+        shows("After", "a large purple square in the middle on a pink background"),
+        keeps("dimoo-strip.png", "After", (0, 32, 128, 96), corner=(0, 32), inside=True),
+    ),
+    "describe": (says(DESCRIBE, CIRCLE), says("What it says", CIRCLE)),
+    "control": (
+        outlines("Map", "circle", "large", "in the middle"),
+        shows("New picture", "a large orange circle in the middle on a black background"),
+    ),
+    "crop-and-stitch": (
+        shows("After", "a large blue star in the middle on a white background", box=(352, 64, 480, 192)),
+        keeps("dimoo-large.png", "After", (384, 96, 448, 160)),
+    ),
+    "describe-and-regenerate": (says(DESCRIBE, CIRCLE), shows("Second picture", CIRCLE)),
     "best-of": (
         shows("Best", "a small green star"),
         best_first("Ranked, the best first", "a small green star"),
     ),
-    "caption": (says_what_they_show("Pictures", "DiMOO Describe"), says_what_they_show("Pictures", "DiMOO Save Text")),
-    "control": (
-        shows("First picture", "a large green star on the right on a grey background"),
-        outlines("Edge map", "star", "large", "on the right"),
-        shows("New picture", "a large orange star on the right on a cyan background"),
+    "caption": (says_what_they_show("Pictures", DESCRIBE), says_what_they_show("Pictures", "DiMOO Save Text")),
+    "caption-folder": (
+        says(CAPTION_FOLDER, *(f"dimoo-examples/{name}.png: {words}" for name, words in IN_FOLDER)),
+        says("Captions", *(words for _, words in IN_FOLDER)),
     ),
-    "inpaint": (
-        shows("Before", "a large red circle on the left on a white background"),
-        shows("After", "a large blue star on the left on a white background"),
-        keeps("Before", "After", (0, 32, 64, 96), inside=False),
+    "two-jobs": (
+        shows("Picture", "a small blue triangle on the right on a pink background"),
+        says(DESCRIBE, CIRCLE),
     ),
-    "outpaint": (
-        shows("Before", "a large purple square in the middle on a pink background"),
-        shows("After", "a large purple square in the middle on a pink background"),
-        keeps("Before", "After", (32, 0, 96, 128), inside=True),
-    ),
-    "crop-and-stitch": (
-        shows("After", "a large blue star in the middle on a white background", box=(352, 32, 480, 160)),
-        keeps("Before", "After", (384, 64, 448, 128), inside=False),
-    ),
-    "describe": (
-        shows("Picture", "a small orange triangle at the bottom on a brown background"),
-        says("DiMOO Describe", "a small orange triangle at the bottom on a brown background"),
-        says("What it says", "a small orange triangle at the bottom on a brown background"),
-    ),
+    "text-to-image-ml-cache": (shows("Picture", "a small yellow star at the top on a black background"),),
     "train-lora": (
         lacks("Teach it", STAR, FIRST),
         shows("Teach it", STAR, LAST),
@@ -206,11 +247,6 @@ CHECKS: dict[str, tuple[Check, ...]] = {
         shows("With the LoRA", STAR),
     ),
     "lora": (lacks("Without the LoRA", STAR), shows("With the LoRA", STAR)),
-    "describe-and-regenerate": (
-        shows("First picture", "a large yellow triangle on the right on a black background"),
-        says("DiMOO Describe", "a large yellow triangle on the right on a black background"),
-        shows("Second picture", "a large yellow triangle on the right on a black background"),
-    ),
 }
 
 

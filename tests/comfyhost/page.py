@@ -6,6 +6,7 @@ that had no effect, because something moved or lay in its way, is made again.
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -24,12 +25,16 @@ FLAGS = (
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync"),
 )
+NODES_2 = (
+    os.environ.get("DIMOO_NODES_2") == "1"
+)  # whether the page draws nodes as elements of itself, on the canvas else
 # Without the first two the page greets a new user with dialogs that cover the canvas; the rest is what it begins with.
 SETTLED_IN = {
     "Comfy.TutorialCompleted": True,
+    "Comfy.OnboardingCoachmarks.Seen": ["appMode", "firstRun"],  # newer pages
     "Comfy.Minimap.Visible": False,
     "Comfy.Locale": "en",
-    "Comfy.VueNodes.Enabled": False,
+    "Comfy.VueNodes.Enabled": NODES_2,
 }
 PACK = "dimoo-nodes"  # the name of the pack's folder, which is how the page calls a pack
 PATIENCE = 120_000  # ms that any wait may take, for machines that do much else beside
@@ -47,11 +52,20 @@ WATCH = """() => {
         app.api.addEventListener(end, () => seen.ends.push(end));
 }"""
 DIALOG = "document.querySelector('[data-testid=template-workflows-content]')"
-CARDS = "name => document.querySelector(`[data-testid=template-workflow-${name}]`)"
+CARDS = "title => document.querySelector(`[data-testid='template-workflow-${title}']`)"
 OPENED = """before => app.extensionManager.workflow.openWorkflows.length > before
     && !document.querySelector('[data-testid=template-workflows-content]')"""
+LEFT = """() => [app.extensionManager.workflow.openWorkflows.map(({ path }) => path),
+    [...document.querySelectorAll('.p-dialog')].map(({ innerText }) => innerText)]"""
 PRISTINE = """() => app.extensionManager.workflow.openWorkflows.length === 1 && seen.queued === 0
     && !document.querySelector('.p-dialog, #maskEditorCanvasContainer, .litecontextmenu')"""
+# Which of the nodes that the search offers bears exactly a name; the first one is chosen already.
+OFFERED = """name => {
+    const offered = [...document.querySelectorAll('[role=option]')].filter(one => one.innerText.trim());
+    const focus = document.activeElement.getAttribute('aria-activedescendant');
+    if (document.activeElement.hasAttribute('aria-activedescendant') && focus !== offered[0]?.id) return false;
+    return 1 + offered.findIndex(one => one.innerText.split('\\n')[0].trim() === name);
+}"""
 OUTPUTS = "() => app.graph.nodes.map(node => [node.title, app.nodeOutputs[node.id]]).filter(([_, output]) => output)"
 PREVIEWS = """() => Promise.all(seen.previews.map(async ({ node, blob }) =>
     [node, Array.from(new Uint8Array(await blob.arrayBuffer()))]))"""
@@ -90,6 +104,8 @@ def begin(page: Page, url: str, **settings: Any) -> None:
 
     Four times as fast as a new window. Raises AssertionError where something is left all the same.
     """
+    from playwright.sync_api import TimeoutError as Missed
+
     make_idle(Client(url))
     page.request.post(f"{url}/settings", data=SETTLED_IN | settings)
     page.goto("about:blank")  # only a page that is gone stores nothing more
@@ -99,7 +115,11 @@ def begin(page: Page, url: str, **settings: Any) -> None:
     page.goto(url)
     page.wait_for_function(READY)
     page.evaluate(WATCH)
-    assert page.evaluate(PRISTINE), "the page does not begin with one workflow and no dialog"
+    try:
+        page.wait_for_function(PRISTINE, timeout=HASTE)
+    except Missed:
+        left = page.evaluate(LEFT)
+        raise AssertionError(f"the page does not begin with one workflow and no dialog: {left}") from None
 
 
 def make_idle(client: Client, timeout: float = 60.0) -> None:
@@ -153,7 +173,7 @@ def drawn(page: Page) -> None:
 def templates(page: Page) -> Locator:
     """Open the Templates dialog at the pack's own page; gives its cards."""
     click(page.get_by_role("button", name="Templates", exact=True), DIALOG)
-    click(page.get_by_text(PACK, exact=True).first, CARDS, workflow.names()[0])
+    click(page.get_by_text(PACK, exact=True).first, CARDS, workflow.path(workflow.names()[0]).stem)
     return page.locator("[data-testid^=template-workflow-]")
 
 
@@ -166,8 +186,33 @@ def open_template(page: Page, name: str) -> None:
 def pick_template(page: Page, name: str) -> None:
     """Choose a template in the open dialog, and wait until its graph is on the screen."""
     before = page.evaluate("app.extensionManager.workflow.openWorkflows.length")
-    click(page.get_by_test_id(f"template-workflow-{name}"), OPENED, before)
+    click(page.get_by_test_id(f"template-workflow-{workflow.path(name).stem}"), OPENED, before)
     drawn(page)
+
+
+def add_by_name(page: Page, name: str) -> None:
+    """Empty the graph and add one node to it as a user does who types its name into the search on the canvas."""
+    page.evaluate("app.graph.clear()")
+    for key in ["ArrowDown"] * (offered(page, name) - 1) + ["Enter"]:
+        page.keyboard.press(key)
+    page.wait_for_function("app.graph.nodes.length === 1")
+    show_whole(page)
+
+
+def offered(page: Page, name: str) -> int:
+    """Type a name into the search on the canvas; gives its place among what is offered, from 1."""
+    from playwright.sync_api import TimeoutError as Missed
+
+    width, height = page.evaluate("[app.canvas.canvas.clientWidth, app.canvas.canvas.clientHeight]")
+    for _ in range(ATTEMPTS):
+        page.mouse.dblclick(width / 2, height / 4)
+        try:
+            page.wait_for_function("document.activeElement.matches('input[role=combobox]')", timeout=HASTE)
+            page.keyboard.type(name)
+            return page.wait_for_function(OFFERED, arg=name, timeout=HASTE).json_value()
+        except Missed:
+            page.keyboard.press("Escape")
+    raise AssertionError(f"{ATTEMPTS} searches did not offer {name}.")
 
 
 def press_run(page: Page) -> None:

@@ -1,4 +1,4 @@
-"""Pictures for the Templates dialog: `workflows/NAME.jpg`, made of what the workflow itself gives."""
+"""Pictures for the Templates dialog: `workflows/TITLE.jpg`, made of what the workflow itself takes and gives."""
 
 from __future__ import annotations
 
@@ -9,36 +9,60 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from dimoo_core.pictures.sheet import wrapped
+
 from .expect import Results
-from .workflow import FOLDER
+from .templates import TEMPLATES
+from .workflow import path
 
 SIDE = 400  # px, square as the dialog's cards are
 GAP = 8
 CAPTION = 96  # px below the pictures where there are words to show
-# of workflows that also say how they work: the nodes whose first picture is shown, without words
-PICTURES = {"train-lora": ("Teach it",), "lora": ("Without the LoRA", "With the LoRA")}
+BADGE = (180, 50)  # px at the top left of a thumbnail that the dialog covers: 110 x 30 px of a card, 250 px wide
+# of workflows with more pictures than tell a story: the nodes whose first picture is shown, without words
+PICTURES = {
+    "variations": ("Sheet",),
+    "edit": ("After",),
+    "train-lora": ("Teach it",),
+    "lora": ("Without the LoRA", "With the LoRA"),
+}
+WORDS = {"caption-folder": ("Captions",)}  # the nodes whose words are shown, where others say the same at length
+CIRCLE = ("dimoo-circle.png",)
+# examples that a workflow begins with, where none of its results shows them
+BEFORE = {
+    "edit": CIRCLE,
+    "describe": CIRCLE,
+    "control": CIRCLE,
+    "describe-and-regenerate": CIRCLE,
+    "two-jobs": CIRCLE,
+    "caption-folder": tuple(f"dimoo-examples/{name}.png" for name in ("square", "star", "triangle")),
+}
 BACKGROUND, INK = (32, 32, 36), (236, 236, 236)
 
 
 def write(name: str, results: Results) -> Path:
     """Write the thumbnail of a workflow beside it."""
-    path = FOLDER / f"{name}.jpg"
+    file = path(name, ".jpg")
     if name in PICTURES:
         results = Results({title: results.pictures[title][:1] for title in PICTURES[name]})
-    thumbnail(results).save(path, "JPEG", quality=85, optimize=True)
-    return path
+    if name in WORDS:
+        results = Results(results.pictures, {title: results.texts[title] for title in WORDS[name]})
+    before = [(TEMPLATES.EXAMPLES / example).read_bytes() for example in BEFORE.get(name, ())]
+    thumbnail(results, before).save(file, "JPEG", quality=85, optimize=True)
+    return file
 
 
-def thumbnail(results: Results) -> Image.Image:
-    """All that a workflow shows, in order: its pictures side by side or in a grid, the words of a model below them."""
-    pictures = different(data for shown in results.pictures.values() for data in shown)
+def thumbnail(results: Results, before: Iterable[bytes] = ()) -> Image.Image:
+    """All that a workflow begins with and shows, in order: pictures side by side or in a grid, the words of a model
+    below them, and nothing beside the badge above them."""
+    pictures = different([*before, *(data for shown in results.pictures.values() for data in shown)])
     words = " / ".join(dict.fromkeys(text for texts in results.texts.values() for text in texts))  # each once
     sheet = Image.new("RGB", (SIDE, SIDE), BACKGROUND)
-    height = SIDE - CAPTION if words else SIDE
-    for picture, box in zip(pictures, boxes(len(pictures), height), strict=True):
-        put(sheet, picture, box)
+    above, below = BADGE[1] + GAP, CAPTION if words else 0
+    for picture, (left, top, width, height) in zip(pictures, boxes(len(pictures), SIDE - above - below), strict=True):
+        put(sheet, picture, (left, above + top, width, height))
     if words:
-        caption(sheet, words, height)
+        caption(sheet, words, SIDE - below)
     return sheet
 
 
@@ -83,21 +107,9 @@ def caption(sheet: Image.Image, words: str, top: int) -> None:
     draw, room = ImageDraw.Draw(sheet), SIDE - top
     for size in range(26, 8, -2):
         font = ImageFont.load_default(size=size)
-        text = "\n".join(wrapped(draw, font, line) for line in words.splitlines())
+        text = "\n".join(wrapped(words, SIDE - 2 * GAP, font))
         box = draw.multiline_textbbox((0, 0), text, font=font)
         if box[3] <= room - GAP:
             break
     middle = (SIDE // 2, top + room // 2)
     draw.multiline_text(middle, text, fill=INK, font=font, anchor="mm", align="center")
-
-
-def wrapped(draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont, line: str) -> str:
-    """A line in as many as it takes to be no wider than the sheet."""
-    lines: list[str] = []
-    for word in line.split():
-        longer = f"{lines[-1]} {word}" if lines else word
-        if lines and draw.textlength(longer, font=font) <= SIDE - 2 * GAP:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    return "\n".join(lines)

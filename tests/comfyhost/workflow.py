@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from .client import Client, Workflow
 from .server import PACK
+from .templates import SLUGS
 
 FOLDER = PACK / "workflows"
 AFTER = {"lora": "train-lora"}  # a workflow that uses what another has made
@@ -26,12 +28,17 @@ Saved = dict[str, Any]
 
 
 def names() -> list[str]:
-    """The workflows that the pack ships, those that use what another has made after it."""
-    return sorted((path.stem for path in FOLDER.glob("*.json")), key=lambda name: (name in AFTER, name))
+    """The short names of the workflows that the pack ships, in the order of their titles."""
+    return list(SLUGS)
+
+
+def path(name: str, suffix: str = ".json") -> Path:
+    """The file of a workflow, or with ".jpg" its thumbnail, by its short name."""
+    return FOLDER / f"{SLUGS[name]}{suffix}"
 
 
 def load(name: str) -> Saved:
-    return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    return json.loads(path(name).read_text(encoding="utf-8"))
 
 
 def make_ready(client: Client, name: str) -> None:

@@ -25,4 +25,4 @@ class Loader:
 
 
 NODE_CLASS_MAPPINGS = {"Loader": Loader, "LoadModel": Loader}
-NODE_DISPLAY_NAME_MAPPINGS = {"Loader": "DiMOO Loader", "LoadModel": "DiMOO Sampler"}
+NODE_DISPLAY_NAME_MAPPINGS = {"Loader": "DiMOO Loader (Lumina)", "LoadModel": "DiMOO Sampler (Lumina)"}
