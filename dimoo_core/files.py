@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 import secrets
+import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -103,6 +104,24 @@ def check_writable(folder: Path, names: Iterable[str] = ()) -> None:
         raise ValueError(
             f"{target} cannot be written ({error.strerror or error}): name another place, or make it writable."
         ) from None
+
+
+def check_room(folder: Path, needed: int, name: str) -> None:
+    """Raises ValueError where the disk of `folder`, which exists, has less than `needed` bytes left for `name`."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise ValueError(
+            f"{name} needs {size_in_words(needed)} more in {folder}, where {size_in_words(free)} are free; make room "
+            "there or choose another folder."
+        )
+
+
+def size_in_words(size: float) -> str:
+    """Bytes as people read them, such as 16.2 GB."""
+    for unit, least in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= least:
+            return f"{size / least:.1f} {unit}"
+    return f"{size:.0f} bytes"
 
 
 def read_text(path: str | Path, *, most: int = MAX_TEXT, report: Callable[[str], None] | None = None) -> str:

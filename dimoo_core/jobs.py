@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from . import memory
+from .checkpoint.defaults import Defaults
 from .checks import whole_number
 from .model.adapters import Adapters, Applied
 from .model.config import TransformerConfig
@@ -23,10 +24,13 @@ from .model.text_rows import TextRows
 from .model.transformer import Part, Transformer
 from .pictures.masks import PAINTED, RECTANGLE, cells_to_mask, centred_rectangle, mask_to_cells
 from .pictures.pixels import GREY, composite, fit, pad_to_cells
-from .pictures.sizes import check_size, fit_size, understanding_size
-from .sampling.guidance import Branch
+from .pictures.sizes import CELL, check_size, fit_size, understanding_size
+from .sampling.guidance import Branch, Guidance
 from .sampling.image import ImageSettings, ImageStep, sample_image
+from .sampling.ml_cache import CachePolicy
+from .sampling.schedule import MAX_TOKENS
 from .sampling.text import TextSettings, TextStep, sample_text
+from .sampling.text_cache import EXACT, TextPolicy
 from .sequence.canvas import Canvas
 from .sequence.layout import answer_length, prompt_prefix
 from .sequence.prompt import DESCRIBE, GENERATE, Prompt, edit_task, prompt_strings
@@ -129,6 +133,59 @@ class Placement:
     chunk_rows: int | None = None
     packed: bool = False
     graphs: bool = True
+
+
+# Settings -----------------------------------------------------------------------------------------------------------
+
+
+def image_settings(
+    defaults: Defaults,
+    *,
+    seed: int = 0,
+    steps: int | None = None,
+    cfg: float | None = None,
+    image_cfg: float | None = None,
+    temperature: float | None = None,
+    guidance_start: float = 0.0,
+    cache: CachePolicy | None = None,
+) -> ImageSettings:
+    """How to sample pictures; None: the checkpoint's own. Raises ValueError for a setting out of range."""
+    own = defaults.own
+    guidance = Guidance(own("cfg", cfg), own("image_cfg", image_cfg), guidance_start)
+    return ImageSettings(own("steps", steps), own("temperature", temperature), seed, cache, guidance)
+
+
+def text_settings(
+    defaults: Defaults,
+    *,
+    seed: int = 0,
+    max_tokens: int | None = None,
+    steps: int | None = None,
+    block_length: int | None = None,
+    temperature: float = 0.0,
+    cfg: float = 0.0,
+    policy: TextPolicy = EXACT,
+) -> TextSettings:
+    """How to sample an answer; None: the checkpoint's own, or what fits an answer of another length: a step for each
+    token, and the longest blocks, up to the checkpoint's own, that divide it. Raises ValueError where steps and blocks
+    do not divide, and for a setting out of range."""
+    length = whole_number("max_tokens", defaults.own("max_tokens", max_tokens), 1, MAX_TOKENS)
+    if steps is None:
+        steps = defaults.text_steps if length == defaults.max_tokens else length
+    if block_length is None:
+        longest = whole_number("block_length", defaults.block_length, 1)
+        block_length = max(size for size in range(1, min(longest, length) + 1) if length % size == 0)
+    return TextSettings(length, steps, block_length, temperature, cfg, seed, policy)
+
+
+def size_remark(defaults: Defaults, name: str, canvas: Canvas) -> str:
+    """What is to be said of a canvas [B,H,W] far from the size that the checkpoint called `name` was made for, up to
+    the cure; "" where it is near."""
+    height, width = (cells * CELL for cells in canvas.codes.shape[1:])
+    if not defaults.is_far(width, height):
+        return ""
+    own_width, own_height = defaults.size
+    return f"The canvas is {width}x{height} px; {name} was made for about {own_width}x{own_height} px"
 
 
 # Plans --------------------------------------------------------------------------------------------------------------
@@ -340,9 +397,9 @@ class Edit:
         whole_number("batch", batch, 1)
         task = edit_task(self.edit_type)
         if task.images == 2 and self.reference is None:
-            raise ValueError(f"The edit type {self.edit_type} takes the style of a reference picture: give one.")
+            raise ValueError(f"The edit type {self.edit_type!r} takes the style of a reference picture: give one.")
         if task.images < 2 and self.reference is not None:
-            raise ValueError(f"The edit type {self.edit_type} takes no reference picture: leave it out.")
+            raise ValueError(f"The edit type {self.edit_type!r} takes no reference picture: leave it out.")
         pictures = [picture] if self.reference is None else [picture, self.reference]
         if self.reference is not None and 1 not in map(len, pictures) and len(picture) != len(self.reference):
             raise ValueError(
@@ -470,16 +527,13 @@ def generate(
 def edit(
     model: Model,
     vq: Autoencoder,
-    picture: Tensor,
-    request: Edit,
+    prepared: PreparedEdit,
     *,
     settings: ImageSettings,
-    batch: int = 1,
     place: Placer = where_the_weights_are,
     on_step: ImageStep | None = None,
 ) -> Tensor:
-    """Edited pictures [B,3,h,w] of `picture` [B,3,h',w'], at the size it was fitted to; `batch` of a single one."""
-    prepared = request.prepare(vq, picture, batch)
+    """Edited pictures [B,3,h,w], at the size to which the prepared one was fitted."""
     return decode(vq, _sample(model, prepared.prompt, prepared.canvas, settings, place, on_step))
 
 

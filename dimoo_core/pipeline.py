@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -33,13 +34,16 @@ from .files import is_hidden, shown_path
 from .model.adapters import MOST_STRENGTH, Adapter, Applied, LowRank
 from .model.vq import VQ
 from .model.vq_tiles import TILE
+from .pictures.crop import at_own_size, window_mask
 from .pictures.masks import check_marked, load_mask, mask_from_pil, scale_mask
-from .pictures.pixels import Picture, to_pil, to_rgb
-from .sampling.guidance import Guidance
+from .pictures.pixels import Picture, changed_size, mosaic, to_pil, to_rgb
+from .pictures.sizes import fitted_window
+from .provenance import checkpoint_name
 from .sampling.image import ImageSettings
 from .sampling.ml_cache import PRESETS, CachePolicy
 from .sampling.text import TextSettings
 from .sampling.text_cache import SPEEDS, TextPolicy
+from .sequence.canvas import Canvas
 from .sequence.prompt import DESCRIBE_QUESTION
 
 if TYPE_CHECKING:
@@ -51,6 +55,7 @@ DTYPES: dict[str, torch.dtype | None] = {"auto": None, "fp32": torch.float32, "b
 PictureLike = Image.Image | str | Path | Tensor | Picture
 MaskLike = Image.Image | str | Path | Tensor  # as a picture, or a tensor [h,w] or [1,h,w] where 1 is to be repainted
 Progress = bool | Callable[[int, int], None]  # a bar in a terminal or notebook, or a callable of (done, total)
+Preview = Callable[[list[Image.Image]], None]  # gets pictures while they form
 # a file, a name in models/loras, tensors by key, or what `read_adapter` gives
 LoraLike = str | Path | Mapping[str, Tensor] | AdapterFile
 
@@ -104,6 +109,17 @@ class PlacedVQ:
         """How many codes there are, K."""
         return self.vq.codebook_size
 
+    @cached_property
+    def colours(self) -> Tensor:
+        """The mean colour [K,3] of each code, made at its first use."""
+        return self.vq.mean_colours(self.device).cpu()
+
+    def sketch(self, canvas: Canvas) -> Tensor:
+        """What a canvas will look like, roughly and at once: pixels [B,3,h,w], a square of one colour for each cell,
+        grey where nothing is decided."""
+        cells = mosaic(canvas.codes.cpu(), canvas.unknown.cpu(), self.colours)
+        return cells.repeat_interleave(self.scale, dim=2).repeat_interleave(self.scale, dim=3)
+
     def encode(self, pixels: Tensor) -> Tensor:
         """pixels [B,3,H*s,W*s] in 0..1 -> codes [B,H,W]"""
         height, width = pixels.shape[2:]
@@ -130,6 +146,7 @@ class Pipeline:
 
     def __init__(self, checkpoint: Found, model: jobs.Model, vq: PlacedVQ):
         self.checkpoint, self.model, self.vq = checkpoint, model, vq
+        self._remarks: set[str] = set()
 
     def with_lora(self, lora: LoraLike, strength: float = 1.0) -> Pipeline:
         """A pipeline on the same weights in which a LoRA acts in every job, beside those that act already. This one
@@ -159,17 +176,19 @@ class Pipeline:
         size: tuple[int, int] | None = None,
         batch: int = 1,
         progress: Progress = True,
+        preview: Preview | None = None,
         **settings: Unpack[ImageOptions],
     ) -> list[Image.Image]:
         """Pictures that show `prompt`.
 
         negative: what not to show. size: (width, height) in px, multiples of 16. batch: how many; picture i has the
         seed + i. progress: a bar in a terminal or notebook, or a callable that gets (steps done, steps in all) and may
-        raise to stop. settings: seed, steps, cfg, temperature, guidance_start, ml_cache (a name of `PRESETS` or a
+        raise to stop. preview: a callable that gets the forming pictures, rough and at full size, before each call of
+        `progress`. settings: seed, steps, cfg, temperature, guidance_start, ml_cache (a name of `PRESETS` or a
         `CachePolicy`). Raises ValueError, one sentence, for a value that is out of range or of the wrong kind.
         """
-        width, height = self.checkpoint.defaults.size if size is None else _width_and_height(size)
-        with _reporting(progress, "generate") as on_step:
+        width, height = _width_and_height(self.checkpoint.defaults.own("size", size))
+        with _reporting(progress, "generate", self._forming(preview)) as on_step:
             pictures = jobs.generate(
                 self.model,
                 self.vq,
@@ -192,34 +211,41 @@ class Pipeline:
         reference: PictureLike | None = None,
         negative: str = "",
         side: int | None = None,
+        own_size: bool = False,
         batch: int = 1,
         progress: Progress = True,
+        preview: Preview | None = None,
         **settings: Unpack[ImageOptions],
     ) -> list[Image.Image]:
         """Pictures made from `picture`: changed as `prompt` says, or its edges, its depth, another style.
 
-        type: a key of `EDITS`. reference: the picture whose style is taken, for image_ref_transfer. side: pictures are
-        fitted to about side x side px of area. The rest as for `generate`, and image_cfg among the settings.
+        type: a key of `EDITS`, or its label. reference: the picture whose style is taken, for image_ref_transfer. side:
+        pictures are fitted to about side x side px of area. own_size: give the result the size of `picture`, and where
+        fitting cut something off, that part of it. The rest as for `generate`, and image_cfg among the settings.
         """
         source = source_of(picture)
+        finish = partial(_put_back, source) if own_size else None
         request = jobs.Edit(
             type,
             prompt,
             negative,
             None if reference is None else pixels_of(reference),
-            self.checkpoint.defaults.side if side is None else side,
+            self.checkpoint.defaults.own("side", side),
         )
-        with _reporting(progress, "edit") as on_step:
+        prepared = request.prepare(self.vq, source.on_white(), batch)
+        if not own_size:
+            keep = "own_size (--own-size) gives the result the picture's size"
+            self._say_once(changed_size(source.pixels, prepared.fitted, keep))
+        with _reporting(progress, "edit", self._forming(preview, finish)) as on_step:
             pictures = jobs.edit(
                 self.model,
                 self.vq,
-                source.on_white(),
-                request,
+                prepared,
                 settings=self.image_settings(**settings),
-                batch=batch,
                 place=self.place,
                 on_step=on_step,
             )
+        pictures = pictures if finish is None else finish(pictures)
         return [_belonging_to(source, to_pil(one)) for one in pictures]
 
     def inpaint(
@@ -228,31 +254,42 @@ class Pipeline:
         prompt: str,
         mask: MaskLike | None = None,
         *,
-        mask_width: float = 0.2,
-        mask_height: float = 1.0,
+        mask_width: float | None = None,
+        mask_height: float | None = None,
         outpaint: bool = False,
         grow: int = 0,
         negative: str = "",
         batch: int = 1,
         progress: Progress = True,
+        preview: Preview | None = None,
         **settings: Unpack[ImageOptions],
     ) -> list[Image.Image]:
         """`picture` with a part repainted so that the whole shows `prompt`; every other pixel stays as it was.
 
         Transparency, colour profile and dpi are kept. Where all that is marked is transparent, it becomes opaque.
 
-        mask: white is repainted, or what is transparent in it; it is scaled to the picture's size. Without one a
-        centred rectangle, with shares `mask_width` and `mask_height` of the sides. outpaint: repaint what is NOT
-        marked. grow: cells of 16 px by which the marked area is widened. The rest as for `generate`.
+        mask: white is repainted, or what is transparent in it; it is scaled to the picture's size. In its place a
+        centred rectangle, with shares `mask_width` and `mask_height` of the sides (0.2 and 1.0 where only the other
+        one is given, or neither with `outpaint`). outpaint: repaint what is NOT marked. grow: cells of 16 px by which
+        the marked area is widened. The rest as for `generate`.
         """
         source = source_of(picture)
         drawn = None
+        ratios = {"width_ratio": mask_width, "height_ratio": mask_height}
+        given = {name: ratio for name, ratio in ratios.items() if ratio is not None}
+        if mask is None and not given:
+            if not outpaint:
+                raise ValueError(
+                    "mask is None; expected a mask, or mask_width or mask_height for a centred rectangle: say what to "
+                    "repaint."
+                )
+            self._say_once("There is no mask: all outside a centred rectangle, 0.2 wide and 1 high, is repainted.")
         if mask is not None:
             marked = (mask_of(mask) > 0.5).float()
             drawn = scale_mask(1 - marked if outpaint else marked, *source.pixels.shape[2:])
-        request = jobs.Inpaint(drawn, outpaint, mask_width, mask_height, grow)
+        request = jobs.Inpaint(drawn, outpaint, grow=grow, **given)
         prepared = request.prepare(self.vq, source.on_white(), batch)
-        with _reporting(progress, "inpaint") as on_step:
+        with _reporting(progress, "inpaint", self._forming(preview, prepared.finish)) as on_step:
             painted = jobs.inpaint(
                 self.model,
                 self.vq,
@@ -278,15 +315,18 @@ class Pipeline:
         question: str = DESCRIBE_QUESTION,
         *,
         progress: Progress = True,
+        preview: Callable[[str], None] | None = None,
         **settings: Unpack[TextOptions],
     ) -> str:
         """The answer to a question about a picture, or about several at once.
 
         settings: max_tokens, steps, block_length, temperature, cfg, seed, speed (a name of `SPEEDS` or a
-        `TextPolicy`). progress as for `generate`.
+        `TextPolicy`). progress as for `generate`. preview: a callable that gets the words so far, before each call of
+        `progress`.
         """
         group: Sequence[Any] = list(pictures) if isinstance(pictures, (list, tuple)) else [pictures]
-        with _reporting(progress, "describe") as on_step:
+        words = None if preview is None else lambda ids: preview(jobs.answer_text(self.model, ids[0].tolist()))
+        with _reporting(progress, "describe", words) as on_step:
             (answer,) = jobs.describe(
                 self.model,
                 self.vq,
@@ -310,18 +350,15 @@ class Pipeline:
         ml_cache: str | CachePolicy | None = None,
     ) -> ImageSettings:
         """How to sample pictures; raises ValueError for a setting out of range."""
-        defaults = self.checkpoint.defaults
-        guidance = Guidance(
-            defaults.cfg if cfg is None else cfg,
-            defaults.image_cfg if image_cfg is None else image_cfg,
-            guidance_start,
-        )
-        return ImageSettings(
-            steps=defaults.steps if steps is None else steps,
-            temperature=defaults.temperature if temperature is None else temperature,
+        return jobs.image_settings(
+            self.checkpoint.defaults,
             seed=seed,
+            steps=steps,
+            cfg=cfg,
+            image_cfg=image_cfg,
+            temperature=temperature,
+            guidance_start=guidance_start,
             cache=None if ml_cache is None else _policy("ml_cache", ml_cache, PRESETS, CachePolicy),
-            guidance=guidance,
         )
 
     def text_settings(
@@ -336,20 +373,42 @@ class Pipeline:
         speed: str | TextPolicy = "exact",
     ) -> TextSettings:
         """How to sample an answer; raises ValueError where steps and blocks do not divide."""
-        defaults = self.checkpoint.defaults
-        return TextSettings(
-            max_tokens=defaults.max_tokens if max_tokens is None else max_tokens,
-            steps=defaults.text_steps if steps is None else steps,
-            block_length=defaults.block_length if block_length is None else block_length,
+        return jobs.text_settings(
+            self.checkpoint.defaults,
+            seed=seed,
+            max_tokens=max_tokens,
+            steps=steps,
+            block_length=block_length,
             temperature=temperature,
             cfg=cfg,
-            seed=seed,
             policy=_policy("speed", speed, SPEEDS, TextPolicy),
         )
+
+    def _forming(
+        self, preview: Preview | None, finish: Callable[[Tensor], Tensor] | None = None
+    ) -> Callable[[Canvas], None] | None:
+        """Hands sketches of a canvas to `preview`, those that `finish` makes of them where it is given."""
+        if preview is None:
+            return None
+
+        def show(canvas: Canvas) -> None:
+            pixels = self.vq.sketch(canvas)
+            preview([to_pil(one) for one in (pixels if finish is None else finish(pixels))])
+
+        return show
+
+    def _say_once(self, remark: str) -> None:
+        """Says a sentence in the log, unless it is empty or was said before."""
+        if remark and remark not in self._remarks:
+            self._remarks.add(remark)
+            _log.warning("%s", remark)
 
     def place(self, plan: jobs.Plan) -> jobs.Placement:
         """Where a plan runs: on the device of the weights, without CUDA graphs and then in chunks where the memory for
         more is not free."""
+        if isinstance(plan, jobs.ImagePlan):
+            remark = jobs.size_remark(self.checkpoint.defaults, checkpoint_name(self.checkpoint), plan.canvas)
+            self._say_once(remark and f"{remark}: choose a size near that.")
         device, free = self.model.device, free_bytes(self.model.device)
         if free is None:
             return jobs.Placement(device)
@@ -551,6 +610,14 @@ def _width_and_height(size: Any) -> tuple[int, int]:
     return whole_number("width", width, 1), whole_number("height", height, 1)
 
 
+def _put_back(source: Picture, edited: Tensor) -> Tensor:
+    """`edited` [B,3,h',w'], made from a picture that was fitted, at that picture's size: [B,3 or 4,h,w]."""
+    height, width = source.pixels.shape[2:]
+    window = fitted_window((width, height), (edited.shape[3], edited.shape[2]))
+    shown = window_mask(window, width, height)
+    return source.repainted(at_own_size(edited, window, width, height), shown, shown)
+
+
 def _belonging_to(source: Picture, picture: Image.Image) -> Image.Image:
     """`picture` with the colour profile and dpi of its source, under the names by which PIL saves them."""
     kept = {"icc_profile": source.icc_profile, "dpi": source.dpi}
@@ -559,17 +626,23 @@ def _belonging_to(source: Picture, picture: Image.Image) -> Image.Image:
 
 
 @contextmanager
-def _reporting(progress: Progress, title: str) -> Iterator[Callable[[int, int, Any], None]]:
-    """An `on_step` for the jobs: it moves a bar, or calls what the user gave."""
-    if callable(progress):
-        yield lambda done, total, _state: progress(done, total)
-        return
-    shown = bool(progress) and (sys.stderr.isatty() or "ipykernel" in sys.modules)
+def _reporting(
+    progress: Progress, title: str, show: Callable[[Any], None] | None = None
+) -> Iterator[Callable[[int, int, Any], None]]:
+    """An `on_step` for the jobs: it shows the state, then moves a bar or calls what the user gave."""
+    shown = not callable(progress) and bool(progress) and (sys.stderr.isatty() or "ipykernel" in sys.modules)
     with tqdm(desc=title, unit="step", disable=not shown) as bar:
 
-        def on_step(done: int, total: int, _state: Any) -> None:
+        def moved(done: int, total: int) -> None:
             bar.total = total
             bar.update(done - bar.n)
+
+        report = progress if callable(progress) else moved
+
+        def on_step(done: int, total: int, state: Any) -> None:
+            if show is not None:
+                show(state)
+            report(done, total)
 
         yield on_step
 

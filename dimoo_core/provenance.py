@@ -53,10 +53,15 @@ def identified(name: str, files: Iterable[Path]) -> dict[str, str]:
     return {"name": name, "fingerprint": fingerprint(files)}
 
 
-def identified_checkpoint(found: Found) -> dict[str, str]:
-    """Metadata of a checkpoint, by the name of its folder or file."""
+def checkpoint_name(found: Found) -> str:
+    """What a checkpoint is called: the name of its folder or file."""
     path = Path(os.path.abspath(found.path))  # not resolved: the links of the hub's cache lead to nameless files
-    return identified("DiMOO-nano" if path == NANO.absolute() else path.name, found.files)
+    return "DiMOO-nano" if path == NANO.absolute() else path.name
+
+
+def identified_checkpoint(found: Found) -> dict[str, str]:
+    """Metadata of a checkpoint, by its name."""
+    return identified(checkpoint_name(found), found.files)
 
 
 def fingerprint(files: Iterable[Path]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import host
+from . import host, templates
 from .best import BestOf
 from .canvas import EmptyCanvas, VQDecode, VQEncode
 from .captions import CaptionFolder, SaveText, pictures_first
@@ -15,6 +15,7 @@ from .paint import MaskPaint
 from .prompt import TextEncode
 from .provenance import add_note
 from .sampler import CacheSettings, Sampler
+from .sheet import ContactSheet
 from .train import TrainLora
 
 NODES = [
@@ -35,14 +36,19 @@ NODES = [
     SaveText,
     Lora,
     TrainLora,
+    ContactSheet,
 ]
 
 
 class DimooExtension(host.ComfyExtension):
     async def get_node_list(self) -> list[type]:
+        host.note_copies(Loader, templates.PACK)
         host.register_folder()
         host.on_prompt(add_note)
         host.on_prompt(pictures_first)
+        host.give_examples(templates.EXAMPLES)
+        for path, content in templates.addresses():
+            host.serve_json(path, content)
         return list(NODES)
 
 

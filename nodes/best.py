@@ -11,7 +11,7 @@ from ..dimoo_core.judge import Judgement
 from ..dimoo_core.sampling.text import TextSettings
 from ..dimoo_core.sequence.prompt import DESCRIBE_QUESTION, GENERATE
 from . import host, pixels, widgets
-from .sockets import LoadedModel, LoadedVQ, ModelSocket, PromptSocket, VQSocket, check_sockets
+from .sockets import LoadedModel, LoadedVQ, ModelSocket, PromptSocket, VQSocket, check_pair, check_sockets
 
 _DESCRIPTION = TextSettings()
 
@@ -57,7 +57,7 @@ class BestOf(host.io.ComfyNode):
                 "Asks the model how well each picture of a batch shows the prompt, and sorts them, best first. Make a "
                 "batch of four or eight and keep the best."
             ),
-            search_aliases=["dimoo rank", "dimoo best of n", "dimoo verify", "dimoo score"],
+            search_aliases=["rank", "best of n", "verify", "score", "pick image"],
             is_output_node=True,
             hidden=[host.io.Hidden.unique_id],
             inputs=[
@@ -78,14 +78,23 @@ class BestOf(host.io.ComfyNode):
                 host.io.Image.Output(display_name="ranked", tooltip="All pictures, best first."),
                 host.io.String.Output(
                     display_name="scores",
-                    tooltip="One line per picture, best first: its number in the batch and its score.",
+                    tooltip=(
+                        "One line per picture, best first: its number in the batch and its score. Picture 1 has the "
+                        "sampler's seed, picture 2 the seed + 1, and so on."
+                    ),
+                ),
+                host.io.String.Output(
+                    display_name="scores as list",
+                    is_output_list=True,
+                    tooltip="The same lines as a list, for nodes that take one text per picture.",
                 ),
             ],
         )
 
     @classmethod
     def execute(cls, model, vq, image, prompt, judge_by="yes or no"):
-        check_sockets(model=model, vq=vq, prompt=prompt)
+        check_sockets(prompt=prompt)
+        check_pair(model, vq)
         if prompt.task is not GENERATE or not prompt.text.strip():
             raise ValueError(
                 "The prompt does not describe a picture; connect DiMOO Text Encode and write what the picture should "
@@ -97,4 +106,4 @@ class BestOf(host.io.ComfyNode):
         lines = [f"picture {item + 1}: {found[item].score:.1%}  {found[item].description}".rstrip() for item in order]
         ranked = pixels.to_comfy(pictures[order])
         host.show_text("\n".join(lines), getattr(cls.hidden, "unique_id", None))
-        return host.io.NodeOutput(ranked[:1], ranked, "\n".join(lines), ui={"text": ["\n".join(lines)]})
+        return host.io.NodeOutput(ranked[:1], ranked, "\n".join(lines), lines, ui={"text": ["\n".join(lines)]})

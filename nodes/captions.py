@@ -22,8 +22,9 @@ from ..dimoo_core.pictures.captions import (
 from ..dimoo_core.sampling.schedule import MAX_TOKENS
 from ..dimoo_core.sampling.text import TextSettings
 from . import host, widgets
-from .describe import answered, follow
-from .sockets import LoadedModel, LoadedVQ, ModelSocket, VQSocket, check_sockets
+from .describe import answer_settings, answered, follow
+from .sockets import LoadedModel, LoadedVQ, ModelSocket, VQSocket, check_pair
+from .widgets import OWN
 
 NOTHING = "(no folder with pictures)"
 
@@ -40,9 +41,9 @@ def folders() -> list[str]:
 
 
 def chosen_folder(name: str, among: Mapping[str, Path] | None = None) -> Path:
-    """The folder of a name, as listed (`among`; None: those of `listed`) or as on disk; raises ValueError for one that
-    is not listed, wherever it lies."""
-    folder = (listed() if among is None else among).get(host.without_html(name))
+    """The folder of a name, as listed (`among`; None: those of `listed`), as on disk or as saved on Windows; raises
+    ValueError for one that is not listed, wherever it lies."""
+    folder = host.named(name, listed() if among is None else among)
     if folder is None:
         raise ValueError(
             f"There is no folder {shown(name)} with pictures in ComfyUI's input folder; put pictures there, refresh "
@@ -115,7 +116,7 @@ class CaptionFolder(host.io.ComfyNode):
                 "Writes a caption file beside every picture of a folder in ComfyUI's input folder, as training tools "
                 "for image models expect. A stopped run continues where it stopped."
             ),
-            search_aliases=["dimoo batch caption", "dimoo dataset", "caption directory"],
+            search_aliases=["batch caption", "dataset", "caption directory", "tagger"],
             is_output_node=True,
             hidden=[host.io.Hidden.unique_id],
             inputs=_inputs(),
@@ -148,15 +149,15 @@ class CaptionFolder(host.io.ComfyNode):
         return str([(path.name, path.stat().st_mtime_ns) for path in files if path.is_file()])
 
     @classmethod
-    def execute(cls, model, vq, folder, question, again=False, max_tokens=128, steps=128, block_length=32):
-        check_sockets(model=model, vq=vq)
-        settings = TextSettings(max_tokens, steps, block_length)
+    def execute(cls, model, vq, folder, question, again=False, max_tokens=OWN, steps=OWN, block_length=OWN):
+        check_pair(model, vq)
+        settings = answer_settings(model, max_tokens, steps, block_length)
         pictures = pictures_below(chosen_folder(folder))
         node = getattr(cls.hidden, "unique_id", None)
         failed = caption(model, vq, lacking_captions(pictures, again=again), question, settings, node=node)
         captions, names, lines = report(pictures, failed)
         host.show_text("\n\n".join(lines), node)
-        return host.io.NodeOutput(captions, names, ui={"text": lines})
+        return host.io.NodeOutput(captions, names, ui=host.said(lines))
 
 
 def _inputs() -> list:
@@ -179,22 +180,29 @@ def _inputs() -> list:
         ),
         widgets.integer(
             "max_tokens",
-            128,
-            (1, MAX_TOKENS),
-            "Longest caption in tokens; must be a multiple of block_length. 128 for the 8B model, 32 for nano.",
+            OWN,
+            (OWN, MAX_TOKENS),
+            "Longest caption in tokens, somewhat more than words. -1: the checkpoint's own length.",
         ),
+        *widgets.advanced(_how()),
+    ]
+
+
+def _how() -> list:
+    return [
         widgets.integer(
             "steps",
-            128,
-            (1, MAX_TOKENS),
-            "Sampling steps per caption; must be a multiple of the number of blocks (max_tokens / block_length). Best "
-            "set to max_tokens; fewer is faster.",
+            OWN,
+            (OWN, MAX_TOKENS),
+            "Sampling steps per caption; must be a multiple of the number of blocks (max_tokens / block_length). Fewer "
+            "is faster. -1: the checkpoint's own number, or one step per token if you set max_tokens.",
         ),
         widgets.integer(
             "block_length",
-            32,
-            (1, MAX_TOKENS),
-            "The caption is written left to right in blocks of this many tokens. 32 is a good value.",
+            OWN,
+            (OWN, MAX_TOKENS),
+            "The caption is written left to right in blocks of this many tokens, which must divide max_tokens. -1: the "
+            "checkpoint's own length, or a shorter one that divides.",
         ),
     ]
 
@@ -210,7 +218,7 @@ class SaveText(host.io.ComfyNode):
                 "Saves a text, or every text of a list, in ComfyUI's output folder. With the same prefix as Save "
                 "Image, the texts of a batch get the numbers of its pictures."
             ),
-            search_aliases=["dimoo save caption", "save string", "save text file"],
+            search_aliases=["save caption", "save string", "write txt"],
             is_output_node=True,
             inputs=[
                 host.io.String.Input(
@@ -237,21 +245,20 @@ class SaveText(host.io.ComfyNode):
     def execute(cls, text, filename_prefix="dimoo/caption", **_):  # and what `pictures_first` adds
         path = host.next_text_file(filename_prefix)
         atomic_write_text(path, text + "\n")
-        return host.io.NodeOutput(str(path), ui={"text": [text]})
+        return host.io.NodeOutput(str(path), ui={"text": [text], "files": host.shown_files([path])})
 
 
 def pictures_first(request: dict[str, Any]) -> dict[str, Any]:
     """A request that queues a prompt, in which each Save Text waits for the Save Image nodes with its prefix.
 
     ComfyUI runs nodes that save in any order, and its Save Image counts texts as well: pictures that came after their
-    texts would have other numbers. An input that no node declares makes it wait, and is not handed on.
+    texts would have other numbers. An input that no node declares makes it wait, and is not handed on. Nor does the
+    server check it: what it refuses would run all the same if a text waited for it.
     """
     prompt = request.get("prompt")
     if not isinstance(prompt, dict) or request.get("partial_execution_targets"):  # only those are to run
         return request
-    savers = {
-        key: one for key, one in prompt.items() if _saves(one, "SaveImage") and _link(one["inputs"].get("images"))
-    }
+    savers = {key: one for key, one in prompt.items() if _saves(one, "SaveImage") and _complete(prompt, key)}
     changed = {}
     for key, one in prompt.items():
         if _saves(one, SaveText.GET_SCHEMA().node_id):
@@ -264,6 +271,14 @@ def pictures_first(request: dict[str, Any]) -> dict[str, Any]:
 
 def _saves(node: Any, class_type: str) -> bool:
     return isinstance(node, dict) and node.get("class_type") == class_type and isinstance(node.get("inputs"), dict)
+
+
+def _complete(prompt: dict[str, Any], key: str) -> bool:
+    """Whether a node and all that it uses are there and have the inputs that they cannot do without."""
+    return all(
+        isinstance(node, dict) and isinstance(node.get("inputs"), dict) and not host.lacks_inputs(node)
+        for node in map(prompt.get, {key} | _ancestors(prompt, key))
+    )
 
 
 def _link(value: Any) -> bool:

@@ -9,7 +9,8 @@ from ..dimoo_core.pictures.crop import MAX_CONTEXT, feathered, region_around, re
 from ..dimoo_core.pictures.pixels import to_rgb, visible_alpha
 from ..dimoo_core.pictures.sizes import CELL, MAX_SIDE
 from . import host, pixels, widgets
-from .sockets import Crop, CropSocket, check_sockets
+from .canvas import defaults_of
+from .sockets import Crop, CropSocket, ModelSocket, check_sockets
 
 
 class CropAroundMask(host.io.ComfyNode):
@@ -17,13 +18,13 @@ class CropAroundMask(host.io.ComfyNode):
     def define_schema(cls):
         return host.schema(
             node_id="DimooCropAroundMask",
-            display_name="DiMOO Crop Around Mask",
+            display_name="DiMOO Crop Around Mask (inpaint)",
             category="DiMOO",
             description=(
                 "Crops a large picture around a mask and scales the crop to a size that suits the model, so that a "
                 "small area is repainted in full detail. DiMOO Stitch puts the result back."
             ),
-            search_aliases=["dimoo crop and stitch", "inpaint crop"],
+            search_aliases=["crop and stitch", "inpaint crop", "only masked area", "detailer"],
             inputs=[
                 host.io.Image.Input("image", tooltip="The whole picture. All pictures of a batch are cropped alike."),
                 host.io.Mask.Input("mask", tooltip="White marks what to repaint. In the size of the image."),
@@ -37,11 +38,17 @@ class CropAroundMask(host.io.ComfyNode):
                 ),
                 widgets.integer(
                     "side",
-                    1024,
-                    (0, MAX_SIDE),
-                    "The crop is scaled to about side x side px in area, in its own shape. 1024 for the 8B model, 128 "
-                    "for nano; 0 keeps its size.",
+                    -CELL,
+                    (-CELL, MAX_SIDE),
+                    "The crop is scaled to about side x side px in area, in its own shape. 0 keeps its size. Below 0: "
+                    "the size that the connected model was made for; without a model 1024, for the 8B model.",
                     step=CELL,
+                ),
+                ModelSocket.Input(
+                    "model",
+                    optional=True,
+                    tooltip="The model from DiMOO Loader: with a side below 0 the crop gets the size that it was made "
+                    "for.",
                 ),
             ],
             outputs=[
@@ -54,11 +61,12 @@ class CropAroundMask(host.io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, image, mask, context=2.0, side=1024):
+    def execute(cls, image, mask, context=2.0, side=-CELL, model=None):
+        check_sockets(**({} if model is None else {"model": model}))
         picture = pixels.channels_to_core(image)
         mask = pixels.mask_to_core(mask, picture)
         region = region_around(mask, context=context, scale=CELL)
-        size = working_size(region, side, CELL)
+        size = working_size(region, defaults_of(model).area_side if side < 0 else side, CELL)
         crop = Crop(picture, region, (region.of(mask) > 0.5).float())
         cut = pixels.to_comfy(resize(to_rgb(region.of(picture)), *size))
         return host.io.NodeOutput(cut, resize_mask(crop.mask, *size), crop)
@@ -69,18 +77,19 @@ class Stitch(host.io.ComfyNode):
     def define_schema(cls):
         return host.schema(
             node_id="DimooStitch",
-            display_name="DiMOO Stitch",
+            display_name="DiMOO Stitch (inpaint)",
             category="DiMOO",
             description=(
-                "Puts a repainted crop back into the picture it was taken from. Pixels outside the mask stay exactly "
-                "as they were."
+                "Puts a repainted crop, or an edited picture, back into the picture it was taken from, at that "
+                "picture's size. Pixels outside the mask stay exactly as they were."
             ),
-            search_aliases=["dimoo crop and stitch", "inpaint stitch", "dimoo composite"],
+            search_aliases=["crop and stitch", "uncrop", "composite", "paste back", "original size"],
             inputs=[
                 CropSocket.Input(
-                    "crop", tooltip="The picture and where the crop belongs, from DiMOO Crop Around Mask."
+                    "crop",
+                    tooltip="The picture and where the crop belongs, from DiMOO Crop Around Mask or Image Edit.",
                 ),
-                host.io.Image.Input("image", tooltip="The repainted crop, from DiMOO VQ Decode."),
+                host.io.Image.Input("image", tooltip="The repainted crop or edited picture, from DiMOO VQ Decode."),
                 widgets.integer(
                     "feather",
                     0,
@@ -93,7 +102,7 @@ class Stitch(host.io.ComfyNode):
                     optional=True,
                     tooltip=(
                         "The snapped mask from DiMOO Mask Paint: whole cells are put back, which hides the seam. "
-                        "Without it only the area of your mask is put back."
+                        "Without it only the area of your mask is put back; of an edit, all that the model saw."
                     ),
                 ),
             ],
@@ -112,13 +121,20 @@ class Stitch(host.io.ComfyNode):
                 f"Got {len(painted)} painted images for a crop of {len(picture)} images; connect one, or one per image "
                 "of the crop."
             )
-        if mask is None:
-            shown = crop.mask
-        else:
-            mask = pixels.mask_to_core(mask, painted)
-            shown = (resize_mask(mask, region.width, region.height) > 0).float()  # a feathered one is small at its edge
-        colours = stitch(_colours(picture), painted, feathered(shown, feather), region)
+        shown = _shown(crop, None if mask is None else pixels.mask_to_core(mask, painted))
+        colours = stitch(_colours(picture), crop.at_own_size(painted), feathered(shown, feather), region)
         return host.io.NodeOutput(pixels.to_comfy(_with_alpha(colours, crop)))
+
+
+def _shown(crop: Crop, mask: Tensor | None) -> Tensor:
+    """What is put back, [1 or B,h,w] of the region: the crop's own mask, or what is marked by one of the painted
+    picture [1 or B,h',w']."""
+    if mask is None:
+        return crop.mask
+    if crop.window is not None:
+        return crop.mask * (crop.at_own_size(mask[:, None])[:, 0] > 0.5)
+    # Whatever is above 0, since a feathered mask is small at its edge.
+    return (resize_mask(mask, crop.region.width, crop.region.height) > 0).float()
 
 
 def _colours(picture: Tensor) -> Tensor:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
 
@@ -14,7 +16,18 @@ from ..dimoo_core.sampling.selection import MAX_TEMPERATURE
 from ..dimoo_core.sampling.text import TextSettings, TextStep
 from ..dimoo_core.sampling.text_cache import SPEEDS
 from . import host, pixels, widgets
-from .sockets import LoadedModel, LoadedVQ, ModelSocket, VQSocket, check_sockets
+from .sockets import LoadedModel, LoadedVQ, ModelSocket, VQSocket, check_pair
+
+
+def answer_settings(model: LoadedModel, max_tokens: int, steps: int, block_length: int, **rest: Any) -> TextSettings:
+    """How to answer, of numbers as widgets have them; `rest` as for `jobs.text_settings`."""
+    return jobs.text_settings(
+        model.found.defaults,
+        max_tokens=widgets.unless_own(max_tokens),
+        steps=widgets.unless_own(steps),
+        block_length=widgets.unless_own(block_length),
+        **rest,
+    )
 
 
 def answered(
@@ -55,13 +68,13 @@ class Describe(host.io.ComfyNode):
     def define_schema(cls):
         return host.schema(
             node_id="DimooDescribe",
-            display_name="DiMOO Describe",
+            display_name="DiMOO Describe (image to text)",
             category="DiMOO",
             description="Answers a question about one picture or several, and shows the answer on the node.",
-            search_aliases=["dimoo caption", "dimoo understand", "dimoo vqa", "image to text"],
+            search_aliases=["caption", "vqa", "vlm", "img2txt", "interrogate", "ask about image", "llada"],
             is_output_node=True,
             hidden=[host.io.Hidden.unique_id],
-            inputs=[*_what(), *_how(), *_more()],
+            inputs=[*_what(), *widgets.advanced(_how()), *_more()],
             outputs=[
                 host.io.String.Output(
                     display_name="text",
@@ -78,9 +91,9 @@ class Describe(host.io.ComfyNode):
         vq,
         image,
         question,
-        max_tokens=128,
-        steps=128,
-        block_length=32,
+        max_tokens=widgets.OWN,
+        steps=widgets.OWN,
+        block_length=widgets.OWN,
         temperature=0.0,
         cfg=0.0,
         seed=0,
@@ -89,20 +102,26 @@ class Describe(host.io.ComfyNode):
         image_2=None,
         image_3=None,
     ):
-        check_sockets(model=model, vq=vq)
-        policy = widgets.chosen("speed", speed, SPEEDS)
+        check_pair(model, vq)
+        first = answer_settings(
+            model,
+            max_tokens,
+            steps,
+            block_length,
+            temperature=temperature,
+            cfg=cfg,
+            seed=seed,
+            policy=widgets.chosen("speed", speed, SPEEDS),
+        )
         questions = grouped(image, [image_2, image_3], together=all_in_one_question)
         node = getattr(cls.hidden, "unique_id", None)
-        settings = [
-            TextSettings(max_tokens, steps, block_length, temperature, cfg, (seed + item) % SEEDS, policy)
-            for item in range(len(questions))
-        ]
+        settings = [replace(first, seed=(seed + item) % SEEDS) for item in range(len(questions))]
         answers: list[str] = []
         on_step = follow(model, node, answers, len(questions))
         for group, setting in zip(questions, settings, strict=True):
             answers += answered(model, vq, group, question, setting, on_step)
         host.show_text("\n\n".join(answers), node)
-        return host.io.NodeOutput(answers, ui={"text": answers})
+        return host.io.NodeOutput(answers, ui=host.said(answers))
 
 
 def _what() -> list:
@@ -119,10 +138,10 @@ def _what() -> list:
         ),
         widgets.integer(
             "max_tokens",
-            128,
-            (1, MAX_TOKENS),
-            "Longest answer in tokens, somewhat more than words; must be a multiple of block_length. 128 for a "
-            "description by the 8B model, 32 for a word or two and for nano.",
+            widgets.OWN,
+            (widgets.OWN, MAX_TOKENS),
+            "Longest answer in tokens, somewhat more than words: 32 is enough for a word or two. -1: the checkpoint's "
+            "own length, which suits a description.",
         ),
     ]
 
@@ -131,17 +150,18 @@ def _how() -> list:
     return [
         widgets.integer(
             "steps",
-            128,
-            (1, MAX_TOKENS),
+            widgets.OWN,
+            (widgets.OWN, MAX_TOKENS),
             "Sampling steps for the whole answer; must be a multiple of the number of blocks (max_tokens / "
-            "block_length). Best set to max_tokens; fewer is faster.",
+            "block_length). Fewer is faster. -1: the checkpoint's own number, or one step per token if you set "
+            "max_tokens.",
         ),
         widgets.integer(
             "block_length",
-            32,
-            (1, MAX_TOKENS),
-            "The answer is written left to right in blocks of this many tokens; within a block the most certain tokens "
-            "come first. 32 is a good value.",
+            widgets.OWN,
+            (widgets.OWN, MAX_TOKENS),
+            "The answer is written left to right in blocks of this many tokens, which must divide max_tokens; within a "
+            "block the most certain tokens come first. -1: the checkpoint's own length, or a shorter one that divides.",
         ),
         widgets.number(
             "temperature",

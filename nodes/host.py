@@ -13,12 +13,13 @@ import inspect
 import logging
 import os
 import re
+import secrets
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import comfy.cli_args
 import comfy.ldm.modules.attention
@@ -29,6 +30,7 @@ import comfy.quant_ops
 import comfy.utils
 import folder_paths
 import torch
+from aiohttp import web
 from PIL import Image
 from torch import Tensor, nn
 
@@ -38,6 +40,7 @@ except ImportError as error:
     raise ImportError("The DiMOO nodes need ComfyUI 0.3.75 or newer; please update ComfyUI.") from error
 
 from ..dimoo_core.checkpoint.headers import Entry, weight_errors
+from ..dimoo_core.files import atomic_write, atomic_write_text
 from ..dimoo_core.model import quantised
 from ..dimoo_core.model.kernels import Kernel, offer_rotation
 from ..dimoo_core.model.quantised import GROUP, INT8, Format, Quantised, take_quantised
@@ -50,8 +53,11 @@ _INVISIBLE = "\u200b"
 _HTML = re.compile(r"<(?=[A-Za-z/!?])|&#?\w+;?", re.ASCII)  # what begins a tag or a comment; an entity, perhaps
 # How pages write links: [[words|address]] with its marks for them, and, with Nodes 2.0, Markdown's three ways.
 _LINK = re.compile(r"\[(?=\[)|__LNK(?=\d)|\](?=[(\[:])")
+Meaning = TypeVar("Meaning")
 _log = logging.getLogger(__name__)
+_served: set[str] = set()  # paths of `serve_json`
 _logged: set[tuple[str, tuple[object, ...]]] = set()
+_remarked: set[tuple[str | None, str | None]] = set()  # pages and their nodes that show a remark
 
 
 def schema(**fields) -> io.Schema:
@@ -133,8 +139,8 @@ def note_fp32(compute: torch.dtype, wanted: torch.dtype | None, formats: Collect
         return
     if INT8 not in formats:
         log_once(
-            "DiMOO: this card has no bf16, so the model computes in fp32, which is slow; convert the checkpoint to "
-            "int8 (see README) and load that file, whose matrix products the card computes in int8."
+            "DiMOO: this card has no bf16, so the model computes in fp32, which is slow; choose int8 as "
+            "weight_dtype in DiMOO Loader, whose matrix products the card computes in int8."
         )
 
 
@@ -541,16 +547,18 @@ def output_device() -> torch.device:
 # Progress, previews, cancel, text -----------------------------------------------------------------------------------
 
 
-def progress() -> Callable[[int, int, Image.Image | None], None]:
-    """A progress bar: call it with the steps done, the steps in all and a picture to show, if there is one.
+def progress() -> Callable[..., None]:
+    """A progress bar: call it with the steps done, the steps in all and a picture to show, if there is one. A picture
+    above `preview_size` is scaled down, unless it is to be shown `whole`; the page writes the size under it.
 
     Each call is also where a cancel arrives, as ComfyUI's own exception; nobody here catches it.
     """
     bar = comfy.utils.ProgressBar(1)
 
-    def step(done: int, total: int, picture: Image.Image | None) -> None:
+    def step(done: int, total: int, picture: Image.Image | None, *, whole: bool = False) -> None:
         memory.throw_exception_if_processing_interrupted()
-        shown = None if picture is None else ("JPEG", picture, preview_size())
+        fits = picture is None or whole or max(picture.size) <= preview_size()
+        shown = None if picture is None else ("JPEG", picture, None if fits else preview_size())
         bar.update_absolute(done, total, shown)
 
     return step
@@ -600,6 +608,29 @@ def show_text(text: str, node: str | None) -> None:
         server.send_progress_text(shown.encode("utf-8", "replace").decode(), node, page)  # file names may hold any byte
 
 
+def show_remark(remark: str, node: str | None) -> None:
+    """Shows a remark on a node as `show_text` does; an empty one takes away what an earlier run left there."""
+    place = getattr(_server(), "client_id", None), node
+    if remark or place in _remarked:
+        (_remarked.add if remark else _remarked.discard)(place)
+        show_text(remark, node)
+
+
+def said(texts: Sequence[str]) -> dict[str, list]:
+    """Texts as a node's `ui` has them: for the page's nodes, and all together as a temporary file (UTF-8), since the
+    page's App mode shows files alone. Without a server there is no file."""
+    shown: dict[str, list] = {"text": list(texts)}
+    if _server() is not None:
+        file = Path(folder_paths.get_temp_directory()) / f"dimoo_{secrets.token_hex(5)}.txt"
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write_text(file, "\n\n".join(texts))
+            shown["files"] = [{"filename": file.name, "subfolder": "", "type": "temp"}]
+        except OSError as error:  # the answer is there all the same
+            log_once("DiMOO: App mode cannot show texts: %s cannot be written (%s).", file.parent, error.strerror)
+    return shown
+
+
 def without_html(text: str) -> str:
     """Text that reads the same whether a page shows it as text or as HTML.
 
@@ -611,10 +642,48 @@ def without_html(text: str) -> str:
     return _HTML.sub(_broken, text)
 
 
+def named(name: Any, listed: Mapping[str, Meaning]) -> Meaning | None:
+    """What a name stands for in a list of ours, whose names have slashes on every system: as it is listed, as it is on
+    disk, or as a workflow has it that was saved on Windows. None: it is not in the list."""
+    if not isinstance(name, str):
+        return None
+    spellings = (without_html(spelling) for spelling in (name, name.replace("\\", "/")))
+    return next((listed[spelling] for spelling in spellings if spelling in listed), None)
+
+
 def _broken(found: re.Match[str]) -> str:
     """What a pattern found, with an invisible character in it, unless it is an ampersand that begins no entity."""
     sign = found[0]
     return sign if sign[0] == "&" and html.unescape(sign) == sign else sign[0] + _INVISIBLE + sign[1:]
+
+
+def serve_json(path: str, content: Callable[[str], bytes]) -> None:
+    """Answers requests for a path of the server with the JSON that `content` makes for a language ("en", "zh"), that of
+    the page that asks; a FileNotFoundError becomes the server's 404. Without a server nothing happens.
+
+    To be called before the server starts: it adds what is under /api. A whole path goes before a folder of files.
+    """
+    server = _server()
+    if server is None or path in _served or "{" in path or "}" in path:  # which would stand for any part of a path
+        return
+    _served.add(path)
+
+    @server.routes.get(path)
+    async def answer(request: web.Request) -> web.Response:
+        try:
+            body = content(_language(server, request))
+        except FileNotFoundError as missing:
+            raise web.HTTPNotFound from missing
+        return web.Response(body=body, content_type="application/json", headers={"Cache-Control": "no-cache"})
+
+
+def _language(server: Any, request: web.Request) -> str:
+    """The language that a page is in: what its user has chosen, or else the browser's."""
+    try:
+        chosen = server.user_manager.settings.get_settings(request).get("Comfy.Locale")
+    except web.HTTPException:  # with --multi-user, a request that names no user
+        chosen = None
+    return chosen or request.headers.get("Accept-Language", "").partition(",")[0].partition("-")[0]
 
 
 def on_prompt(change: Callable[[dict], dict]) -> None:
@@ -625,6 +694,32 @@ def on_prompt(change: Callable[[dict], dict]) -> None:
         server.add_on_prompt_handler(change)
 
 
+def lacks_inputs(node: Mapping[str, Any]) -> bool:
+    """Whether a node of a prompt has not all that ComfyUI asks for; False where ComfyUI does not know the node."""
+    known, given = _known(node.get("class_type")), node["inputs"]
+    there = {part for name in given for part in (name, name.partition(".")[0])}  # newer ones: images.image0 of images
+    return known is not None and not known.INPUT_TYPES().get("required", {}).keys() <= there
+
+
+def note_copies(node: type[io.ComfyNode], folder: Path) -> None:
+    """Says in the log where ComfyUI has a node of ours already, from another folder than this one: the pack is there
+    twice, and of each node ComfyUI keeps the one that comes last."""
+    known = _known(node.GET_SCHEMA().node_id)
+    if known not in (None, node):
+        other = getattr(known, "RELATIVE_PYTHON_MODULE", known.__module__).replace(".", "/", 1)
+        log_once(
+            "DiMOO: the pack is installed twice, in %s and in %s; ComfyUI uses the second one: remove one of the two "
+            "folders and restart.",
+            other,
+            folder,
+        )
+
+
+def _known(node_id: Any) -> Any:
+    """The node that ComfyUI has under an id; None where it has none, and in a program that is not ComfyUI."""
+    return getattr(sys.modules.get("nodes"), "NODE_CLASS_MAPPINGS", {}).get(node_id)
+
+
 # Files of the user --------------------------------------------------------------------------------------------------
 
 
@@ -633,14 +728,30 @@ def input_folder() -> Path:
     return Path(folder_paths.get_input_directory())
 
 
+def give_examples(folder: Path) -> None:
+    """Copies the pictures (PNG) of a folder into ComfyUI's input folder, but for those that are there already. Where it
+    cannot be written, the log says so; without a server nothing happens."""
+    if _server() is None:
+        return
+    try:
+        for file in sorted(folder.rglob("*.png")):
+            target = input_folder() / file.relative_to(folder)
+            if not target.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with atomic_write(target) as part:
+                    part.write_bytes(file.read_bytes())
+    except OSError as error:
+        why = error.strerror
+        log_once("DiMOO: the example pictures of the templates could not be copied into %s (%s).", input_folder(), why)
+
+
 def output_folder() -> Path:
     """Where ComfyUI keeps what it makes."""
     return Path(folder_paths.get_output_directory())
 
 
-def shown_pictures(paths: Iterable[Path]) -> list[dict[str, str]]:
-    """Pictures in the output folder, in the form in which a node's `ui` shows them; those that are missing are left
-    out."""
+def shown_files(paths: Iterable[Path]) -> list[dict[str, str]]:
+    """Files in the output folder, in the form in which a node's `ui` has them; those that are missing are left out."""
     root = output_folder()
     parts = [(path.name, path.parent.relative_to(root).as_posix()) for path in paths if path.is_file()]
     return [{"filename": name, "subfolder": folder, "type": "output"} for name, folder in parts]

@@ -3,64 +3,19 @@
 from __future__ import annotations
 
 from math import prod
-from pathlib import Path
 
 import torch
 
 from ..dimoo_core import jobs
-from ..dimoo_core.checkpoint.find import NANO, Found, candidates, find
+from ..dimoo_core.checkpoint.find import Found
 from ..dimoo_core.checkpoint.load import Reader, load_tokenizer, load_transformer, load_vq
 from ..dimoo_core.checks import shown
-from ..dimoo_core.hub.download import REPO, download
 from . import host, widgets
+from .checkpoints import DOWNLOAD, QUANTISED, checkpoints, chosen, prepared
+from .provenance import note_checkpoints
 from .sockets import LoadedModel, LoadedVQ, ModelSocket, Palette, VQSocket
 
-BUILT_IN = "DiMOO-nano (built in)"
-DOWNLOAD = "download: Lumina-DiMOO (16 GB)"
-WEIGHT_DTYPES = {"auto": None, "bf16": torch.bfloat16, "fp32": torch.float32}
-
-
-def checkpoints() -> dict[str, Path]:
-    """Names as the loader lists them, and the folders they stand for; of two with one name the first counts."""
-    found = {BUILT_IN: NANO}
-    for root in host.model_folders():
-        for folder in candidates(root):
-            inside = folder.relative_to(root).as_posix()
-            found.setdefault(host.without_html(root.name if inside == "." else inside), folder)
-    return found
-
-
-def resolve(name: str) -> Found:
-    """The checkpoint of a name, as listed or as on disk; raises ValueError where it is gone or broken."""
-    known, listed = checkpoints(), host.without_html(name)
-    if listed not in known:
-        raise ValueError(f"There is no checkpoint {shown(name)} any more; refresh the page and choose one of the list.")
-    return find(known[listed])
-
-
-def published() -> Found | None:
-    """The published checkpoint where a model folder has all of it under its own name, else None."""
-    for root in host.model_folders():
-        try:
-            return find(root / REPO.split("/")[1])
-        except (ValueError, OSError):  # not there, broken, or on a drive that is away
-            continue
-    return None
-
-
-def downloaded() -> Found:
-    """The published checkpoint, downloaded into the first model folder unless one has it. Raises as `download`."""
-    there = published()
-    if there is not None:
-        return there
-    folder, step = host.model_folders()[0], host.progress()
-    host.log("DiMOO: downloading %s into %s", REPO, folder)
-    return find(download(REPO, folder, on_progress=lambda done, total: step(done, total, None)))
-
-
-def chosen(name: str) -> Found | None:
-    """The checkpoint of a name of the list; None for one that is still to be downloaded."""
-    return published() if name == DOWNLOAD else resolve(name)
+WEIGHT_DTYPES = {"auto": None, "bf16": torch.bfloat16, "fp32": torch.float32, **dict.fromkeys(QUANTISED)}
 
 
 def load_model(found: Found, dtype: torch.dtype | None, palette: Palette, reader: Reader | None = None) -> LoadedModel:
@@ -101,14 +56,15 @@ class Loader(host.io.ComfyNode):
     def define_schema(cls):
         return host.schema(
             node_id="DimooLoader",
-            display_name="DiMOO Loader",
+            display_name="DiMOO Loader (Lumina)",
             category="DiMOO",
             description=(
                 "Loads a Lumina-DiMOO checkpoint: the transformer with its tokenizer, and the VQ autoencoder that "
                 "converts pictures to codes and back. Put checkpoints into models/dimoo; DiMOO-nano comes with the "
                 "pack."
             ),
-            search_aliases=["lumina dimoo", "load dimoo", "llada", "dimoo checkpoint"],
+            search_aliases=["load checkpoint", "load diffusion model", "lumina-dimoo", "llada", "model loader"],
+            hidden=[host.io.Hidden.prompt, host.io.Hidden.extra_pnginfo],
             inputs=[
                 widgets.choice(
                     "checkpoint",
@@ -124,8 +80,9 @@ class Loader(host.io.ComfyNode):
                     WEIGHT_DTYPES,
                     "Precision of the transformer's weights in memory. auto, best for most: fp8 and int8 stay as they "
                     "are stored, the rest is bf16 if the device computes in bf16, otherwise fp32. bf16 and fp32 "
-                    "convert fp8 and int8 weights back; bf16 takes half the memory of fp32. The VQ stays in fp32, the "
-                    "precision it was trained in.",
+                    "convert fp8 and int8 weights back; bf16 takes half the memory of fp32. fp8 and int8 fit smaller "
+                    "cards and are a little less exact: on the first run the checkpoint is converted to a file in "
+                    "models/dimoo, later runs load that. The VQ stays in fp32, the precision it was trained in.",
                 ),
             ],
             outputs=[
@@ -136,22 +93,24 @@ class Loader(host.io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, checkpoint):
-        """Takes a checkpoint's name as it is on disk, too; ComfyUI itself compares only with the names listed."""
-        if checkpoint in (None, DOWNLOAD) or host.without_html(checkpoint) in checkpoints():  # None: from another node
+        """Takes a checkpoint's name as it is on disk or on other systems, too; ComfyUI itself compares only with the
+        names listed."""
+        if checkpoint in (None, DOWNLOAD) or host.named(checkpoint, checkpoints()) is not None:  # None: from a node
             return True
         return f"There is no checkpoint {shown(checkpoint)}; refresh the page and choose one of the list."
 
     @classmethod
-    def fingerprint_inputs(cls, checkpoint, **_):
-        """Size and time of the files, so that a replaced checkpoint is loaded again."""
-        found = chosen(checkpoint)
+    def fingerprint_inputs(cls, checkpoint, weight_dtype="auto", **_):
+        """Size and time of the files that are loaded, so that a replaced checkpoint is loaded again."""
+        found = chosen(checkpoint, weight_dtype)
         stats = [] if found is None else [(path.name, path.stat()) for path in found.files]
         return str([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
 
     @classmethod
     def execute(cls, checkpoint, weight_dtype="auto"):
         dtype = widgets.chosen("weight_dtype", weight_dtype, WEIGHT_DTYPES)
-        found = downloaded() if checkpoint == DOWNLOAD else resolve(checkpoint)
+        found = prepared(checkpoint, weight_dtype)
+        note_checkpoints(*(getattr(cls.hidden, name, None) for name in ("extra_pnginfo", "prompt")))
         reader = host.FileReader()
         vq = load_autoencoder(found, reader)
         return host.io.NodeOutput(load_model(found, dtype, Palette(vq), reader), vq)

@@ -25,11 +25,8 @@ def resolve(name: Any) -> Path:
     """The file of a name, as listed, as on disk, or as saved on Windows; raises ValueError where it is none or gone."""
     if name == NONE:
         raise ValueError("No LoRA is chosen; choose a file of the list, or connect lora_model.")
-    path = None
-    if isinstance(name, str):
-        files = listed()
-        spellings = (host.without_html(spelling) for spelling in (name, name.replace("\\", "/")))
-        path = next((host.lora_path(files[spelling]) for spelling in spellings if spelling in files), None)
+    file = host.named(name, listed())
+    path = None if file is None else host.lora_path(file)
     if path is None:
         raise ValueError(
             f"There is no LoRA {shown(name)} in models/loras; refresh the page and choose one of the list."
@@ -55,7 +52,7 @@ class Lora(host.io.ComfyNode):
                 "can follow each other, in any order. The model's own weights stay as they are, so fp8 and int8 lose "
                 "nothing."
             ),
-            search_aliases=["load lora", "lora loader", "apply lora", "lumina dimoo adapter", "peft"],
+            search_aliases=["load lora", "lora loader", "apply lora", "adapter", "peft"],
             hidden=[host.io.Hidden.unique_id],
             inputs=[
                 ModelSocket.Input("model", tooltip="The model from DiMOO Loader or another DiMOO LoRA."),

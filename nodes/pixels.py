@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..dimoo_core.pictures.masks import check_marked
 from ..dimoo_core.pictures.pixels import GREY, mosaic, to_pil, to_rgb
+from ..dimoo_core.pictures.sizes import CELL
 from . import host
 
 MAX_SIDE = 16384  # px, as in ComfyUI's own nodes
@@ -124,13 +125,14 @@ def crop_to_cells(pixels: Tensor, scale: int) -> Tensor:
     return pixels[:, :, top : top + height, left : left + width]
 
 
-def preview(codes: Tensor, unknown: Tensor, colours: Tensor, size: int) -> Image.Image:
-    """A picture at most `size` px wide and high of canvases [B,H,W], side by side: a square per cell, holes grey."""
+def preview(codes: Tensor, unknown: Tensor, colours: Tensor, size: int | None) -> Image.Image:
+    """A picture of canvases [B,H,W], side by side: a square per cell, holes grey. It is as large as their pictures will
+    be or, if they are larger than `size` px, smaller; squares are whole pixels."""
     tiles = mosaic(codes.to(colours.device), unknown.to(colours.device), colours)
     columns = math.ceil(math.sqrt(len(tiles)))
     tiles = F.pad(tiles, (0, 0, 0, 0, 0, 0, 0, -len(tiles) % columns), value=GREY)
     sheet = to_pil(rearrange(tiles, "(r c) rgb h w -> rgb (r h) (c w)", c=columns))
-    factor = max(1, size // max(sheet.size))
+    factor = CELL if size is None else min(CELL, max(1, size // max(sheet.size)))
     return sheet.resize((sheet.width * factor, sheet.height * factor), Image.Resampling.NEAREST)
 
 

@@ -12,10 +12,10 @@ class TextEncode(host.io.ComfyNode):
     def define_schema(cls):
         return host.schema(
             node_id="DimooTextEncode",
-            display_name="DiMOO Text Encode",
+            display_name="DiMOO Text Encode (text to image)",
             category="DiMOO",
             description="The prompt: what the picture should show. For text-to-image, inpainting and outpainting.",
-            search_aliases=["dimoo prompt", "dimoo text to image", "dimoo negative prompt"],
+            search_aliases=["prompt", "negative prompt", "txt2img", "clip text encode", "llada"],
             inputs=[
                 widgets.words(
                     "text",

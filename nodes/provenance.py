@@ -15,7 +15,7 @@ from typing import Any
 from ..dimoo_core.checkpoint.adapter_file import adapter_files
 from ..dimoo_core.jobs import Placement
 from ..dimoo_core.provenance import KEY, fingerprint, identified, versions
-from .loader import chosen
+from .checkpoints import QUANTISED, chosen
 from .lora import Lora, resolve
 from .sockets import LoadedModel
 
@@ -30,10 +30,18 @@ def metadata(prompt: Any) -> dict[str, Any] | None:
     if not ours:
         return None
     inputs = {key: one["inputs"] for key, one in ours.items() if isinstance(one.get("inputs"), dict)}
-    checkpoints = {key: _identified(one.get("checkpoint"), _checkpoint) for key, one in inputs.items()}
+    checkpoints = {key: _checkpoint(one) for key, one in inputs.items()}
     loras = {key: _lora(one) for key, one in inputs.items() if ours[key]["class_type"] == Lora.GET_SCHEMA().node_id}
     told = {**versions(), "checkpoints": _with_branches(_known(checkpoints))}
     return told | {"loras": _known(loras)} if _known(loras) else told
+
+
+def note_checkpoints(info: Any, prompt: Any) -> None:
+    """Adds checkpoints that were downloaded or converted since the prompt was queued to what ComfyUI writes into its
+    pictures. `info` and `prompt` are what a node gets as `extra_pnginfo` and `prompt`."""
+    told, now = _told(info), metadata(prompt)
+    if told is not None and now is not None:
+        told["checkpoints"] = now["checkpoints"]
 
 
 def note_branches(info: Any, model: LoadedModel, placement: Placement) -> None:
@@ -43,9 +51,15 @@ def note_branches(info: Any, model: LoadedModel, placement: Placement) -> None:
         _branches[fingerprint(model.found.files)] = "together" if placement.packed else "one by one"
     except OSError:  # the files are gone; the weights are loaded
         return
-    told = info.get(KEY) if isinstance(info, dict) else None
-    if isinstance(told, dict) and told.keys() >= {*versions(), "checkpoints"}:  # a client may send the key itself
+    told = _told(info)
+    if told is not None:
         told["checkpoints"] = _with_branches(told["checkpoints"])
+
+
+def _told(info: Any) -> dict[str, Any] | None:
+    """What `add_note` wrote for a prompt; a client may send the key itself."""
+    told = info.get(KEY) if isinstance(info, dict) else None
+    return told if isinstance(told, dict) and told.keys() >= {*versions(), "checkpoints"} else None
 
 
 def _with_branches(checkpoints: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -65,10 +79,17 @@ def _identified(name: Any, files: Callable[[str], Iterable[Path] | None]) -> dic
         return None
 
 
-def _checkpoint(name: str) -> Iterable[Path] | None:
-    """The files of a name of the loader's list; None: still to be downloaded."""
-    found = chosen(name)
-    return None if found is None else found.files
+def _checkpoint(inputs: Mapping[str, Any]) -> dict[str, str] | None:
+    """Name and fingerprint of what a loader loads; None where it is still to be downloaded or converted."""
+    name, weight_dtype = inputs.get("checkpoint"), inputs.get("weight_dtype", "auto")
+    if not isinstance(name, str) or not isinstance(weight_dtype, str):  # it comes from another node
+        return None
+    try:
+        found = chosen(name, weight_dtype)
+        shown = found.path.name if found is not None and weight_dtype in QUANTISED else name
+        return None if found is None else identified(shown, found.files)
+    except (ValueError, OSError):
+        return None
 
 
 def _lora(inputs: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from ..dimoo_core import jobs
-from ..dimoo_core.sampling.guidance import MAX_SCALE, Guidance
-from ..dimoo_core.sampling.image import MAX_STEPS, ImageSettings, ImageStep
+from ..dimoo_core.provenance import checkpoint_name
+from ..dimoo_core.sampling.guidance import MAX_SCALE
+from ..dimoo_core.sampling.image import MAX_STEPS, ImageStep
 from ..dimoo_core.sampling.ml_cache import CANDIDATES, PRESETS, PUBLISHED, CachePolicy
 from ..dimoo_core.sampling.selection import MAX_TEMPERATURE
 from ..dimoo_core.sequence.canvas import Canvas
+from ..dimoo_core.sequence.prompt import Prompt
 from . import host, pixels, widgets
 from .provenance import note_branches
 from .sockets import CacheSocket, CanvasSocket, LoadedModel, ModelSocket, PromptSocket, check_sockets
@@ -26,7 +28,7 @@ class CacheSettings(host.io.ComfyNode):
                 "time where weights stream from RAM: a cached step streams as much as a full one. Overrides the "
                 "sampler's ml_cache. The defaults are the published settings."
             ),
-            search_aliases=["ml-cache", "dimoo speed"],
+            search_aliases=["ml-cache", "speed up", "teacache"],
             inputs=[*_published(), *_ours()],
             outputs=[CacheSocket.Output(display_name="cache", tooltip="The settings, for DiMOO Sampler.")],
         )
@@ -90,10 +92,24 @@ def follow(model: LoadedModel) -> ImageStep:
     step = host.progress()
 
     def on_step(done: int, total: int, canvas: Canvas) -> None:
-        shown = None if colours is None else pixels.preview(canvas.codes, canvas.unknown, colours, host.preview_size())
-        step(done, total, shown)
+        whole = done == total and len(canvas.codes) == 1
+        size = None if whole else host.preview_size()
+        shown = None if colours is None else pixels.preview(canvas.codes, canvas.unknown, colours, size)
+        step(done, total, shown, whole=whole)
 
     return on_step
+
+
+def size_remark(model: LoadedModel, prompt: Prompt, canvas: Canvas) -> str:
+    """A sentence where the canvas is far from the size that the checkpoint was made for, with what to do; else ""."""
+    far = jobs.size_remark(model.found.defaults, checkpoint_name(model.found), canvas)
+    if not far:
+        return ""
+    if prompt.images:
+        return f"{far}: set the side of DiMOO Image Edit to 0, or to a number near that."
+    if bool(canvas.unknown.all()):
+        return f"{far}: connect model to DiMOO Empty Canvas, or type that size."
+    return f"{far}: scale the picture to about that size, or use DiMOO Crop Around Mask."
 
 
 class Sampler(host.io.ComfyNode):
@@ -101,14 +117,14 @@ class Sampler(host.io.ComfyNode):
     def define_schema(cls):
         return host.schema(
             node_id="DimooSampler",
-            display_name="DiMOO Sampler",
+            display_name="DiMOO Sampler (Lumina)",
             category="DiMOO",
             description=(
                 "Fills the empty cells of a canvas step by step, the most certain first: for text-to-image, edits, "
                 "inpainting and outpainting. Shows the picture while it forms."
             ),
-            search_aliases=["dimoo ksampler", "dimoo generate", "maskgit"],
-            hidden=[host.io.Hidden.extra_pnginfo],
+            search_aliases=["ksampler", "generate", "maskgit", "llada", "masked diffusion"],
+            hidden=[host.io.Hidden.extra_pnginfo, host.io.Hidden.unique_id],
             inputs=[*_what(), *_how(), *_optional()],
             outputs=[CanvasSocket.Output(display_name="canvas", tooltip="The filled canvas, for DiMOO VQ Decode.")],
         )
@@ -120,18 +136,30 @@ class Sampler(host.io.ComfyNode):
         prompt,
         canvas,
         seed,
-        steps=64,
-        cfg=4.0,
-        image_cfg=4.0,
-        temperature=1.0,
+        steps=widgets.OWN,
+        cfg=widgets.OWN,
+        image_cfg=widgets.OWN,
+        temperature=widgets.OWN,
         ml_cache="off",
         cache=None,
         guidance_start=0.0,
     ):
         check_sockets(model=model, prompt=prompt, canvas=canvas, **({} if cache is None else {"cache": cache}))
-        policy = widgets.chosen("ml_cache", ml_cache, PRESETS) if cache is None else cache
-        settings = ImageSettings(steps, temperature, seed, policy, Guidance(cfg, image_cfg, guidance_start))
+        settings = jobs.image_settings(
+            model.found.defaults,
+            seed=seed,
+            steps=widgets.unless_own(steps),
+            cfg=widgets.unless_own(cfg),
+            image_cfg=widgets.unless_own(image_cfg),
+            temperature=widgets.unless_own(temperature),
+            guidance_start=guidance_start,
+            cache=widgets.chosen("ml_cache", ml_cache, PRESETS) if cache is None else cache,
+        )
         plan = jobs.plan_image(model.core, prompt, canvas, settings)
+        remark = size_remark(model, prompt, canvas)
+        if remark:
+            host.log_once("DiMOO: %s", remark)
+        host.show_remark(remark, getattr(cls.hidden, "unique_id", None))
         on_step = follow(model)  # first, since it may bring the VQ into memory, for the colours of previews
         placement = model.place(plan)
         note_branches(getattr(cls.hidden, "extra_pnginfo", None), model, placement)
@@ -155,39 +183,32 @@ def _how() -> list:
     return [
         widgets.integer(
             "steps",
-            64,
-            (1, MAX_STEPS),
-            "Number of sampling steps. More is slower and, up to a point, better. 64 for the 8B model, 16 for nano.",
+            widgets.OWN,
+            (widgets.OWN, MAX_STEPS),
+            "Number of sampling steps. More is slower and, up to a point, better. -1: the checkpoint's own number.",
         ),
         widgets.number(
             "cfg",
-            4.0,
-            (0, MAX_SCALE),
+            widgets.OWN,
+            (widgets.OWN, MAX_SCALE),
             (
                 "Guidance scale: how closely the picture follows the prompt. Raise it if words are ignored, lower it "
-                "if colours are harsh or shapes break. 4 for the 8B model, 0 for nano; 0 turns guidance off and is "
+                "if colours are harsh or shapes break. -1: the checkpoint's own scale. 0 turns guidance off and is "
                 "faster."
             ),
             step=0.1,
         ),
         widgets.number(
             "image_cfg",
-            4.0,
-            (0, MAX_SCALE),
+            widgets.OWN,
+            (widgets.OWN, MAX_SCALE),
             (
                 "Guidance scale for edits: how closely the result follows the input picture. Raise it if the picture "
-                "is lost. 4 for the 8B model, 0 for nano; 0 turns it off and is faster. Other tasks ignore it."
+                "is lost. -1: the checkpoint's own scale. 0 turns it off and is faster. Other tasks ignore it."
             ),
             step=0.1,
         ),
-        widgets.number(
-            "temperature",
-            1.0,
-            (0, MAX_TEMPERATURE),
-            "How much variety sampling allows. Lower is calmer and less varied; at 0 the likeliest code always wins "
-            "and the seed has no effect. 1 for the 8B model, as in training; 0.6 for nano.",
-            step=0.05,
-        ),
+        *widgets.advanced([_temperature()]),
         widgets.choice(
             "ml_cache",
             PRESETS,
@@ -202,13 +223,28 @@ def _how() -> list:
 def _optional() -> list:
     return [
         CacheSocket.Input("cache", optional=True, tooltip="Custom ML-Cache settings; they override ml_cache."),
-        widgets.number(
-            "guidance_start",
-            0.0,
-            (0, 0.99),
-            "Share of the steps, from the start, that run without guidance and are therefore faster. 0 guides from the "
-            "first step. Try 0.15 to save time; lower it if words are ignored.",
-            step=0.05,
-            optional=True,
-        ),
+        *widgets.advanced([_guidance_start()]),
     ]
+
+
+def _temperature() -> host.io.Float.Input:
+    return widgets.number(
+        "temperature",
+        widgets.OWN,
+        (widgets.OWN, MAX_TEMPERATURE),
+        "How much variety sampling allows. Lower is calmer and less varied; at 0 the likeliest code always wins and "
+        "the seed has no effect. -1: the checkpoint's own temperature.",
+        step=0.05,
+    )
+
+
+def _guidance_start() -> host.io.Float.Input:
+    return widgets.number(
+        "guidance_start",
+        0.0,
+        (0, 0.99),
+        "Share of the steps, from the start, that run without guidance and are therefore faster. 0 guides from the "
+        "first step. Try 0.15 to save time; lower it if words are ignored.",
+        step=0.05,
+        optional=True,
+    )

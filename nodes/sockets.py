@@ -19,7 +19,9 @@ from ..dimoo_core.checkpoint.find import Found
 from ..dimoo_core.model.adapters import Adapter, Applied
 from ..dimoo_core.model.vq import VQ
 from ..dimoo_core.model.vq_tiles import TILE
-from ..dimoo_core.pictures.crop import Region
+from ..dimoo_core.pictures.crop import Region, at_own_size, window_mask
+from ..dimoo_core.pictures.sizes import Window, fitted_window
+from ..dimoo_core.provenance import checkpoint_name
 from ..dimoo_core.sampling.ml_cache import CachePolicy
 from ..dimoo_core.sequence.canvas import Canvas
 from ..dimoo_core.sequence.prompt import Prompt
@@ -228,11 +230,28 @@ def _caches(plan: jobs.Plan) -> bool:
 @dataclass(frozen=True, eq=False)
 class Crop:
     """What travels on DIMOO_CROP: the whole picture [B,1 to 4,h,w], the part of it that was cut out, and that part's
-    mask [1 or B,h',w'] at the picture's own size."""
+    mask [1 or B,h',w'] at the picture's own size.
+
+    window: the part of the region that a picture to be put back shows, where it does not show all of it.
+    """
 
     picture: Tensor
     region: Region
     mask: Tensor
+    window: Window | None = None
+
+    @classmethod
+    def fitted(cls, picture: Tensor, fitted: Tensor) -> Crop:
+        """A picture [B,1 to 4,h,w] and what `pixels.fit` made of it, [B,3,h',w']."""
+        (height, width), (frame_height, frame_width) = picture.shape[2:], fitted.shape[2:]
+        window = fitted_window((width, height), (frame_width, frame_height))
+        return cls(picture, Region(0, 0, width, height), window_mask(window, width, height), window)
+
+    def at_own_size(self, painted: Tensor) -> Tensor:
+        """Pixels [B,C,h,w] that show the window, as they lie in the region; as they are where there is none."""
+        if self.window is None:
+            return painted
+        return at_own_size(painted, self.window, self.region.width, self.region.height)
 
 
 # what travels on our sockets, by the name of the input, and which node gives it
@@ -242,7 +261,7 @@ _KINDS = {
     "prompt": (Prompt, "DiMOO Text Encode or DiMOO Image Edit"),
     "canvas": (Canvas, "DiMOO Empty Canvas, Image Edit, Mask Paint or VQ Encode"),
     "cache": (CachePolicy, "DiMOO Cache Settings"),
-    "crop": (Crop, "DiMOO Crop Around Mask"),
+    "crop": (Crop, "DiMOO Crop Around Mask or Image Edit"),
     "lora_model": (Mapping, "DiMOO Train LoRA"),
 }
 
@@ -254,3 +273,21 @@ def check_sockets(**values: Any) -> None:
         kind, giver = _KINDS[name]
         if not isinstance(value, kind):
             raise ValueError(f"The {name} input got {type(value).__name__} from another node pack; connect {giver}.")
+
+
+def check_pair(model: LoadedModel, vq: LoadedVQ) -> None:
+    """Raises ValueError unless a model can read the codes of a VQ. Of two that were loaded from different places the
+    log says so once: what their codes mean may differ."""
+    check_sockets(model=model, vq=vq)
+    known, given = model.core.table.codebook_size, vq.codebook_size
+    names = [checkpoint_name(one.found) for one in (model, vq)]
+    if known != given:
+        raise ValueError(
+            f"The model of {names[0]} knows {known} codes, the VQ of {names[1]} has {given}: connect model and vq of "
+            "the same DiMOO Loader."
+        )
+    if model.found.path != vq.found.path:
+        host.log_once(
+            "DiMOO: the model is that of %s, the VQ that of %s; the model misreads pictures unless both VQs are equal.",
+            *names,
+        )

@@ -23,8 +23,6 @@ from ..dimoo_core.devices import free_bytes
 from ..dimoo_core.files import atomic_write_text, check_writable
 from ..dimoo_core.locks import folder_lock
 from ..dimoo_core.pictures.sizes import CELL, fit_size
-from ..dimoo_core.sampling.guidance import Guidance
-from ..dimoo_core.sampling.image import ImageSettings
 from ..dimoo_core.sequence.canvas import Canvas
 from ..dimoo_core.sequence.prompt import GENERATE, Prompt
 from ..dimoo_core.training.code_cache import OnStep, codec_name, content_key, encode_folder, encode_list
@@ -298,7 +296,7 @@ class Lesson:
             dataset = self.material.encode(vq, cache, follower.report, follower.on_encoding)
             taught, held_back = split(dataset, self.held_back, self.settings.train.seed)
             host.make_room()
-            lora_base = LoraBase(self._base(), vq, base, self._sampling(), self._place)
+            lora_base = LoraBase(self._base(), vq, base, jobs.image_settings(self.model.found.defaults), self._place)
             data = LoraData(taught, held_back, self._requests(dataset))
             watch = Watch(follower.report, follower.on_step, follower.on_samples, follower.on_forming)
             try:
@@ -336,11 +334,6 @@ class Lesson:
         check_memory(cost, self._device)
         for line in plan_lines(material.samples, settings, cost, self._device):
             self.follower.report(line)
-
-    def _sampling(self) -> ImageSettings:
-        defaults = self.model.found.defaults
-        guidance = Guidance(defaults.cfg, defaults.image_cfg)
-        return ImageSettings(defaults.steps, defaults.temperature, guidance=guidance)
 
     def _place(self, plan: jobs.Plan) -> jobs.Placement:
         """Beside the training, where what it holds does not move; in chunks where the memory is short."""

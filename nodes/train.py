@@ -15,7 +15,7 @@ from ..dimoo_core.pictures.sizes import MAX_SIDE, PATCH
 from ..dimoo_core.training.lora import LORA_TRAINING, LoraSettings
 from ..dimoo_core.training.optimise import OPTIMISERS, SCHEDULES, check_installed
 from . import captions, host, widgets
-from .sockets import LoadedModel, LoadedVQ, LoraSocket, LossSocket, ModelSocket, VQSocket, check_sockets
+from .sockets import LoadedModel, LoadedVQ, LoraSocket, LossSocket, ModelSocket, VQSocket, check_pair
 from .teaching import Follower, Lesson, Material, check_name, from_folder, from_lists, pictures_of
 
 NONE = "none"  # of the list of folders; no folder below input/ is offered under that name
@@ -86,7 +86,7 @@ class TrainLora(host.io.ComfyNode):
                 "Teaches the model from pictures and their texts: a subject, a style, a kind of edit. The LoRA goes "
                 "to models/loras and out of the node. A cancel keeps what was learnt; queue again to go on."
             ),
-            search_aliases=["dimoo fine-tune", "lora trainer", "training", "teach a style"],
+            search_aliases=["fine-tune", "lora trainer", "training", "teach a style"],
             is_input_list=True,
             is_output_node=True,
             hidden=[host.io.Hidden.unique_id],
@@ -127,19 +127,14 @@ class TrainLora(host.io.ComfyNode):
     @classmethod
     def execute(cls, model, vq, images=(), texts=(), **values):
         model, vq = model[0], vq[0]
-        check_sockets(model=model, vq=vq)
+        check_pair(model, vq)
         asked = {name: several[0] for name, several in values.items() if several}
         settings, name = settings_of(**asked), check_name(asked.get("name"))
         if model.core.adapters:
             raise ValueError(
                 "The model has a LoRA already, and a new one is taught on the model alone; connect DiMOO Loader."
             )
-        if vq.codebook_size != model.core.table.codebook_size:
-            raise ValueError(
-                f"The VQ knows {vq.codebook_size} codes, the model {model.core.table.codebook_size}; connect the vq of "
-                "the DiMOO Loader that gives the model."
-            )
-        side = asked.get("side") or model.found.defaults.side
+        side = model.found.defaults.own("side", widgets.unless_own_size(asked.get("side", 0)))
         material = _material(model, vq, asked.get("folder", NONE), images, texts, side=side, trigger=settings.trigger)
         node = getattr(cls.hidden, "unique_id", None)
         colours = model.palette.colours() if host.wants_previews() else None
@@ -155,7 +150,7 @@ class TrainLora(host.io.ComfyNode):
             {"loss": done.losses},
             done.steps,
             str(done.file),
-            ui={"text": follower.lines, "images": host.shown_pictures(pictures_of(place))},
+            ui={"text": follower.lines, "images": host.shown_files(pictures_of(place))},
         )
 
 

@@ -9,7 +9,10 @@ from ..dimoo_core.checks import shown
 from ..dimoo_core.sampling.noise import SEEDS
 from .host import io
 
+OWN = -1  # in a number: the checkpoint's own setting
+
 Meaning = TypeVar("Meaning")
+Number = TypeVar("Number", int, float)
 Widget = TypeVar("Widget", bound=io.WidgetInput)
 
 
@@ -36,8 +39,19 @@ def number(
     typed."""
     least, most = map(float, bounds)
     return io.Float.Input(
-        name, default=default, min=least, max=most, step=step, round=finest, optional=optional, tooltip=tooltip
+        name, default=float(default), min=least, max=most, step=step, round=finest, optional=optional, tooltip=tooltip
     )
+
+
+def unless_own(value: Number) -> Number | None:
+    """A number as the core takes it: None where it says the checkpoint's own."""
+    return None if value == OWN else value
+
+
+def unless_own_size(px: int) -> int | None:
+    """A length in px as the core takes it: None where 0 or less says the checkpoint's own. Sizes go in steps that the
+    page counts from the least of them, so that is a whole step below 0, where -1 is taken as well."""
+    return px if px > 0 else None
 
 
 def choice(name: str, options: Iterable[str], tooltip: str, *, optional: bool = False) -> io.Combo.Input:
@@ -61,9 +75,11 @@ def chosen(name: str, value: str, meanings: Mapping[str, Meaning]) -> Meaning:
     return meanings[value]
 
 
-def words(name: str, tooltip: str, *, default: str = "") -> io.String.Input:
+def words(name: str, tooltip: str, *, default: str = "", optional: bool = False) -> io.String.Input:
     """Text of several lines with ComfyUI's dynamic prompts: {this|that} picks one of the two at random."""
-    return io.String.Input(name, multiline=True, dynamic_prompts=True, default=default, tooltip=tooltip)
+    return io.String.Input(
+        name, multiline=True, dynamic_prompts=True, default=default, optional=optional, tooltip=tooltip
+    )
 
 
 def seed(tooltip: str) -> io.Int.Input:

@@ -17,10 +17,11 @@ from dimoo_core.checkpoint.find import NANO, find
 from .comfyhost.client import Client
 from .comfyhost.server import HERE, Server, comfyui_folder
 from .fake_hub import Hub
-from .tiny import write_checkpoint
+from .tiny import TRANSFORMER, write_checkpoint
 
 LIBRARY = declare_missing_operators()  # for ComfyUI and diffusers alike; kept: it ends with its last reference
 TINY = "tiny"  # a checkpoint of random weights in the server's model folder, where it matters how and not what
+SMALL = TRANSFORMER | {"dimoo_defaults": {"size": [128, 128], "side": 128, "sides": [128, 160], "steps": 16}}
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +36,7 @@ def nano_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def served_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     """The stand-in for the hub that the server downloads from; it has a tiny checkpoint, other than the server's."""
-    with Hub(write_checkpoint(tmp_path_factory.mktemp("hub"), shards=2, seed=5)) as hub:
+    with Hub(write_checkpoint(tmp_path_factory.mktemp("hub"), shards=2, seed=5, transformer=SMALL)) as hub:
         yield hub
 
 
@@ -50,7 +51,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, served_hub: Hub) -> Iterato
         pytest.skip(str(missing))
     server = Server(tmp_path_factory.mktemp("comfyui"), probe=True, environment={"HF_ENDPOINT": served_hub.url})
     server.add_pack(HERE / "neighbour", "a-neighbour")  # every test of the server is one beside another pack, too
-    write_checkpoint(server.folder / "models" / "dimoo" / TINY)
+    write_checkpoint(server.folder / "models" / "dimoo" / TINY, transformer=SMALL)
     with server:
         yield server
 

@@ -28,6 +28,7 @@ from dimoo_core.model.adapters import Applied
 from dimoo_core.nano.judge import judge, matches
 from dimoo_core.pictures.crop import region_around, resize, resize_mask, stitch, working_size
 from dimoo_core.pictures.pixels import mosaic, to_pil
+from dimoo_core.pictures.sheet import contact_sheet
 from dimoo_core.pictures.sizes import CELL
 from dimoo_core.sampling.guidance import Guidance
 from dimoo_core.sampling.image import ImageSettings
@@ -371,6 +372,12 @@ def learnt(studio: Studio) -> Image.Image:
     return strip(taught, *(Tile(one, (f'"{WORD}", step {step}',), step > 0) for step, one in painted.items()))
 
 
+def compared(studio: Studio) -> Image.Image:
+    seeds = range(FIRST_SEED, FIRST_SEED + 4)
+    sheet = contact_sheet([picture(studio.paint(OPEN, seed=seed)) for seed in seeds], [str(seed) for seed in seeds])
+    return strip(text_tile(f"{OPEN}, seeds {seeds[0]} to {seeds[-1]}"), Tile(sheet, ("the sheet",), True))
+
+
 SHEETS: dict[str, Callable[[Studio], Image.Image]] = {
     "DimooLoader": lambda studio: strip(*(Tile(finished(studio, text)) for text in SCENES)),
     "DimooTextEncode": captions,
@@ -389,6 +396,7 @@ SHEETS: dict[str, Callable[[Studio], Image.Image]] = {
     "DimooSaveText": saved,
     "DimooLora": adapted,
     "DimooTrainLora": learnt,
+    "DimooContactSheet": compared,
 }
 
 

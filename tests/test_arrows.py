@@ -15,6 +15,7 @@ ROOT = Path(__file__).parent.parent
 CORE = ROOT / "dimoo_core"
 NODES = ROOT / "nodes"
 BENCH = ROOT / "bench"
+PAGE = CORE / "cli" / "app" / "page.py"  # needs gradio, which tests of the rest do without
 
 # Row by row, from the bottom: a package, or a single file, imports only from rows above its own in this list. Files of
 # one package may import each other, as long as no circle comes of it.
@@ -165,9 +166,18 @@ def test_nothing_touches_a_gpu_or_the_network_at_import(path: Path) -> None:
         assert level or module.split(".")[0] != "huggingface_hub", "only hub/client.py asks for it, when it downloads"
 
 
+def test_only_the_page_needs_gradio_and_only_its_command_imports_the_page() -> None:
+    for path in sources(CORE):
+        names = {name for level, module, _ in imports(path) if not level for name in module.split(".")[:1]}
+        assert "gradio" not in names or path == PAGE, f"{path.name} imports gradio; that is for {PAGE.name}"
+        assert PAGE not in neighbours(path), f"{path.name} imports the page, and with it gradio, before it is used"
+
+
 def test_importing_the_core_starts_no_gpu() -> None:
     names = [
-        ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in sources(CORE) if path.stem != "__main__"
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in sources(CORE)
+        if path.stem != "__main__" and path != PAGE
     ]
     code = "import torch\ndef no(*_): raise RuntimeError('touched')\ntorch.cuda.init = torch.cuda._lazy_init = no\n"
     code += "import socket\nsocket.socket.connect = no\n"

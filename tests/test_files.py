@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dimoo_core.files import atomic_write, atomic_write_text, read_text, shown_path
+from dimoo_core.files import atomic_write, atomic_write_text, read_text, shown_path, size_in_words
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o027, 0o002])
@@ -142,3 +142,8 @@ def test_half_a_character_is_written_as_a_question_mark(tmp_path: Path) -> None:
 
 def test_a_name_of_any_bytes_can_be_shown() -> None:
     assert shown_path(Path(os.fsdecode(b"a/\xff\xc3\xa9.png"))) == "a/\ufffd\xe9.png"
+
+
+def test_bytes_are_told_in_units_that_people_read() -> None:
+    sizes = {0: "0 bytes", 999: "999 bytes", 1000: "1.0 kB", 402_912: "402.9 kB", 16_170_000_000: "16.2 GB"}
+    assert {size: size_in_words(size) for size in sizes} == sizes

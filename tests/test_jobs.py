@@ -86,9 +86,9 @@ def test_guidance_out_of_range_is_refused(scale: float) -> None:
 @pytest.mark.parametrize("cache", [None, PRESETS["fast"]])
 def test_every_edit_type_runs(edit_type: str, cache) -> None:
     reference = picture(30, 70) if EDITS[edit_type].images == 2 else None
-    request = jobs.Edit(edit_type, "red", reference=reference, side=64)
+    prepared = jobs.Edit(edit_type, "red", reference=reference, side=64).prepare(VAE, picture(90, 50, 2))
     settings = ImageSettings(steps=4, cache=cache)
-    assert jobs.edit(MODEL, VAE, picture(90, 50, 2), request, settings=settings).shape == (2, 3, 32, 64)
+    assert jobs.edit(MODEL, VAE, prepared, settings=settings).shape == (2, 3, 32, 64)
 
 
 def test_an_edit_prepares_prompt_canvas_and_fitted_picture() -> None:

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import tomllib
 
+from dimoo_core.cli.app.command import GRADIO
+
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
@@ -51,7 +53,11 @@ def test_comfyui_installs_nothing_and_the_library_all_that_it_imports(wheel: Pat
     assert extra == {"torch", "tokenizers", "safetensors", "pillow", "numpy", "einops", "tqdm", "huggingface_hub"}
     metadata = zipfile.ZipFile(wheel).read(f"dimoo_nodes-{PROJECT['version']}.dist-info/METADATA").decode()
     required = re.findall(r"^Requires-Dist: (.*)$", metadata, re.MULTILINE)
-    assert required and all('extra == "library"' in one for one in required)
+    assert required and all('extra == "library"' in one or one.startswith("gradio") for one in required)
+
+
+def test_the_page_asks_for_the_gradio_that_it_was_made_for() -> None:
+    assert PROJECT["optional-dependencies"]["app"] == ["gradio>={},<{}".format(*GRADIO)]
 
 
 def test_the_command_runs_in_any_folder(wheel: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 import dimoo_core as dimoo
 from dimoo_core import jobs, memory
 from dimoo_core.checkpoint.adapter_file import read_adapter
+from dimoo_core.checkpoint.defaults import Defaults
 from dimoo_core.model.adapters import Adapter
 from dimoo_core.nano.judge import judge, matches
 from dimoo_core.pictures.pixels import from_pil, to_pil
@@ -82,6 +83,63 @@ def test_what_is_left_out_is_the_checkpoints_own(pipe, tiny) -> None:
     assert (said.cfg, said.seed, said.policy) == (1.0, 2, SPEEDS["fast"])
 
 
+@pytest.mark.parametrize(
+    ("typed", "taken"),
+    [
+        ({}, (32, 32, 32)),
+        ({"max_tokens": 32}, (32, 32, 32)),
+        ({"max_tokens": 64}, (64, 64, 32)),
+        ({"max_tokens": 8}, (8, 8, 8)),
+        ({"max_tokens": 100}, (100, 100, 25)),
+        ({"max_tokens": 97}, (97, 97, 1)),
+        ({"max_tokens": 64, "steps": 16}, (64, 16, 32)),
+        ({"max_tokens": 64, "block_length": 16}, (64, 64, 16)),
+        ({"block_length": 8}, (32, 32, 8)),
+        ({"steps": 8}, (32, 8, 32)),
+    ],
+    ids=str,
+)
+def test_steps_and_blocks_fit_an_answer_of_any_length(pipe, typed: dict, taken: tuple) -> None:
+    settings = pipe.text_settings(**typed)
+    assert (settings.max_tokens, settings.steps, settings.block_length) == taken
+
+
+@pytest.mark.parametrize(
+    ("typed", "sentence"),
+    [
+        ({"max_tokens": 0}, "max_tokens is 0; expected"),
+        ({"max_tokens": -1}, "max_tokens is -1; expected"),
+        ({"max_tokens": 10**12}, "max_tokens is 1000000000000; expected"),
+        ({"max_tokens": "many"}, "max_tokens is 'many'; expected"),
+        ({"block_length": 7}, "block_length 7 does not divide max_tokens 32"),
+        ({"block_length": 0}, "block_length is 0; expected"),
+    ],
+)
+def test_answers_of_no_length_are_one_sentence(pipe, typed: dict, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        pipe.text_settings(**typed)
+
+
+def test_a_size_far_from_the_checkpoints_is_said_once(pipe, caplog) -> None:
+    pipe = pipe.with_adapters([])  # one that has said nothing yet
+    for size in [(128, 128), (160, 96), (240, 240), (80, 80), (256, 256), (256, 256), (64, 64)]:
+        pipe.generate("a star", size=size, steps=1, progress=False)
+    start = "DiMOO-nano was made for about 128x128 px: choose a size near that."
+    assert [one.getMessage() for one in caplog.records] == [
+        f"The canvas is 256x256 px; {start}",
+        f"The canvas is 64x64 px; {start}",
+    ]
+    pipe.edit(Image.new("RGB", (64, 64)), "make the circle blue", side=384, steps=1, progress=False)
+    assert "The canvas is 384x384 px" in caplog.text
+
+
+def test_sizes_between_those_of_edits_and_of_new_pictures_are_near() -> None:
+    published = Defaults()
+    sizes = [(512, 512), (1024, 1024), (1536, 768), (2032, 2048), (272, 256)]
+    assert not any(published.is_far(*size) for size in sizes)
+    assert published.is_far(2048, 2048) and published.is_far(256, 256) and published.is_far(16, 4096)
+
+
 def test_inpainting_changes_the_marked_part_alone_at_any_size(tiny) -> None:
     picture = to_pil(torch.rand(3, 45, 70, generator=torch.Generator().manual_seed(0)))
     mask = Image.new("L", (7, 5))
@@ -105,6 +163,18 @@ def test_pictures_come_as_pil_files_or_tensors(tiny, tmp_path: Path) -> None:
     assert isinstance(tiny.describe([forms[0], forms[1]], "what changed?", **ask), str)
     style = tiny.edit(forms[0], type="image_ref_transfer", reference=forms[3], side=64, **QUICK)[0]
     assert style.size == (64, 64)
+
+
+def test_an_edit_can_keep_the_pictures_own_size(tiny) -> None:
+    picture = Image.new("RGBA", (301, 57), (10, 200, 30, 128))
+    shown: list[tuple[int, int]] = []
+    given = {"side": 64, "batch": 2, "preview": lambda forming: shown.extend(one.size for one in forming), **QUICK}
+    made = tiny.edit(picture, "x", own_size=True, **given)
+    assert {one.size for one in (*made, picture)} == {(301, 57)} == set(shown) and made[0].mode == "RGBA"
+    assert made[0].getchannel("A").getextrema() == (128, 128) and made[0].tobytes() != made[1].tobytes()
+    edges = made[0].convert("RGB").crop((0, 0, 20, 57))
+    assert edges.getcolors() == [(20 * 57, (10, 200, 30))], "what fitting cut off stays"
+    assert tiny.edit(picture, "x", **given)[0].size == (128, 32)
 
 
 def test_tensors_of_whole_numbers_are_read_as_they_are_meant(tiny) -> None:
@@ -168,6 +238,7 @@ def test_the_bar_is_shown_in_a_terminal(tiny, capsys, monkeypatch) -> None:
         (lambda pipe: pipe.edit("gone.png", "x"), "gone.png"),
         (lambda pipe: pipe.edit(Image.new("RGB", (32, 32)), "x", type="dance"), "Unknown edit type 'dance'"),
         (lambda pipe: pipe.inpaint(Image.new("RGB", (32, 32)), "x", Image.new("L", (32, 32))), "[Mm]ask"),
+        (lambda pipe: pipe.inpaint(Image.new("RGB", (32, 32)), "x"), "mask is None; expected a mask, or mask_width or"),
         (lambda pipe: pipe.inpaint(Image.new("RGB", (32, 32)), "x", torch.zeros(32, 32)), "mask is empty"),
         (lambda pipe: pipe.inpaint(Image.new("RGB", (32, 32)), "x", torch.zeros(3, 32, 32)), "Got a mask of shape"),
         (lambda pipe: pipe.inpaint(Image.new("RGB", (32, 32)), "x", 7), "Got a mask of type int"),

@@ -7,7 +7,8 @@ group of channels divides its width, keeps its activations unrounded. So does `a
 one scale that is known beforehand (`norm_before`).
 
 No more than a chunk of one tensor is ever in memory: the header is laid out before anything is read, so that each chunk
-can be written at its offset.
+can be written at its offset. That takes about 0.15 GB at any size of the checkpoint, beside the pages of its files that
+the system keeps while nobody else needs the room.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from ..checks import shown
-from ..files import atomic_write
+from ..files import atomic_write, check_room
 from ..model.quantised import FP8, INT8, Quantised, largest_magnitude, quantise, rotate, scale_of
 from .find import Found
 from .headers import FLOATS, Entry
@@ -37,6 +37,7 @@ from .single_file import (
     MARK,
     NEWER_VERSION,
     QUANTISATION,
+    SOURCE,
     SUFFIX,
     TOKENIZER,
     VERSION,
@@ -50,7 +51,7 @@ _MATRIX = re.compile(r"model\.transformer\.blocks\.\d+\.(q_proj|k_proj|v_proj|at
 _GUARDED = "ff_out"
 _NORMS = dict.fromkeys(("q_proj", "k_proj", "v_proj"), "attn_norm") | dict.fromkeys(("ff_proj", "up_proj"), "ff_norm")
 _GROUPS = (256, 64)  # channels that are rotated together, the best first: ComfyUI's kernels are made for 256
-_CHUNK = 16 << 20  # numbers of a tensor in memory at a time, in fp32
+_CHUNK = 8 << 20  # numbers of a tensor in memory at a time, in fp32
 _SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "I8": 1, "U8": 1}
 
 OnStep = Callable[[int, int, object], None]
@@ -180,11 +181,13 @@ def input_scale(norm: Tensor) -> Tensor:
     return torch.ldexp(torch.ones(()), exponent)
 
 
-def convert(found: Found, output: Path, kind: str, *, on_step: OnStep | None = None) -> int:
+def convert(found: Found, output: Path, kind: str, *, source: str | None = None, on_step: OnStep | None = None) -> int:
     """Writes the checkpoint into the one file `output`, whole or not at all; returns its size in bytes.
 
-    `kind` is one of KINDS. `on_step` gets the bytes done and the bytes in all. Raises ValueError where the checkpoint
-    is broken or quantised already, or where the file cannot be written there.
+    `kind` is one of KINDS. `source` is what the file says that it was made of, a fingerprint of the checkpoint (None:
+    nothing). `on_step` gets the bytes done and the bytes in all after each chunk, and may raise to stop: nothing is
+    left then. Raises ValueError where the checkpoint is broken or quantised already, or where the disk has no room, and
+    OSError where the file cannot be written there.
     """
     if kind not in KINDS:
         raise ValueError(f"Got dtype {shown(kind)}, expected one of {', '.join(KINDS)}.")
@@ -197,7 +200,7 @@ def convert(found: Found, output: Path, kind: str, *, on_step: OnStep | None = N
     tensors = [tensor for source in sources for tensor in source.tensors()]
     tensors.append(Stored(TOKENIZER, "U8", (len(tokenizer),)))
     chunks = chain([Chunk(TOKENIZER, 0, tokenizer)], *(source.chunks() for source in sources))
-    return write_streamed(output, _metadata(found, sources), tensors, chunks, on_step=on_step)
+    return write_streamed(output, _metadata(found, sources, source), tensors, chunks, on_step=on_step)
 
 
 def write_streamed(
@@ -213,10 +216,7 @@ def write_streamed(
     header, offsets = _header(metadata, tensors)
     total = len(header) + sum(tensor.nbytes for tensor in tensors)
     output.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(output.parent).free
-    if free < total:
-        raise ValueError(f"{output} needs {total} bytes, {free} are free; make room or name another folder.")
-
+    check_room(output.parent, total, output.name)
     with atomic_write(output, sync=True) as part, part.open("wb") as file:
         done = file.write(header)
         for chunk in chunks:
@@ -255,10 +255,11 @@ def _vq_sources(found: Found) -> Iterator[_Source]:
         yield _Source(VQ_PREFIX + name, entry, entry.dtype)
 
 
-def _metadata(found: Found, sources: Sequence[_Source]) -> dict[str, str]:
+def _metadata(found: Found, sources: Sequence[_Source], source: str | None) -> dict[str, str]:
     newer = any(one.norm or (one.quantisation and one.quantisation.group) for one in sources)
     metadata = {"format": "pt", MARK: NEWER_VERSION if newer else VERSION}
     metadata |= {CONFIG: json.dumps(dict(found.config_json)), VQ_CONFIG: json.dumps(dict(found.vq_config_json))}
+    metadata |= {} if source is None else {SOURCE: source}
     layers = {one.name.removesuffix(".weight"): one.quantisation for one in sources if one.quantisation is not None}
     return metadata | ({QUANTISATION: quantisation_metadata(layers)} if layers else {})
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 from ..checks import shown
+
+FAR = 4  # times the area, or a quarter of it: each side twice or half as long as any that the checkpoint was made for
 
 
 @dataclass(frozen=True)
@@ -43,3 +46,18 @@ class Defaults:
                 raise ValueError(f"dimoo_defaults says {name} = {shown(value)}; expected a value like {known[name]!r}.")
         values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
         return cls(**values)
+
+    def own(self, name: str, value: Any = None) -> Any:
+        """`value` or, where that is None, the checkpoint's own setting of that name; None where it has none."""
+        return getattr(self, name, None) if value is None else value
+
+    @property
+    def area_side(self) -> int:
+        """The side, px, of the square that has the area of a new picture."""
+        return round(math.sqrt(math.prod(self.size)))
+
+    def is_far(self, width: int, height: int) -> bool:
+        """Whether a picture of width x height px has at least `FAR` times the area of those that the checkpoint was
+        made for, new ones and edited ones, or at most that fraction of it."""
+        least, most = sorted((math.prod(self.size), self.side**2))
+        return width * height * FAR <= least or width * height >= most * FAR

@@ -4,6 +4,7 @@ metadata   dimoo_format             what such a file is known by: "1", or "2" wh
                                     `input_scale`, of which 0.2.0 of this pack knows nothing
            config.json              the text of the transformer's config.json, ids and defaults with it
            vqvae/config.json        the text of the VQ's
+           converted_from           where DiMOO Loader made it: the fingerprint of the checkpoint that it is made of
            _quantization_metadata   where layers are quantised: which, and how, in ComfyUI's own words
 tensors    model.transformer...     the transformer, as published; a quantised weight has its `weight_scale` beside
            it, and one in fp8 behind a norm the `input_scale` of what it is multiplied with
@@ -29,6 +30,7 @@ MARK, VERSION, NEWER_VERSION = "dimoo_format", "1", "2"
 CONFIG, VQ_CONFIG, TOKENIZER = "config.json", "vqvae/config.json", "tokenizer.json"
 VQ_PREFIX = "vqvae."
 QUANTISATION = "_quantization_metadata"
+SOURCE = "converted_from"
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,13 @@ from collections.abc import Iterable
 from typing import NoReturn
 
 from . import lora, pictures, prompt_list, train, weights, words
+from .app import command as app
 from .command import PROGRAM, SHELL, Command, shown
 from .messages import shortened
 
-_GROUPS = (pictures, words, prompt_list, weights, lora, train)
+_GROUPS = (pictures, words, prompt_list, app, weights, lora, train)
 # In the order in which one may try them: the first example of each finds what those above it have made.
-_ORDER = ("generate", "edit", "inpaint", "describe", "list", "caption", "download", "convert", "train", "lora")
+_ORDER = ("generate", "edit", "inpaint", "describe", "list", "caption", "app", "download", "convert", "train", "lora")
 _ROWS: dict[str, Command] = {command.name: command for group in _GROUPS for command in group.COMMANDS}
 COMMANDS: dict[str, Command] = {name: _ROWS[name] for name in _ORDER}
 

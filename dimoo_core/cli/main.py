@@ -5,7 +5,7 @@
     options.py   options that they share      prompt_list.py  list; prompt_file.py reads the lists
     settings.py  what decides a picture       weights.py      download, convert
     output.py    files, metadata, progress    lora.py         lora info, merge
-                                              train*.py       train encode, lora, tune, nano
+    app/         the page, with gradio        train*.py       train encode, lora, tune, nano
 
 What a user got wrong is a ValueError or OSError of one sentence and ends the program with status 2. Everything heavy
 is imported inside `main`, so that Ctrl-C ends the program quietly in its first seconds too.

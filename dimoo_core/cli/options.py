@@ -101,6 +101,12 @@ def cache(text: str) -> CachePolicy | None:
 
 
 def common_arguments(parser: argparse.ArgumentParser) -> None:
+    model_arguments(parser).add_argument(
+        "--seed", type=int, metavar="N", default=0, help="0 to 2^64-1; picture i of a batch has seed + i (0)"
+    )
+
+
+def model_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     group = parser.add_argument_group("model")
     group.add_argument(
         "--checkpoint",
@@ -131,9 +137,7 @@ def common_arguments(parser: argparse.ArgumentParser) -> None:
         help="encode and decode pictures in tiles: about a third of the memory or less for a picture of 1024x1024 px, "
         "up to half as much work again (--vq-strips is its old name)",
     )
-    group.add_argument(
-        "--seed", type=int, metavar="N", default=0, help="0 to 2^64-1; picture i of a batch has seed + i (0)"
-    )
+    return group
 
 
 def sampling_arguments(parser: argparse.ArgumentParser) -> None:
@@ -191,10 +195,16 @@ def answer_arguments(parser: argparse.ArgumentParser) -> None:
     own = "the checkpoint's own, else"
     group.add_argument("--max-tokens", type=int, metavar="N", help=f"longest answer ({own} {Defaults.max_tokens})")
     group.add_argument(
-        "--steps", type=int, metavar="N", help=f"a multiple of the number of blocks ({own} {Defaults.text_steps})"
+        "--steps",
+        type=int,
+        metavar="N",
+        help="a multiple of the number of blocks (the checkpoint's own; for another --max-tokens one per token)",
     )
     group.add_argument(
-        "--block-length", type=int, metavar="N", help=f"it divides --max-tokens ({own} {Defaults.block_length})"
+        "--block-length",
+        type=int,
+        metavar="N",
+        help=f"it divides --max-tokens ({own} {Defaults.block_length}, or less where that does not divide)",
     )
     group.add_argument("--temperature", type=float, metavar="X", default=0.0, help="0: the likeliest answer (0)")
     group.add_argument(

@@ -139,6 +139,12 @@ def picture_metadata(args: argparse.Namespace, found: Found) -> dict[str, Any]:
     return PictureSettings.from_arguments(args, found).metadata(args)
 
 
+def write(picture: Image.Image, path: Path, metadata: dict[str, Any]) -> None:
+    """Write one picture with its metadata, and the colour profile and dpi that it holds."""
+    kept = {name: picture.info.get(name) for name in ("icc_profile", "dpi")}
+    provenance.save(picture, path, metadata, **kept)
+
+
 def save(pictures: Sequence[Image.Image], files: Sequence[PictureFile], metadata: dict[str, Any]) -> None:
     """Write pictures, each with the `metadata` of the first and its own seed, and print where they are. Colour profile
     and dpi are those that they hold."""
@@ -147,9 +153,7 @@ def save(pictures: Sequence[Image.Image], files: Sequence[PictureFile], metadata
         for item, (picture, file) in enumerate(zip(pictures, files, strict=True)):
             path = file.claim()
             try:
-                own = {**metadata, "seed": (metadata["seed"] + item) % SEEDS}
-                kept = {name: picture.info.get(name) for name in ("icc_profile", "dpi")}
-                provenance.save(picture, path, own, **kept)
+                write(picture, path, {**metadata, "seed": (metadata["seed"] + item) % SEEDS})
             except BaseException:
                 if not file.named:
                     path.unlink(missing_ok=True)

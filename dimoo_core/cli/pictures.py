@@ -5,11 +5,16 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from PIL import Image
 
 from ..checkpoint.defaults import Defaults
+from ..jobs import Inpaint
 from ..pictures.masks import load_mask
 from ..pictures.pixels import Picture
-from ..sequence.prompt import EDITS
+from ..pipeline import MaskLike, PictureLike, Pipeline
+from ..sequence.prompt import EDIT_NAMES, EDITS
 from .command import Command
 from .options import batch_arguments, image_options, load, sampling_arguments, size_argument
 from .output import check_not_read, picture_files, picture_metadata, progress, save
@@ -21,14 +26,7 @@ def generate(args: argparse.Namespace) -> None:
     files, pipe = picture_files(args), load(args)
     metadata = picture_metadata(args, pipe.checkpoint)
     with progress("generate") as report:
-        pictures = pipe.generate(
-            args.prompt,
-            negative=args.negative,
-            size=args.size,
-            batch=args.batch,
-            progress=report,
-            **image_options(args),
-        )
+        pictures = generated(pipe, args, progress=report)
     save(pictures, files, metadata)
 
 
@@ -39,17 +37,7 @@ def edit(args: argparse.Namespace) -> None:
     pipe = load(args)
     metadata = picture_metadata(args, pipe.checkpoint)
     with progress("edit") as report:
-        pictures = pipe.edit(
-            picture,
-            args.prompt,
-            type=args.type,
-            reference=reference,
-            negative=args.negative,
-            side=args.side,
-            batch=args.batch,
-            progress=report,
-            **image_options(args),
-        )
+        pictures = edited(pipe, args, picture, reference, progress=report)
     save(pictures, files, metadata)
 
 
@@ -60,20 +48,52 @@ def inpaint(args: argparse.Namespace) -> None:
     pipe = load(args)
     metadata = picture_metadata(args, pipe.checkpoint)
     with progress("inpaint") as report:
-        pictures = pipe.inpaint(
-            picture,
-            args.prompt,
-            mask,
-            mask_width=args.mask_width,
-            mask_height=args.mask_height,
-            outpaint=args.outpaint,
-            grow=args.grow,
-            negative=args.negative,
-            batch=args.batch,
-            progress=report,
-            **image_options(args),
-        )
+        pictures = inpainted(pipe, args, picture, mask, progress=report)
     save(pictures, files, metadata)
+
+
+# The jobs of a pipeline, with the settings of a command line; `reports` are `progress` and `preview` -----------------
+
+
+def generated(pipe: Pipeline, args: argparse.Namespace, **reports: Any) -> list[Image.Image]:
+    return pipe.generate(
+        args.prompt, negative=args.negative, size=args.size, batch=args.batch, **reports, **image_options(args)
+    )
+
+
+def edited(
+    pipe: Pipeline, args: argparse.Namespace, picture: PictureLike, reference: PictureLike | None, **reports: Any
+) -> list[Image.Image]:
+    return pipe.edit(
+        picture,
+        args.prompt,
+        type=args.type,
+        reference=reference,
+        negative=args.negative,
+        side=args.side,
+        own_size=args.own_size,
+        batch=args.batch,
+        **reports,
+        **image_options(args),
+    )
+
+
+def inpainted(
+    pipe: Pipeline, args: argparse.Namespace, picture: PictureLike, mask: MaskLike | None, **reports: Any
+) -> list[Image.Image]:
+    return pipe.inpaint(
+        picture,
+        args.prompt,
+        mask,
+        mask_width=args.mask_width,
+        mask_height=args.mask_height,
+        outpaint=args.outpaint,
+        grow=args.grow,
+        negative=args.negative,
+        batch=args.batch,
+        **reports,
+        **image_options(args),
+    )
 
 
 # What can be checked before anything is loaded -----------------------------------------------------------------------
@@ -101,6 +121,11 @@ def check_edit(args: argparse.Namespace) -> None:
 
 
 def check_inpaint(args: argparse.Namespace) -> None:
+    """Raises ValueError where nothing says what to repaint."""
+    if args.mask is None and args.mask_width is None and args.mask_height is None and not args.outpaint:
+        raise ValueError(
+            "nothing says what to repaint: add --mask IMAGE, or --mask-width SHARE for a centred rectangle."
+        )
     _check_output(args, [args.image, args.mask])
     name_unknown_words(args.checkpoint, [args.prompt, args.negative])
 
@@ -124,13 +149,21 @@ def edit_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("image", type=Path, help="the picture to start from")
     parser.add_argument("prompt", nargs="?", default="", help="what to change; some types need no words")
     parser.add_argument(
-        "--type", choices=EDITS, default="edit_replace", metavar="TYPE", help=f"{', '.join(EDITS)} (edit_replace)"
+        "--type",
+        type=lambda name: EDIT_NAMES[name].name if name in EDIT_NAMES else name,
+        choices=EDITS,
+        default="edit_replace",
+        metavar="TYPE",
+        help=f"{'; '.join(f'{name}: {task.label}' for name, task in EDITS.items())} (edit_replace)",
     )
     parser.add_argument(
         "--reference", type=Path, metavar="IMAGE", help="the picture whose style to take, for image_ref_transfer"
     )
     parser.add_argument(
         "--side", type=int, metavar="PX", help=f"fit to about SIDE x SIDE px (the checkpoint's, else {Defaults.side})"
+    )
+    parser.add_argument(
+        "--own-size", action="store_true", help="give the result the picture's size, not that which it was fitted to"
     )
     parser.add_argument(
         "--image-cfg",
@@ -149,11 +182,16 @@ def inpaint_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mask-width",
         type=float,
-        default=0.2,
         metavar="SHARE",
-        help="without --mask: width of a centred rectangle, as a share of the picture's (0.2)",
+        help="in place of --mask: width of a centred rectangle, as a share of the picture's "
+        f"({Inpaint.width_ratio:g} with --mask-height or --outpaint alone)",
     )
-    parser.add_argument("--mask-height", type=float, default=1.0, metavar="SHARE", help="the same, its height (1.0)")
+    parser.add_argument(
+        "--mask-height",
+        type=float,
+        metavar="SHARE",
+        help=f"the same, its height ({Inpaint.height_ratio:g} with --mask-width or --outpaint alone)",
+    )
     parser.add_argument("--outpaint", action="store_true", help="repaint what is NOT marked")
     parser.add_argument("--grow", type=int, default=0, metavar="CELLS", help="widen the mask by cells of 16 px (0)")
     batch_arguments(parser)

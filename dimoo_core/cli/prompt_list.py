@@ -88,15 +88,15 @@ def check_list(args: argparse.Namespace) -> None:
 
 def _listed(args: argparse.Namespace, found: Found) -> list[Job]:
     """The jobs of the list, all of them checked: what the model could not be asked is known before any work."""
-    defaults = found.defaults
+    own = found.defaults.own
     job = Job(
         "",
         args.negative,
-        args.size or defaults.size,
+        own("size", args.size),
         args.seed,
-        defaults.steps if args.steps is None else args.steps,
-        defaults.cfg if args.cfg is None else args.cfg,
-        defaults.temperature if args.temperature is None else args.temperature,
+        own("steps", args.steps),
+        own("cfg", args.cfg),
+        own("temperature", args.temperature),
     )
     Guidance(start=args.guidance_start)
     listed = read_jobs(args.list, job, CELL)

@@ -18,6 +18,7 @@ from .. import provenance
 from ..checkpoint.adapter_file import adapter_files
 from ..checkpoint.find import Found
 from ..devices import device
+from ..jobs import Inpaint
 from ..pipeline import lora_path
 from ..sampling.ml_cache import CachePolicy
 
@@ -26,9 +27,11 @@ _SHARED = ("prompt", "negative", "seed", "steps", "cfg", "temperature", "ml_cach
 _OWN: dict[str, tuple[str, ...]] = {
     "generate": ("size",),
     "list": ("size",),
-    "edit": ("image", "type", "reference", "side", "image_cfg"),
+    "edit": ("image", "type", "reference", "side", "image_cfg", "own_size"),
     "inpaint": ("image", "mask", "mask_width", "mask_height", "outpaint", "grow"),
 }
+# What a command line has where it says nothing, beside the checkpoint's own; a list has its prompts elsewhere.
+_LEFT_OUT = {"prompt": "", "mask_width": Inpaint.width_ratio, "mask_height": Inpaint.height_ratio}
 _COMPUTING = ("dtype", "vq_strips")
 
 
@@ -80,17 +83,17 @@ class PictureSettings:
     mask_height: float | None = None
     outpaint: bool | None = None
     grow: int | None = None
+    own_size: bool | None = None
     loras: tuple[Mapping[str, Any], ...] = ()
 
     @classmethod
     def from_arguments(cls, args: argparse.Namespace, found: Found) -> PictureSettings:
         """The settings of a command line; what it leaves open has the checkpoint's default. Raises OSError where a file
         cannot be read."""
-        given: dict[str, Any] = {"prompt": ""}  # a list has its prompts elsewhere
+        given: dict[str, Any] = {}
         for name in (*_SHARED, *_OWN[args.command]):
             value = getattr(args, name, None)
-            if value is None:
-                value = getattr(found.defaults, name, given.get(name))
+            value = found.defaults.own(name, _LEFT_OUT.get(name) if value is None else value)
             given[name] = provenance.identified(value.name, [value]) if isinstance(value, Path) else value
         acting = [lora.identified() for lora in args.loras if lora.strength != 0]
         loras = tuple(sorted(acting, key=lambda one: (one["fingerprint"], one["strength"])))

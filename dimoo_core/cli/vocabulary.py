@@ -21,22 +21,34 @@ _PAIRS = re.compile(
 )
 
 
+KNOWN = f"It knows the shapes {', '.join(SHAPES)} in {', '.join(COLOURS)} on backgrounds in {', '.join(BACKGROUNDS)}."
+
+
 def name_unknown_words(checkpoint: Path, texts: Iterable[str]) -> None:
     """Say on stderr which words of `texts` the built-in nano does not know, and what it knows; of another checkpoint
     say nothing."""
-    if checkpoint.absolute() != NANO.absolute():
-        return
+    remark = unknown_words(checkpoint, texts)
+    if remark:
+        say(remark, sys.stderr)
+
+
+def is_nano(checkpoint: Path) -> bool:
+    """Whether a checkpoint is the built-in nano."""
+    return checkpoint.absolute() == NANO.absolute()
+
+
+def unknown_words(checkpoint: Path, texts: Iterable[str]) -> str:
+    """The sentences that name the words of `texts` that the built-in nano does not know; "" where it knows all, and for
+    another checkpoint."""
+    if not is_nano(checkpoint):
+        return ""
     unknown = [word for text in dict.fromkeys(texts) for word in untaught(text)]
     unknown = list(dict.fromkeys(unknown))
     if not unknown:
-        return
+        return ""
     named = ", ".join(f"'{word:.40}'" for word in unknown[:_MOST])
     more = f" and {len(unknown) - _MOST} more" if len(unknown) > _MOST else ""
-    say(
-        f"DiMOO-nano was not taught {named}{more}; the result may show something else. It knows the shapes "
-        f"{', '.join(SHAPES)} in {', '.join(COLOURS)} on backgrounds in {', '.join(BACKGROUNDS)}.",
-        sys.stderr,
-    )
+    return f"DiMOO-nano was not taught {named}{more}; the result may show something else. {KNOWN}"
 
 
 def untaught(text: str) -> list[str]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import shutil
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -23,6 +22,7 @@ from typing import BinaryIO
 from tqdm import tqdm
 
 from ..checks import printable
+from ..files import check_room, size_in_words
 from .background import POLL_SECONDS, run_in_background
 from .client import ConnectionLost, RemoteFile, Repo, listing, repository, stream
 
@@ -158,12 +158,7 @@ def _fetch_all(transfer: Transfer, missing: list[RemoteFile], meter: _Meter) -> 
 def _check_room(transfer: Transfer, missing: list[RemoteFile]) -> None:
     parts = [transfer.part(file) for file in missing]
     here = sum(part.stat().st_size for part in parts if part.is_file() and not part.is_symlink())
-    more, free = sum(file.size for file in missing) - here, shutil.disk_usage(transfer.target).free
-    if more > free:
-        raise ValueError(
-            f"{transfer.repo.name} needs {_bytes(more)} more in {transfer.target}, where {_bytes(free)} are free; "
-            "make room there or choose another folder."
-        )
+    check_room(transfer.target, sum(file.size for file in missing) - here, transfer.repo.name)
 
 
 def _fetch(transfer: Transfer, file: RemoteFile, meter: _Meter) -> None:
@@ -204,8 +199,8 @@ def _grow(partial: _PartialFile, transfer: Transfer, meter: _Meter) -> None:
             name = printable(file.name)
             raise ValueError(
                 f"The connection to {transfer.repo.endpoint} failed {failures} times in a row ({reason}) at "
-                f"{_bytes(partial.size)} of {_bytes(file.size)} of {name}; what has arrived is kept, so try again "
-                f"later, or put {name} of {transfer.repo.name} into {transfer.path(file).parent} by hand."
+                f"{size_in_words(partial.size)} of {size_in_words(file.size)} of {name}; what has arrived is kept, so "
+                f"try again later, or put {name} of {transfer.repo.name} into {transfer.path(file).parent} by hand."
             )
         meter.pause(_PAUSE * 2 ** (failures - 1))
 
@@ -330,12 +325,12 @@ def _explain_os_errors(target: Path, files: list[RemoteFile], meter: _Meter) -> 
     except OSError as error:
         if error is meter.stopped_by:
             raise
-        code, total = error.errno, _bytes(sum(file.size for file in files))
+        code, total = error.errno, size_in_words(sum(file.size for file in files))
         if code in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):
             reason = f"There is no space left for {target}, which needs {total} in all"
             raise ValueError(f"{reason}; make room and try again, what has arrived is kept.") from None
         if code == errno.EFBIG:
-            largest = _bytes(max(file.size for file in files))
+            largest = size_in_words(max(file.size for file in files))
             reason = f"The disk of {target} takes no file of {largest} (FAT32 ends at 4 GB)"
             raise ValueError(f"{reason}; choose a folder on another disk.") from None
         reason = f"{target} cannot be written ({error.strerror or error})"
@@ -366,11 +361,3 @@ def _folder_lock(target: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _bytes(count: int) -> str:
-    """A number of bytes in words, such as 16.2 GB."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count} bytes"

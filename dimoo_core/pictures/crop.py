@@ -1,4 +1,5 @@
-"""A small hole in a large picture: cut out its surroundings, work on them, put the result back.
+"""A small hole in a large picture: cut out its surroundings, work on them, put the result back. And a picture that was
+fitted for an edit: the result back at its own size.
 
 Pixels are fp32 [B,3,h,w] in 0..1, masks [1 or B,h,w] where 1 is to be repainted.
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from ..checks import number_in, whole_number
 from .pixels import composite
-from .sizes import MAX_SIDE
+from .sizes import MAX_SIDE, Window
 
 MAX_CONTEXT = 16.0
 
@@ -98,6 +100,35 @@ def stitch(original: Tensor, painted: Tensor, mask: Tensor, region: Region) -> T
     stitched = original.expand(batch, -1, -1, -1).clone()
     region.of(stitched).copy_(composite(region.of(stitched), painted, mask))
     return stitched
+
+
+def at_own_size(painted: Tensor, window: Window, width: int, height: int) -> Tensor:
+    """`painted` [B,C,h,w] in 0..1, which shows a window of a picture of width x height px, as it lies in that picture,
+    without a shift: [B,C,height,width]. Around the window the edge of `painted` is repeated."""
+    if (window.left, window.top, window.width, window.height) == (0, 0, width, height):
+        return resize(painted, width, height)
+    # Sampling does not average, so what is larger is first made about as large.
+    most = math.ceil(window.width), math.ceil(window.height)
+    painted = resize(painted, min(painted.shape[3], most[0]), min(painted.shape[2], most[1]))
+    across = _positions(width, window.left, window.width).to(painted)
+    down = _positions(height, window.top, window.height).to(painted)
+    grid = torch.stack(torch.meshgrid(across, down, indexing="xy"), dim=-1)
+    grid = grid.expand(len(painted), -1, -1, -1)
+    return F.grid_sample(painted, grid, mode="bicubic", padding_mode="border", align_corners=False).clamp(0, 1)
+
+
+def _positions(pixels: int, start: Fraction, length: Fraction) -> Tensor:
+    """Where the centres of that many pixels lie along one axis of a window, fp64 [pixels]: -1 its start, 1 its end."""
+    centres = torch.arange(pixels, dtype=torch.float64) + 0.5
+    return (centres - float(start)) / float(length) * 2 - 1
+
+
+def window_mask(window: Window, width: int, height: int) -> Tensor:
+    """A mask [1,height,width] of a picture of width x height px: 1 where a pixel's centre lies in the window, or not
+    half a pixel of what shows it away, so that the rim that halving leaves out does not remain."""
+    across = _positions(width, window.left, window.width).abs() <= 1 + 1 / window.columns
+    down = _positions(height, window.top, window.height).abs() <= 1 + 1 / window.rows
+    return (down[:, None] & across)[None].float()
 
 
 def feathered(mask: Tensor, feather: int) -> Tensor:

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from . import sizes
+
 MAX_PIXELS = 100_000_000  # of a picture that is read from a file
 GREY = 0.5
 
@@ -40,11 +42,10 @@ _SIDEWAYS = tuple(_TURNS[orientation] for orientation in (5, 6, 7, 8))
 
 
 def fit(pixels: Tensor, width: int, height: int) -> Tensor:
-    """pixels [B,3,h,w] of any size resized to cover width x height px, then cropped in the centre."""
+    """pixels [B,3,h,w] of any size resized to cover width x height px, then cropped in the centre; what is left of them
+    is `sizes.fitted_window`."""
     pixels = _halved(pixels, width, height)
-    scale = _covering_scale(pixels, width, height)
-    # Of a picture much longer than the frame only the middle is needed: resized whole it could fill any memory.
-    pixels = _middle(pixels, math.ceil(2 * width / scale), math.ceil(2 * height / scale))
+    pixels = _middle(pixels, *sizes.needed_middle((pixels.shape[3], pixels.shape[2]), (width, height)))
     return _middle(cover(pixels, width, height), width, height).contiguous()
 
 
@@ -52,29 +53,22 @@ def cover(pixels: Tensor, width: int, height: int) -> Tensor:
     """pixels [B,3,h,w] of any size resized so that they just cover width x height px: halved while both sides are at
     least twice as long, then by bicubic interpolation, as in training."""
     pixels = _halved(pixels, width, height)
-    scale = _covering_scale(pixels, width, height)
-    old_height, old_width = pixels.shape[2:]
-    size = (max(height, round(old_height * scale)), max(width, round(old_width * scale)))
-    if size == (old_height, old_width):
+    old = (pixels.shape[3], pixels.shape[2])
+    new = sizes.covering_size(old, (width, height))
+    if new == old:
         return pixels
-    return F.interpolate(pixels, size, mode="bicubic", antialias=True).clamp(0, 1)
+    return F.interpolate(pixels, new[::-1], mode="bicubic", antialias=True).clamp(0, 1)
 
 
 def _halved(pixels: Tensor, width: int, height: int) -> Tensor:
-    old_height, old_width = pixels.shape[2:]
-    while old_width >= 2 * width and old_height >= 2 * height:
-        old_width, old_height = old_width // 2, old_height // 2
-        pixels = F.interpolate(pixels, (old_height, old_width), mode="area")
+    for size in sizes.halvings((pixels.shape[3], pixels.shape[2]), (width, height)):
+        pixels = F.interpolate(pixels, size[::-1], mode="area")
     return pixels
-
-
-def _covering_scale(pixels: Tensor, width: int, height: int) -> float:
-    return max(width / pixels.shape[3], height / pixels.shape[2])
 
 
 def _middle(pixels: Tensor, width: int, height: int) -> Tensor:
     """The centre of pixels [B,3,h,w], at most width x height px."""
-    top, left = (max(0, old - new) // 2 for old, new in zip(pixels.shape[2:], (height, width), strict=True))
+    top, left = sizes.offset(pixels.shape[2], height), sizes.offset(pixels.shape[3], width)
     return pixels[:, :, top : top + height, left : left + width]
 
 
@@ -317,6 +311,12 @@ def mosaic(codes: Tensor, unknown: Tensor, colours: Tensor) -> Tensor:
     """A cheap preview [B,3,H,W], one pixel per cell: the mean colour [K,3] of each code, grey where unknown."""
     grid = colours[codes.clamp(0, len(colours) - 1)].masked_fill(unknown[..., None], GREY)
     return grid.permute(0, 3, 1, 2)
+
+
+def changed_size(before: Tensor, after: Tensor, remedy: str) -> str:
+    """A sentence where a picture [B,C,h,w] has another size than before, with what to do about it; else ""."""
+    old, new = (f"{one.shape[3]}x{one.shape[2]} px" for one in (before, after))
+    return "" if old == new else f"{old} became {new}: {remedy}."
 
 
 def pad_to_cells(pixels: Tensor, scale: int) -> Tensor:

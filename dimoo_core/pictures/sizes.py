@@ -6,6 +6,9 @@ Fitting follows `golden.json` `crops`: of the sizes with about side x side pixel
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
 
 from ..checks import whole_number
 
@@ -36,6 +39,71 @@ def fit_size(width: int, height: int, side: int) -> tuple[int, int]:
         return min(across, down) / max(across, down), size
 
     return max(buckets(side), key=match)
+
+
+# How a picture is brought to its bucket. Sizes and frames are (width, height) in px. ---------------------------------
+
+
+@dataclass(frozen=True)
+class Window:
+    """The part of a picture that another one of `columns` x `rows` px shows. left, top, width, height: px of the
+    picture; the edges may lie within pixels."""
+
+    left: Fraction
+    top: Fraction
+    width: Fraction
+    height: Fraction
+    columns: int
+    rows: int
+
+
+def halvings(size: tuple[int, int], frame: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    """The sizes that a picture takes while it is halved, as long as both its sides are at least twice the frame's."""
+    width, height = size
+    while width >= 2 * frame[0] and height >= 2 * frame[1]:
+        width, height = width // 2, height // 2
+        yield width, height
+
+
+def covering_scale(size: tuple[int, int], frame: tuple[int, int]) -> float:
+    """How many times longer the sides of a picture become where it just covers the frame."""
+    return max(frame[0] / size[0], frame[1] / size[1])
+
+
+def covering_size(size: tuple[int, int], frame: tuple[int, int]) -> tuple[int, int]:
+    """The size of a picture where it just covers the frame."""
+    scale = covering_scale(size, frame)
+    return max(frame[0], round(size[0] * scale)), max(frame[1], round(size[1] * scale))
+
+
+def needed_middle(size: tuple[int, int], frame: tuple[int, int]) -> tuple[int, int]:
+    """The size of the middle of a picture that is resized to cover the frame. Of one much longer than the frame only
+    that much is needed: resized whole it could fill any memory."""
+    scale = covering_scale(size, frame)
+    return min(size[0], math.ceil(2 * frame[0] / scale)), min(size[1], math.ceil(2 * frame[1] / scale))
+
+
+def fitted_window(size: tuple[int, int], frame: tuple[int, int]) -> Window:
+    """The part of a picture of that size that `pixels.fit` shows in the frame: all of one axis, and the middle of the
+    other."""
+    every = [size, *halvings(size, frame)]
+    halved, own = every[-1], 2 ** (len(every) - 1)  # px of the picture in one px of the halved one
+    middle = needed_middle(halved, frame)
+    resized = covering_size(middle, frame)
+    starts, lengths = [], []
+    for axis in (0, 1):
+        one = Fraction(middle[axis], resized[axis])  # px of the halved picture in one px of the frame
+        start = offset(halved[axis], middle[axis]) + offset(resized[axis], frame[axis]) * one
+        rim = Fraction(size[axis] - halved[axis] * own, 2)  # halving an odd side shows it without half a px at each end
+        starts.append(rim + start * own)
+        lengths.append(frame[axis] * one * own)
+    (left, top), (width, height) = starts, lengths
+    return Window(left, top, width, height, *frame)
+
+
+def offset(old: int, new: int) -> int:
+    """Where the middle of `new` px begins in `old` px; 0 where it is not shorter."""
+    return max(0, old - new) // 2
 
 
 def understanding_size(width: int, height: int, sides: tuple[int, int], *, images: int) -> tuple[int, int]:

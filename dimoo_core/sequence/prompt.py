@@ -14,27 +14,32 @@ DESCRIBE_QUESTION = "Describe the image."  # the question where none is given
 
 @dataclass(frozen=True)
 class Task:
-    """A job of the model: its system prompt, its fixed user text (None: the user's) and how many images it takes."""
+    """A job of the model: its system prompt, its fixed user text (None: the user's) and how many images it takes.
+
+    label: what people call it; empty for the jobs that nobody has to choose.
+    """
 
     name: str
     system: str
     text: str | None = None
     images: int = 1
+    label: str = ""
 
 
-def _dense(name: str, what: str) -> Task:
+def _dense(name: str, what: str, label: str) -> Task:
     # The released script looks for "dense" in the name, finds it in none of these and so falls through to another
     # prompt; the authors' diffusers port corrects canny. This is the prompt the tasks were trained with.
-    return Task(name, "Perform dense prediction on the given images.", f"Generate a {what} according to the image.")
+    text = f"Generate a {what} according to the image."
+    return Task(name, "Perform dense prediction on the given images.", text, label=f"map: {label}")
 
 
-def _family(system: str, *names: str) -> list[Task]:
-    return [Task(name, system) for name in names]
+def _family(system: str, **labels: str) -> list[Task]:
+    return [Task(name, system, label=label) for name, label in labels.items()]
 
 
-def _view(side: str) -> Task:
+def _view(side: str, label: str) -> Task:
     text = f"Generate the {side} view based on the provided front view."
-    return Task(f"multi_view_{side}", "Generate a view-image based on the given image.", text)
+    return Task(f"multi_view_{side}", "Generate a view-image based on the given image.", text, label=label)
 
 
 _STYLE = "Transform the current image into the style of the provided image."
@@ -50,30 +55,37 @@ EDITS: dict[str, Task] = {
     for task in (
         *_family(
             "Generate an image applying the following editing instruction based on the original image.",
-            "edit_add",
-            "edit_remove",
-            "edit_replace",
-            "edit_background",
-            "edit_text_transfer",
+            edit_add="add something",
+            edit_remove="remove something",
+            edit_replace="replace something",
+            edit_background="change the background",
+            edit_text_transfer="change the writing",
         ),
-        _dense("canny_pred", "canny edge map"),
-        _dense("hed_pred", "hed edge map"),
-        _dense("depth_pred", "depth map"),
-        _dense("openpose_pred", "pose estimation map"),
-        _dense("normal_pred", "normal map"),
-        _dense("sam2mask_pred", "sam2 mask"),
+        _dense("canny_pred", "canny edge map", "canny edges"),
+        _dense("hed_pred", "hed edge map", "soft edges (HED)"),
+        _dense("depth_pred", "depth map", "depth"),
+        _dense("openpose_pred", "pose estimation map", "body pose (OpenPose)"),
+        _dense("normal_pred", "normal map", "surface normals"),
+        _dense("sam2mask_pred", "sam2 mask", "segmentation (SAM 2)"),
         *_family(
             "Generate an image according to the text prompt and the given control image.",
-            "canny_control",
-            "hed_control",
-            "depth_control",
-            "openpose_control",
+            canny_control="picture from canny edges",
+            hed_control="picture from soft edges (HED)",
+            depth_control="picture from a depth map",
+            openpose_control="picture from a body pose (OpenPose)",
         ),
-        *_family("Generate an image according to the text prompt and the given object image.", "subject_driven"),
-        Task("image_ref_transfer", _STYLE, _STYLE, images=2),
-        *(_view(side) for side in ("left", "right", "back")),
+        *_family(
+            "Generate an image according to the text prompt and the given object image.",
+            subject_driven="same subject, new scene",
+        ),
+        Task("image_ref_transfer", _STYLE, _STYLE, images=2, label="style of the reference image"),
+        _view("left", "view from the left"),
+        _view("right", "view from the right"),
+        _view("back", "view from behind"),
     )
 }
+# What an edit may be called: its label, and the id that it has in the released code, in files and in older workflows.
+EDIT_NAMES: dict[str, Task] = {task.label: task for task in EDITS.values()} | EDITS
 
 
 def check_text(name: str, text: object) -> None:
@@ -92,10 +104,10 @@ def check_text(name: str, text: object) -> None:
 
 
 def edit_task(name: str) -> Task:
-    """The task of an edit type; raises ValueError, naming all of them, for an unknown name."""
-    if name not in EDITS:
+    """The task of an edit type, called by its id or its label; raises ValueError, naming all ids, for another name."""
+    if not isinstance(name, str) or name not in EDIT_NAMES:
         raise ValueError(f"Unknown edit type {name!r:.80}; expected one of {', '.join(EDITS)}.")
-    return EDITS[name]
+    return EDIT_NAMES[name]
 
 
 @dataclass(frozen=True, eq=False)

@@ -34,7 +34,7 @@ class OptimiserSettings:
     matrix_rate: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.name not in OPTIMISERS:
+        if not isinstance(self.name, str) or self.name not in OPTIMISERS:
             raise ValueError(f"optimizer is {shown(self.name)}; expected one of {', '.join(OPTIMISERS)}.")
         for name in ("rate", "matrix_rate", "weight_decay", "eps"):
             number_in(name, getattr(self, name), 0, 1)

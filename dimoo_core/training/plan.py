@@ -8,6 +8,7 @@ import torch
 
 from ..checkpoint.find import Found
 from ..devices import free_bytes
+from ..files import size_in_words
 from ..model.quantised import FP8, INT8
 from ..pictures.sizes import CELL
 from ..sequence.layout import answer_length
@@ -74,11 +75,6 @@ def plan_lines(samples: int, settings: LoraSettings, cost: StepCost, where: torc
         f"memory: {size_in_words(cost.bytes)} in the largest step, counted",
         f"time: about {time_in_words(seconds)} by the speed of products on {where}; measured once it runs",
     ]
-
-
-def size_in_words(size: float) -> str:
-    """Bytes as people read them."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def time_in_words(seconds: float) -> str:

@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from .. import jobs
 from ..devices import is_out_of_memory
 from ..files import atomic_write
 from ..pictures.pixels import to_pil
+from ..pictures.sheet import fitted, grid, label
 from ..sampling.image import ImageSettings
 from ..sequence.canvas import Canvas
 from ..sequence.prompt import Prompt
@@ -110,7 +111,7 @@ class Samples:
         rows: dict[int, list[Image.Image]] = {}
         for path, number in self._kept():
             with Image.open(path) as picture:
-                rows.setdefault(number, []).append(_fitted(picture.convert("RGB")))
+                rows.setdefault(number, []).append(fitted(picture.convert("RGB"), _CELL))
         with atomic_write(self.folder / SHEET) as part:
             sheet(rows).save(part, "PNG")
 
@@ -123,21 +124,5 @@ class Samples:
 
 def sheet(rows: dict[int, list[Image.Image]]) -> Image.Image:
     """Pictures side by side, a row for each step under a line that says which."""
-    width = max(sum(one.width + 2 for one in pictures) for pictures in rows.values())
-    heights = {step: max(one.height for one in pictures) for step, pictures in rows.items()}
-    image = Image.new("RGB", (width, sum(heights.values()) + _LABEL * len(rows)), "white")
-    pen, top = ImageDraw.Draw(image), 0
-    for step, pictures in sorted(rows.items()):
-        pen.text((2, top + 3), f"step {step}", fill="black")
-        left, top = 0, top + _LABEL
-        for picture in pictures:
-            image.paste(picture, (left, top))
-            left += picture.width + 2
-        top += heights[step]
-    return image
-
-
-def _fitted(picture: Image.Image) -> Image.Image:
-    scale = _CELL / max(picture.size)
-    size = tuple(max(1, round(side * scale)) for side in picture.size)
-    return picture if scale >= 1 else picture.resize(size, Image.Resampling.LANCZOS)  # type: ignore[arg-type]
+    lines = [row for step, pictures in sorted(rows.items()) for row in ([label(f"step {step}", _LABEL)], pictures)]
+    return grid(lines, across=2)

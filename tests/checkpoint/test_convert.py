@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -271,8 +272,10 @@ def test_what_cannot_be_converted_is_one_sentence(folder: Path, tmp_path: Path, 
         convert(find(folder), output, "fp4")
     with pytest.raises(ValueError, match="is quantised already"):
         convert(find(made(folder, "fp8")), output, "int8")
-    monkeypatch.setattr(converting.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
-    with pytest.raises(ValueError, match="bytes, 1000 are free; make room"):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(
+        ValueError, match=r"x\.safetensors needs [\d.]+ kB more in .*, where 1\.0 kB are free; make room"
+    ):
         convert(find(folder), output, "fp8")
     monkeypatch.undo()
     shard = sorted(folder.glob("*.safetensors"))[0]

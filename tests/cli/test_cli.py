@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,9 @@ from dimoo_core.cli.commands import COMMANDS
 from dimoo_core.cli.main import main
 from dimoo_core.model.vq import VQ
 from dimoo_core.pictures.pixels import load_picture, to_pil
+from dimoo_core.provenance import KEY
 from dimoo_core.sampling.text_cache import SPEEDS
+from dimoo_core.sequence.prompt import EDITS
 
 from ..tiny import AUTOENCODER, TRANSFORMER, write_checkpoint
 
@@ -102,6 +105,33 @@ def test_edit_fits_the_picture(model: Path, here: Path, mode: str) -> None:
     assert Image.open("edit-0.png").size == Image.open("edit-1.png").size
 
 
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_edit_gives_back_the_pictures_own_size_and_says_how(
+    model: Path, here: Path, mode: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    noise_picture(here / "in.png", 71, 40, mode)
+    run(model, "edit", "in.png", "make it blue", "--own-size", "-o", "out.png")
+    run(model, "edit", "in.png", "make it blue", "-o", "fitted.png")
+    made = Image.open("out.png")
+    assert made.size == (71, 40) and made.mode == mode and Image.open("fitted.png").size == (64, 32)
+    assert [record.getMessage() for record in caplog.records] == [
+        "71x40 px became 64x32 px: own_size (--own-size) gives the result the picture's size."
+    ]
+    assert [json.loads(Image.open(name).info[KEY])["own_size"] for name in ("out.png", "fitted.png")] == [True, False]
+
+
+def test_an_edit_type_has_a_name_that_people_read(model: Path, here: Path, capsys: pytest.CaptureFixture) -> None:
+    noise_picture(here / "in.png", 64, 64)
+    run(model, "edit", "in.png", "--type", "map: canny edges", "-o", "label.png")
+    run(model, "edit", "in.png", "--type", "canny_pred", "-o", "id.png")
+    assert torch.equal(load_picture("label.png"), load_picture("id.png"))
+    assert json.loads(Image.open("label.png").info[KEY])["type"] == "canny_pred"
+    with pytest.raises(SystemExit):
+        main(["edit", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert all(f"{name}: {task.label}" in said for name, task in EDITS.items())
+
+
 def test_edit_with_a_style(model: Path, here: Path) -> None:
     noise_picture(here / "in.png", 64, 64), noise_picture(here / "style.png", 128, 32)
     run(model, "edit", "in.png", "--type", "image_ref_transfer", "--reference", "style.png", "-o", "out.png")
@@ -146,7 +176,7 @@ def test_inpaint_leaves_all_else_bit_for_bit(model: Path, here: Path, size: tupl
     assert outside_is_untouched(here / "in.png", here / "out.png", cells)
 
 
-def test_without_a_mask_a_centred_rectangle_is_painted(model: Path, here: Path) -> None:
+def test_a_centred_rectangle_is_painted_where_one_is_asked_for(model: Path, here: Path) -> None:
     noise_picture(here / "in.png", 96, 64)
     run(model, "inpaint", "in.png", "x", "--mask-width", 0.34, "-o", "in2.png")
     middle = torch.zeros(64, 96, dtype=torch.bool)
@@ -154,8 +184,27 @@ def test_without_a_mask_a_centred_rectangle_is_painted(model: Path, here: Path) 
     assert outside_is_untouched(here / "in.png", here / "in2.png", middle)
     run(model, "inpaint", "in.png", "x", "--mask-width", 0.34, "--outpaint", "-o", "out.png")
     assert outside_is_untouched(here / "in.png", here / "out.png", ~middle)
+    run(model, "inpaint", "in.png", "x", "--mask-height", 0.5, "-o", "low.png")
+    middle = torch.zeros(64, 96, dtype=torch.bool)
+    middle[16:48, 32:64] = True
+    assert outside_is_untouched(here / "in.png", here / "low.png", middle), "0.2 of the width, in whole cells"
     run(model, "inpaint", "in.png", "x", "--mask-width", 0.34, "--grow", 1, "--batch", 2)
     assert outside_is_untouched(here / "in.png", here / "inpaint-1.png", torch.ones(64, 96, dtype=torch.bool))
+
+
+def test_outpaint_alone_keeps_the_rectangle_that_it_kept_in_released_versions_and_says_so(
+    model: Path, here: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    noise_picture(here / "in.png", 160, 64)
+    run(model, "inpaint", "in.png", "x", "--outpaint", "-o", "out.png")
+    said = "There is no mask: all outside a centred rectangle, 0.2 wide and 1 high, is repainted."
+    assert [record.getMessage() for record in caplog.records] == [said]
+    middle = torch.zeros(64, 160, dtype=torch.bool)
+    middle[:, 64:96] = True
+    assert outside_is_untouched(here / "in.png", here / "out.png", ~middle)
+    run(model, "inpaint", "in.png", "x", "--outpaint", "--mask-width", 0.2, "--mask-height", 1, "-o", "same.png")
+    assert torch.equal(load_picture("out.png"), load_picture("same.png"))
+    assert Image.open("out.png").info[KEY] == Image.open("same.png").info[KEY]
 
 
 def test_describe_prints_the_answer(model: Path, here: Path, capsys: pytest.CaptureFixture) -> None:
@@ -182,6 +231,7 @@ MISTAKES = {
     "a text as picture": ("edit note.txt x", "not a readable picture"),
     "no such mask": ("inpaint in.png x --mask gone.png", "gone.png cannot be read"),
     "an empty mask": ("inpaint in.png x --mask black.png", "The mask is empty"),
+    "neither a mask nor a rectangle": ("inpaint in.png x", "nothing says what to repaint: add --mask IMAGE, or"),
     "a rectangle of nothing": ("inpaint in.png x --mask-width 0", "marks nothing"),
     "a rectangle too wide": ("inpaint in.png x --mask-width 1.5", "--mask-width is 1.5"),
     "a size not in steps of 16": ("generate x --size 100x64", "multiples of 16"),

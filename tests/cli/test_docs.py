@@ -55,7 +55,10 @@ def test_the_examples_are_those_of_the_help(command: str) -> None:
 def test_every_command_and_edit_type_is_there() -> None:
     table = dict(re.findall(r"^\| \[`(\w+)`\]\(#\w+\) \| (.*?) \|$", TEXT, re.MULTILINE))
     assert list(table) and table.keys() == COMMANDS.keys() <= SECTIONS.keys()
-    assert set(re.findall(r"`(\w+)`", SECTIONS["edit"])) >= EDITS.keys()
+    types = re.findall(r"^\| `(\w+)` \| (.*?) \| (.*?) \|$", SECTIONS["edit"], re.MULTILINE)
+    assert [(name, label, words == "none") for name, label, words in types] == [
+        (name, task.label, task.text is not None) for name, task in EDITS.items()
+    ]
     assert TEXT.isascii()
 
 

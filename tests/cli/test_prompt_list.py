@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import asdict
@@ -22,6 +23,7 @@ from dimoo_core.cli.settings import PictureSettings
 from dimoo_core.devices import Ranks
 from dimoo_core.files import atomic_write_text
 from dimoo_core.locks import folder_lock
+from dimoo_core.model.transformer import Transformer
 from dimoo_core.pictures.captions import folders_with_pictures, pictures_below
 from dimoo_core.provenance import KEY, save
 from dimoo_core.sampling.ml_cache import CachePolicy
@@ -261,6 +263,33 @@ def test_two_runs_on_one_folder_do_not_fight(tmp_path: Path, model: Path) -> Non
         assert code == 0 or f"Another process is working in {tmp_path / 'out'}: wait" in words
     assert sorted(file.name for file in (tmp_path / "out").iterdir())[-2:] == ["00040.png", "results.json"]
     assert len(list((tmp_path / "out").iterdir())) == 41
+
+
+def test_after_ctrl_c_the_same_command_makes_the_rest_and_no_picture_twice(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    path, out = listed(tmp_path, "a.txt", "one\ntwo\nthree\nfour\n"), tmp_path / "out"
+    arguments = ("list", path, "-o", out, "--checkpoint", model, "--device", "cpu")
+    forward, finished = Transformer.forward, list[int]()
+
+    def stopped(self: Transformer, *inputs: object, **options: object) -> torch.Tensor:
+        finished.append(len(list(out.glob("*.png"))))
+        if finished.count(2) == 2:  # in the middle of the third picture
+            os.kill(os.getpid(), signal.SIGINT)
+        return forward(self, *inputs, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Transformer, "forward", stopped)
+        assert run(*arguments) == 130
+    assert "stopped; 2 of 4 pictures are finished and kept; the same command makes the rest." in capsys.readouterr().err
+    first = {file.name: (file.stat().st_mtime_ns, file.read_bytes()) for file in out.iterdir()}
+    assert sorted(first) == ["00001.png", "00002.png"], "nothing half done, and no lock"
+    assert run(*arguments) == 0
+    assert {file.name: (file.stat().st_mtime_ns, file.read_bytes()) for file in out.iterdir()}.items() >= first.items()
+    assert sorted(file.name for file in out.iterdir()) == [*(f"0000{n}.png" for n in range(1, 5)), "results.json"]
+    assert run("list", path, "-o", tmp_path / "at once", "--checkpoint", model, "--device", "cpu") == 0
+    for file in out.glob("*.png"):
+        assert Image.open(file).tobytes() == Image.open(tmp_path / "at once" / file.name).tobytes()
 
 
 def test_a_folder_that_is_worked_in_is_refused(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture) -> None:

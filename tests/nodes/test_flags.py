@@ -1,14 +1,17 @@
-"""Start-up flags of ComfyUI that are meant for other models: the loader works with each, in bf16 or fp32."""
+"""Start-up flags of ComfyUI that are meant for other models, and those for memory: all works with each of them, in bf16
+or fp32."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+
+from bench.rehearsal import Rehearsal
 
 from .. import nodepack
 from ..tiny import write_checkpoint
@@ -139,6 +142,69 @@ def test_quantised_files_work_with_it(flag: str, kind: str, started) -> None:
     plain = work(f"tiny-{kind}.safetensors")
     started(flag)
     assert torch.equal(work(f"tiny-{kind}.safetensors").pixels, plain.pixels)
+
+
+# Memory -------------------------------------------------------------------------------------------------------------
+
+
+MEMORY = {  # what ComfyUI makes of a flag when it starts: settings of `model_management`, and of the command line
+    "--normalvram": ({"vram_state": "NORMAL_VRAM"}, {}),
+    "--highvram": ({"vram_state": "HIGH_VRAM"}, {}),
+    "--gpu-only": ({"vram_state": "HIGH_VRAM"}, {"gpu_only": True}),
+    "--lowvram": ({"vram_state": "LOW_VRAM"}, {}),
+    "--novram": ({"vram_state": "NO_VRAM"}, {}),
+    "--cpu-vae": ({"vram_state": "NORMAL_VRAM"}, {"cpu_vae": True}),
+    "--cpu-vae --novram": ({"vram_state": "NO_VRAM"}, {"cpu_vae": True}),
+    "--reserve-vram 1": ({"vram_state": "NORMAL_VRAM", "EXTRA_RESERVED_VRAM": 1 << 30}, {}),
+    "--disable-smart-memory": ({"vram_state": "NORMAL_VRAM", "DISABLE_SMART_MEMORY": True}, {}),
+}
+STREAMING = ("--novram", "--cpu-vae --novram", "--reserve-vram 1")
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[Rehearsal]:
+    """A card that ComfyUI's own memory management works with: it has room for the weights, and 64 MiB beside them."""
+    import comfy.model_management as management
+
+    monkeypatch.setattr(management, "EXTRA_RESERVED_VRAM", 0)
+    free = management.minimum_inference_memory() + (64 << 20)
+
+    def free_memory(*_: object, torch_free_too: bool = False) -> int | tuple[int, int]:
+        return (free, 0) if torch_free_too else free
+
+    with Rehearsal() as seen:
+        monkeypatch.setattr(management, "cpu_state", management.CPUState.GPU)
+        monkeypatch.setattr(management, "get_torch_device", lambda: seen.device)
+        monkeypatch.setattr(management, "get_free_memory", free_memory)
+        monkeypatch.setattr(management, "soft_empty_cache", lambda *_: None)
+        for name in ("should_use_fp16", "should_use_bf16"):
+            monkeypatch.setattr(management, name, lambda *_, **__: False)
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)  # newer ones wait for the card when they load
+        monkeypatch.setattr(torch, "_has_compatible_shallow_copy_type", lambda *_: False)  # a rehearsed tensor never is
+        yield seen
+        management.unload_all_models()
+
+
+@pytest.mark.parametrize("flag", MEMORY)
+def test_flags_for_memory_change_no_token(
+    flag: str, started, request: pytest.FixtureRequest, monkeypatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import comfy.cli_args
+    import comfy.model_management as management
+
+    plain, seen = work("tiny"), request.getfixturevalue("card")
+    settings, arguments = MEMORY[flag]
+    for name, value in settings.items():
+        state = getattr(management.VRAMState, value) if isinstance(value, str) else value
+        monkeypatch.setattr(management, name, state)
+    for name, value in arguments.items():
+        monkeypatch.setattr(comfy.cli_args.args, name, value)
+    for _ in range(2):
+        came = work("tiny")
+        assert torch.equal(came.pixels.cpu(), plain.pixels) and came.text == plain.text
+        assert (came.pixels.device == seen.device) == (flag == "--gpu-only")
+    assert ("stream from RAM" in caplog.text) == (flag in STREAMING)
+    assert seen.copies_to_device, "the card was used"
 
 
 def work(checkpoint: str) -> SimpleNamespace:

@@ -87,7 +87,7 @@ def test_models_of_extra_paths_are_found_and_the_first_of_a_name_is_taken(tmp_pa
     deep = write_checkpoint(tmp_path / "hub" / "snapshots" / "abc")
     write_checkpoint(tmp_path / "tiny")
     folder_paths.folder_names_and_paths["dimoo"][0].append(str(tmp_path))
-    found = nodepack.part("nodes.loader").checkpoints()
+    found = nodepack.part("nodes.checkpoints").checkpoints()
     assert list(found)[1:] == ["tiny", "hub/snapshots/abc"]
     assert found["tiny"] == models / "tiny" and found["hub/snapshots/abc"] == deep
 
@@ -241,15 +241,15 @@ def test_every_step_shows_the_forming_picture(loaded, steps) -> None:
     generate(loaded)
     assert [(done, total) for done, total, _ in steps] == [(done, 5) for done in range(1, 6)]
     kinds = {(kind, shown.mode, shown.size, size) for _, _, (kind, shown, size) in steps}
-    assert kinds == {("JPEG", "RGB", (6 * 85, 4 * 85), 512)}
+    assert kinds == {("JPEG", "RGB", (96, 64), None)}, "the picture's own size, which the page writes under it"
     grey = [shown.tobytes().count(b"\x80\x80\x80") for _, _, (_, shown, _) in steps]
     assert grey == sorted(grey, reverse=True) and grey[0] > 0 == grey[-1], "holes are grey and become fewer"
 
 
 def test_a_batch_is_shown_side_by_side(loaded, steps) -> None:
     generate(loaded, batch=3, width=32, height=32)
-    assert steps[0][2][1].size == (512, 512)
-    assert steps[-1][2][1].getpixel((500, 500)) == (128, 128, 128), "the fourth place is empty"
+    assert steps[0][2][1].size == (64, 64)
+    assert steps[-1][2][1].getpixel((60, 60)) == (128, 128, 128), "the fourth place is empty"
 
 
 def test_preview_colours_are_made_once_and_are_those_of_the_codes(loaded) -> None:
@@ -328,10 +328,12 @@ def test_a_canvas_that_is_full_or_of_another_model_is_refused(loaded) -> None:
     ("inputs", "sentence"),
     [
         ({"cfg": float("nan")}, "cfg is nan; expected"),
-        ({"cfg": -1.0}, "cfg is -1.0; expected"),
+        ({"cfg": -0.5}, "cfg is -0.5; expected"),
+        ({"image_cfg": -2.0}, "image_cfg is -2.0; expected"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"temperature": float("inf")}, "temperature is inf"),
         ({"steps": 0}, "steps is 0"),
+        ({"steps": -2}, "steps is -2"),
         ({"seed": -1}, "seed is -1"),
         ({"seed": 2**64}, "seed is 18446744073709551616"),
     ],
@@ -347,7 +349,7 @@ def test_cache_settings_out_of_range_are_one_sentence(bad: dict) -> None:
         run("DimooCacheSettings", **bad)
 
 
-@pytest.mark.parametrize("size", [(1000, 512), (512, 8), (0, 512)])
+@pytest.mark.parametrize("size", [(1000, 512), (512, 8), (15, 512)])
 def test_sizes_that_are_no_cells_are_one_sentence(size: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="multiples of 16"):
         run("DimooEmptyCanvas", width=size[0], height=size[1])
@@ -408,7 +410,7 @@ def test_pictures_that_are_none_are_one_sentence(loaded, bad: torch.Tensor, sent
 
 def test_an_edit_prepares_prompt_canvas_and_fitted_picture(loaded) -> None:
     given = picture(300, 500, batch=2)
-    prompt, canvas, fitted = run(
+    prompt, canvas, fitted, _ = run(
         "DimooImageEdit", vq=loaded.vq, image=given, edit_type="edit_add", text="a hat", side=128
     ).args
     assert fitted.shape == (2, 96, 160, 3) and canvas.codes.shape == (2, 6, 10) and canvas.unknown.all()
@@ -421,7 +423,10 @@ def test_an_edit_prepares_prompt_canvas_and_fitted_picture(loaded) -> None:
 
 @pytest.mark.parametrize("size", [(1, 1), (5, 700), (2000, 30), (1, 16384)])
 def test_tiny_and_odd_pictures_can_be_edited(loaded, size: tuple[int, int]) -> None:
-    _, canvas, fitted = run("DimooImageEdit", vq=loaded.vq, image=picture(*size), edit_type="canny_pred", side=128).args
+    given = {"vq": loaded.vq, "image": picture(*size), "edit_type": "canny_pred", "side": 128}
+    _, canvas, fitted, crop = run("DimooImageEdit", **given).args
+    whole = run("DimooStitch", crop=crop, image=fitted)[0]
+    assert whole.shape == (1, *size, 3) and bool(torch.isfinite(whole).all())
     assert fitted.shape[1] % 16 == 0 and canvas.codes.shape[1] * 16 == fitted.shape[1]
 
 
@@ -429,7 +434,7 @@ def test_style_transfer_needs_a_reference_and_others_take_none(loaded) -> None:
     style = {"vq": loaded.vq, "image": picture(), "edit_type": "image_ref_transfer", "side": 128}
     with pytest.raises(ValueError, match="takes the style of a reference picture"):
         run("DimooImageEdit", **style)
-    prompt, canvas, _ = run("DimooImageEdit", **style, reference_image=picture(100, 40)).args
+    prompt, canvas, *_ = run("DimooImageEdit", **style, reference_image=picture(100, 40)).args
     assert len(prompt.images) == 2 and canvas.codes.shape == prompt.images[0].shape
     with pytest.raises(ValueError, match="takes no reference picture"):
         run("DimooImageEdit", **{**style, "edit_type": "edit_add"}, reference_image=picture())
@@ -477,12 +482,12 @@ def test_a_picture_of_odd_size_keeps_its_size(loaded) -> None:
 
 
 def test_without_a_mask_a_centred_rectangle_is_taken(loaded) -> None:
-    given = picture(128, 160)
-    inside = paint(loaded, given)[0].unknown
+    given, column = picture(128, 160), {"mask_h_ratio": 1.0, "mask_w_ratio": 0.2}
+    inside = paint(loaded, given, **column)[0].unknown
     assert inside[0].any(dim=0).tolist() == [False] * 4 + [True] * 2 + [False] * 4 and inside[0].any(dim=1).all()
-    outside = paint(loaded, given, mode="outpaint")[0].unknown
+    outside = paint(loaded, given, mode="outpaint", **column)[0].unknown
     assert torch.equal(outside, ~inside)
-    grown = paint(loaded, given, grow=1)[0].unknown
+    grown = paint(loaded, given, grow=1, **column)[0].unknown
     assert grown[0].any(dim=0).sum() == 4
 
 
@@ -516,10 +521,13 @@ def test_masks_in_batches(loaded) -> None:
         ({"mask": torch.ones(3, 64, 96)}, "covers the whole picture"),
         ({"mask": torch.ones(1, 64, 96, 3)}, "connect a mask"),
         ({"mask": torch.ones(1, 1, 64, 96)}, "covers the whole picture"),
-        ({"mask_w_ratio": 0.0}, "marks nothing"),
-        ({"mask_w_ratio": 1.0}, "covers the whole picture"),
-        ({"mask_w_ratio": float("nan")}, "mask_w_ratio is nan"),
-        ({"grow": 100}, "grow is 100"),
+        ({}, "mask is not connected, .* set mask_h_ratio and mask_w_ratio above 0"),
+        ({"mode": "outpaint"}, "mask is not connected"),
+        ({"mask_h_ratio": 1.0}, "mask is not connected"),
+        ({"mask_h_ratio": 0.01, "mask_w_ratio": 0.01}, "marks nothing"),
+        ({"mask_h_ratio": 1.0, "mask_w_ratio": 1.0}, "covers the whole picture"),
+        ({"mask_h_ratio": 1.0, "mask_w_ratio": float("nan")}, "mask_w_ratio is nan"),
+        ({"mask_h_ratio": 1.0, "mask_w_ratio": 0.5, "grow": 100}, "grow is 100"),
     ],
 )
 def test_masks_that_make_no_sense_are_one_sentence(loaded, inputs: dict, sentence: str) -> None:

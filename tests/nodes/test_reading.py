@@ -17,7 +17,7 @@ from .. import nodepack
 from ..tiny import write_checkpoint
 
 NODES = nodepack.nodes()
-host, loader = (nodepack.part(f"nodes.{name}") for name in ("host", "loader"))
+host, checkpoints = (nodepack.part(f"nodes.{name}") for name in ("host", "checkpoints"))
 finding, loading, converting = (nodepack.part(f"dimoo_core.checkpoint.{name}") for name in ("find", "load", "convert"))
 BF16 = torch.bfloat16
 DTYPES = {"BF16": BF16, "F32": torch.float32, "I8": torch.int8, "U8": torch.uint8}
@@ -184,7 +184,7 @@ def said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> I
 
 def test_a_card_without_bf16_is_told_of_once_with_the_way_out(said) -> None:
     (line,) = said()
-    assert "computes in fp32, which is slow; convert the checkpoint to int8" in line
+    assert "computes in fp32, which is slow; choose int8 as weight_dtype" in line
 
 
 def test_nothing_is_said_where_it_is_no_news(said, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,5 +202,5 @@ def test_nothing_is_said_where_it_is_no_news(said, monkeypatch: pytest.MonkeyPat
 def test_the_loader_says_it(monkeypatch: pytest.MonkeyPatch) -> None:
     noted: list[tuple] = []
     monkeypatch.setattr(host, "note_fp32", lambda *given: noted.append(given))
-    nodepack.run(NODES["DimooLoader"], checkpoint=loader.BUILT_IN)
+    nodepack.run(NODES["DimooLoader"], checkpoint=checkpoints.BUILT_IN)
     assert noted == [(torch.float32, None, frozenset())]

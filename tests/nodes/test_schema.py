@@ -9,7 +9,8 @@ from .. import nodepack
 NODES = nodepack.nodes()
 INFO = {name: node.GET_NODE_INFO_V1() for name, node in NODES.items()}
 SEED = ("INT", 0, 0, 2**64 - 1)
-SCALE = ("FLOAT", 4.0, 0.0, 100.0)
+SCALE = ("FLOAT", -1.0, -1.0, 100.0)
+TOKENS = ("INT", -1, -1, 65_536)
 MODEL, VQ, PROMPT, CANVAS = "DIMOO_MODEL", "DIMOO_VQ", "DIMOO_PROMPT", "DIMOO_CANVAS"
 
 # node: ({input: type, or (type, default, least, most)}, {output: type})
@@ -21,9 +22,10 @@ CARD = {
     "DimooTextEncode": ({"text": ("STRING", ""), "negative": ("STRING", "")}, {"prompt": PROMPT}),
     "DimooEmptyCanvas": (
         {
-            "width": ("INT", 1024, 16, 16384),
-            "height": ("INT", 1024, 16, 16384),
+            "width": ("INT", 0, -16, 16384),
+            "height": ("INT", 0, -16, 16384),
             "batch_size": ("INT", 1, 1, 4096),
+            "model": MODEL,
         },
         {"canvas": CANVAS},
     ),
@@ -31,20 +33,21 @@ CARD = {
         {
             "vq": VQ,
             "image": "IMAGE",
-            "edit_type": ("COMBO", "edit_add"),
+            "edit_type": ("COMBO", "add something"),
             "text": ("STRING", ""),
-            "side": ("INT", 512, 128, 4096),
+            "side": ("INT", 0, -32, 4096),
             "reference_image": "IMAGE",
+            "negative": ("STRING", ""),
         },
-        {"prompt": PROMPT, "canvas": CANVAS, "fitted image": "IMAGE"},
+        {"prompt": PROMPT, "canvas": CANVAS, "fitted image": "IMAGE", "crop": "DIMOO_CROP"},
     ),
     "DimooMaskPaint": (
         {
             "vq": VQ,
             "image": "IMAGE",
             "mode": ("COMBO", "inpaint"),
-            "mask_h_ratio": ("FLOAT", 1.0, 0.0, 1.0),
-            "mask_w_ratio": ("FLOAT", 0.2, 0.0, 1.0),
+            "mask_h_ratio": ("FLOAT", 0.0, 0.0, 1.0),
+            "mask_w_ratio": ("FLOAT", 0.0, 0.0, 1.0),
             "grow": ("INT", 0, 0, 64),
             "mask": "MASK",
             "feather": ("INT", 0, 0, 256),
@@ -67,10 +70,10 @@ CARD = {
             "prompt": PROMPT,
             "canvas": CANVAS,
             "seed": SEED,
-            "steps": ("INT", 64, 1, 10_000),
+            "steps": ("INT", -1, -1, 10_000),
             "cfg": SCALE,
             "image_cfg": SCALE,
-            "temperature": ("FLOAT", 1.0, 0.0, 10.0),
+            "temperature": ("FLOAT", -1.0, -1.0, 10.0),
             "ml_cache": ("COMBO", "off"),
             "cache": "DIMOO_CACHE",
             "guidance_start": ("FLOAT", 0.0, 0.0, 0.99),
@@ -85,9 +88,9 @@ CARD = {
             "vq": VQ,
             "image": "IMAGE",
             "question": ("STRING", "Describe the image."),
-            "max_tokens": ("INT", 128, 1, 65_536),
-            "steps": ("INT", 128, 1, 65_536),
-            "block_length": ("INT", 32, 1, 65_536),
+            "max_tokens": TOKENS,
+            "steps": TOKENS,
+            "block_length": TOKENS,
             "temperature": ("FLOAT", 0.0, 0.0, 10.0),
             "cfg": ("FLOAT", 0.0, 0.0, 100.0),
             "seed": SEED,
@@ -99,7 +102,13 @@ CARD = {
         {"text": "STRING"},
     ),
     "DimooCropAroundMask": (
-        {"image": "IMAGE", "mask": "MASK", "context": ("FLOAT", 2.0, 1.0, 16.0), "side": ("INT", 1024, 0, 4096)},
+        {
+            "image": "IMAGE",
+            "mask": "MASK",
+            "context": ("FLOAT", 2.0, 1.0, 16.0),
+            "side": ("INT", -16, -16, 4096),
+            "model": MODEL,
+        },
         {"image": "IMAGE", "mask": "MASK", "crop": "DIMOO_CROP"},
     ),
     "DimooStitch": (
@@ -108,7 +117,7 @@ CARD = {
     ),
     "DimooBestOf": (
         {"model": MODEL, "vq": VQ, "image": "IMAGE", "prompt": PROMPT, "judge_by": ("COMBO", "yes or no")},
-        {"best": "IMAGE", "ranked": "IMAGE", "scores": "STRING"},
+        {"best": "IMAGE", "ranked": "IMAGE", "scores": "STRING", "scores as list": "STRING"},
     ),
     "DimooCaptionFolder": (
         {
@@ -117,9 +126,9 @@ CARD = {
             "folder": "COMBO",
             "question": ("STRING", "Describe the image."),
             "again": ("BOOLEAN", False),
-            "max_tokens": ("INT", 128, 1, 65_536),
-            "steps": ("INT", 128, 1, 65_536),
-            "block_length": ("INT", 32, 1, 65_536),
+            "max_tokens": TOKENS,
+            "steps": TOKENS,
+            "block_length": TOKENS,
         },
         {"captions": "STRING", "files": "STRING"},
     ),
@@ -161,22 +170,40 @@ CARD = {
         },
         {"lora": "LORA_MODEL", "loss": "LOSS_MAP", "steps": "INT", "file": "STRING"},
     ),
+    "DimooContactSheet": (
+        {
+            "image": "IMAGE",
+            "columns": ("INT", 0, 0, 64),
+            "side": ("INT", 512, 0, 16_384),
+            "first_number": ("INT", 1, 0, 2**64 - 1),
+            "text": "STRING",
+        },
+        {"sheet": "IMAGE"},
+    ),
 }
 # inputs that may be left unconnected or out of a workflow, by node
 OPTIONAL = {
-    "DimooImageEdit": {"reference_image"},
+    "DimooEmptyCanvas": {"model"},
+    "DimooCropAroundMask": {"model"},
+    "DimooImageEdit": {"reference_image", "negative"},
     "DimooMaskPaint": {"mask", "feather"},
     "DimooCacheSettings": {"candidates", "prefix_interval"},
     "DimooSampler": {"cache", "guidance_start"},
     "DimooDescribe": {"all_in_one_question", "speed", "image_2", "image_3"},
     "DimooStitch": {"mask"},
     "DimooLora": {"lora_model"},
+    "DimooContactSheet": {"text"},
     "DimooTrainLora": {
         *("images", "texts", "alpha", "warm_up", "schedule", "accumulate", "caption_dropout", "held_back"),
         "optimizer",
     },
 }
-ADVANCED = {"alpha", "warm_up", "schedule", "accumulate", "caption_dropout", "held_back", "optimizer"}
+ADVANCED = {
+    "DimooSampler": {"temperature", "guidance_start"},
+    "DimooDescribe": {"steps", "block_length", "temperature", "cfg", "seed"},
+    "DimooCaptionFolder": {"steps", "block_length"},
+    "DimooTrainLora": {"alpha", "warm_up", "schedule", "accumulate", "caption_dropout", "held_back", "optimizer"},
+}
 STEPS = {("DimooEmptyCanvas", "width"): 16, ("DimooEmptyCanvas", "height"): 16, ("DimooImageEdit", "side"): 32}
 STEPS |= {("DimooCropAroundMask", "side"): 16, ("DimooCropAroundMask", "context"): 0.25}
 
@@ -220,13 +247,14 @@ def test_sizes_go_in_steps_of_cells_and_seeds_can_change_by_themselves() -> None
 
 def test_what_few_need_is_folded_away_and_fine_numbers_can_be_typed() -> None:
     found = {(name, key) for name in CARD for key, (_, options) in inputs(name).items() if options.get("advanced")}
-    assert found == {("DimooTrainLora", key) for key in ADVANCED}
+    assert found == {(name, key) for name, keys in ADVANCED.items() for key in keys}
     assert inputs("DimooTrainLora")["learning_rate"][1]["round"] <= 1e-7
 
 
 def test_choices_are_those_of_the_core() -> None:
     prompt, cache = nodepack.part("dimoo_core.sequence.prompt"), nodepack.part("dimoo_core.sampling.ml_cache")
-    assert inputs("DimooImageEdit")["edit_type"][1]["options"] == list(prompt.EDITS)
+    labels = [task.label for task in prompt.EDITS.values()]
+    assert inputs("DimooImageEdit")["edit_type"][1]["options"] == [*labels, *prompt.EDITS], "and those of 0.1.0 stay"
     assert (
         inputs("DimooSampler")["ml_cache"][1]["options"]
         == list(cache.PRESETS)
@@ -250,7 +278,7 @@ def test_an_unknown_choice_is_one_short_sentence(value: object) -> None:
 def test_nodes_with_words_to_show_end_a_graph_and_give_lists() -> None:
     ends = [name for name, info in INFO.items() if info["output_node"]]
     assert ends == ["DimooDescribe", "DimooBestOf", "DimooCaptionFolder", "DimooSaveText", "DimooTrainLora"]
-    assert [name for name, info in INFO.items() if any(info["output_is_list"])] == [ends[0], ends[2]]
+    assert [name for name, info in INFO.items() if any(info["output_is_list"])] == ends[:3]
 
 
 def test_a_newer_comfyui_gets_more_and_an_older_one_nothing_it_does_not_know(monkeypatch) -> None:

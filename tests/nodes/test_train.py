@@ -389,7 +389,7 @@ def test_the_vq_of_another_checkpoint_never_meets_its_codes(place: Path, tmp_pat
     loaded.vq = load("int8").vq  # another file
     assert any("made by another VQ" in line for line in train(loaded).ui["text"])
     loaded.vq = dataclasses.replace(loaded.vq, vq=SimpleNamespace(codebook_size=40))
-    with pytest.raises(ValueError, match=r"The VQ knows 40 codes, the model 32; connect the vq of the DiMOO Loader"):
+    with pytest.raises(ValueError, match=r"knows 32 codes, the VQ of .* has 40: connect model and vq of the same"):
         train(loaded)
 
 

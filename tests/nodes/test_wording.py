@@ -10,7 +10,7 @@ import re
 
 import pytest
 
-from .. import texts
+from .. import nodepack, texts
 
 NUMBER = r"\d+(?:[.,]\d+)?"
 MEASURED = re.compile(
@@ -106,15 +106,15 @@ def test_the_seed_says_what_a_batch_does_to_increment(node: str) -> None:
 
 
 def test_mask_paint_and_image_edit_say_what_surprises() -> None:
-    """Without a mask a rectangle is repainted, and a large picture comes out small."""
+    """A rectangle takes the place of a mask only where it has a size, and a large picture comes out small."""
     english = texts.shown("en")
-    for name in ("DimooMaskPaint.description", "DimooMaskPaint.inputs.mask.tooltip", "web/docs/DimooMaskPaint.md"):
-        assert re.search("without a mask, a centred rectangle is (?:used|repainted)", english[name], re.IGNORECASE), (
-            name
-        )
+    ratios = (f"DimooMaskPaint.inputs.{name}.tooltip" for name in ("mask_h_ratio", "mask_w_ratio"))
+    for name in (*ratios, "web/docs/DimooMaskPaint.md"):
+        assert "At 0 a mask is required." in english[name], name
     for name in ("DimooImageEdit.inputs.side.tooltip", "web/docs/DimooImageEdit.md"):
         assert re.search(r"large picture (?:therefore )?comes out small", english[name]), name
-        assert "512 for the 8B model, 128 for nano" in re.sub(r"\s+", " ", english[name])
+        assert "0 or less: the size that the checkpoint was made for" in re.sub(r"\s+", " ", english[name])
+        assert re.search(r"DiMOO\s+Stitch\*? brings the result back to its size", english[name])
 
 
 def test_every_edit_type_is_explained_on_its_help_page() -> None:
@@ -124,15 +124,27 @@ def test_every_edit_type_is_explained_on_its_help_page() -> None:
         assert not [one for one in options if f"*{one}*" not in text]
 
 
+@pytest.mark.parametrize("language", texts.LANGUAGES)
+def test_help_pages_name_templates_by_the_titles_that_the_page_shows(language: str) -> None:
+    titles = {stem.partition(" ")[2] for stem in nodepack.part("nodes.templates").SLUGS.values()}
+    named = {
+        (page, title)
+        for page, text in texts.pages(language).items()
+        for title in re.findall(r"(?:template\s+|\u6a21\u677f )\*([^*]+)\*", text)
+    }
+    assert len(named) > 5 and not [(page, title) for page, title in named if title not in titles]
+
+
 def test_notes_say_how_to_get_the_8b_model_in_one_wording_and_name_widgets() -> None:
     """ "guidance 4" names no widget of the sampler."""
     sentence = (
         "**With the 8B model**: choose *download: Lumina-DiMOO (16 GB)* in the loader, or put the "
-        "[Lumina-DiMOO](https://huggingface.co/Alpha-VLLM/Lumina-DiMOO) folder into `models/dimoo`. Then "
+        "[Lumina-DiMOO](https://huggingface.co/Alpha-VLLM/Lumina-DiMOO) folder into `models/dimoo`. "
     )
+    nothing = "Nothing else has to change: size, steps and guidance follow the checkpoint."
     widgets = {name for node in texts.NODES for name in texts.inputs(node)}
     for name, text in texts.notes().items():
         assert text.count(sentence) == 1, name
-        settings = text.partition(sentence)[2]
-        named = re.findall(r"\*([a-z_]+)\*", settings)
-        assert named and set(named) <= widgets and "guidance" not in settings, name
+        further = text.partition(sentence)[2]
+        named = re.findall(r"\*([a-z_]+)\*", further)
+        assert further.startswith(nothing) or (named and set(named) <= widgets), name

@@ -70,12 +70,12 @@ def test_the_picture_that_shows_what_was_asked_comes_first(loaded, shown: list) 
     wanted = scene("star", "blue")
     batch = torch.stack([draw(one) for one in (scene("circle"), scene("star"), wanted)])
     prompt = run("DimooTextEncode", text=scenes.caption(wanted))[0]
-    best, ranked, scores = run(
+    best, ranked, scores, listed = run(
         "DimooBestOf", model=model, vq=vq, image=batch, prompt=prompt, judge_by="description"
     ).args
     assert torch.equal(best, batch[2:]) and torch.equal(ranked, batch[[2, 1, 0]])
     assert scores.splitlines()[0] == f"picture 3: 100.0%  {scenes.caption(wanted)}"
-    assert shown == [scores], "the page shows them on the node"
+    assert shown == [scores] and listed == scores.splitlines(), "the page shows them on the node"
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_the_best_of_other_packs_pictures_is_a_picture(loaded, shown: list, give
     model, vq = loaded
     picture = draw(scene("star"))
     prompt = run("DimooTextEncode", text=scenes.caption(scene("star")))[0]
-    best, ranked, _ = run(
+    best, ranked, *_ = run(
         "DimooBestOf", model=model, vq=vq, image=given(picture), prompt=prompt, judge_by="description"
     ).args
     assert best.shape == ranked.shape == (1, *picture.shape) and best.dtype == torch.float32

@@ -63,3 +63,9 @@ def test_every_task_wants_its_own_number_of_images() -> None:
 def test_an_unknown_edit_type_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match="Unknown edit type 'edit_sky'; expected one of edit_add, "):
         edit_task("edit_sky")
+
+
+def test_every_edit_has_a_name_of_its_own_that_people_read() -> None:
+    labels = [task.label for task in EDITS.values()]
+    assert len({*labels, *EDITS}) == 2 * len(EDITS) and all(label and "_" not in label for label in labels)
+    assert all(edit_task(task.label) is edit_task(name) is task for name, task in EDITS.items())

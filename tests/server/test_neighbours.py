@@ -20,6 +20,7 @@ import comfy.cli_args
 comfy.cli_args.args.cpu = True
 import asyncio, builtins, importlib.util, locale, logging, os, random, signal, socket, threading, warnings
 import comfy.ldm.modules.attention, comfy.model_management, comfy.model_patcher, comfy.ops, comfy.utils
+import aiohttp.web  # ComfyUI's server has it already; it sets a filter for warnings
 import comfy_api.latest, folder_paths, numpy, torch
 from PIL import Image
 
@@ -70,8 +71,8 @@ def test_importing_the_pack_changes_nothing_that_is_not_its_own() -> None:
 
 
 def test_it_works_beside_a_pack_with_nodes_of_the_same_names(object_info: dict[str, Any]) -> None:
-    assert object_info["Loader"]["display_name"] == object_info["DimooLoader"]["display_name"] == "DiMOO Loader"
-    assert object_info["LoadModel"]["display_name"] == object_info["DimooSampler"]["display_name"]
+    ours = {object_info[name]["display_name"] for name in ("DimooLoader", "DimooSampler")}
+    assert {object_info[name]["display_name"] for name in ("Loader", "LoadModel")} == ours
     assert object_info["LoadModel"]["category"] == "neighbour"
 
 

@@ -16,6 +16,7 @@ from ..comfyhost.client import Client, Event, Refused, Result, Workflow
 from ..conftest import TINY
 
 SAMPLER = "DimooSampler"
+NANO = "DiMOO-nano (built in)"
 
 
 @pytest.fixture
@@ -50,13 +51,17 @@ def fresh(client: Client, prompt: Workflow) -> list[np.ndarray]:
 
 def test_every_step_reports_progress_and_shows_the_picture(client: Client, prompt: Workflow) -> None:
     node = workflow.node_of(prompt, SAMPLER)
-    result = client.run(changed(prompt, DimooSampler={"seed": 11}))
+    canvas = {"width": 640, "height": 640}
+    result = client.run(changed(prompt, DimooEmptyCanvas=canvas, DimooSampler={"seed": 11}))
     assert result.steps(node) == [1, 2, 3, 4, 5, 6]
     previews = result.named("preview")
     assert len(previews) == 6
     assert {event.data["node_id"] for event in previews} == {node}
     frames = [np.asarray(event.image().convert("RGB")) for event in previews]
-    assert all((first != second).any() for first, second in pairwise(frames))
+    (picture,) = pictures(client, result)
+    assert {frame.shape for frame in frames[:-1]} == {(480, 480, 3)}
+    assert frames[-1].shape == picture.shape, "the page writes this size under it"
+    assert all((first != second).any() for first, second in pairwise(frames[:-1]))
 
 
 def test_cancel_takes_effect_within_a_step_and_the_next_prompt_works(client: Client, prompt: Workflow) -> None:
@@ -108,14 +113,38 @@ def test_what_runs_again_with_the_same_inputs_is_remembered(client: Client, prom
     assert client.run(wanted).executed() == []
 
 
+@pytest.mark.parametrize("px", [0, -1, -16])
+def test_a_graph_may_leave_its_settings_to_the_checkpoint(client: Client, prompt: Workflow, px: int) -> None:
+    own = {"steps": -1, "cfg": -1.0, "image_cfg": -1, "temperature": -1}
+    size = {"width": px, "height": px, "model": [workflow.node_of(prompt, "DimooLoader"), 0]}
+    result = client.run(changed(prompt, DimooLoader={"checkpoint": NANO}, DimooSampler=own, DimooEmptyCanvas=size))
+    assert [picture.shape for picture in pictures(client, result)] == [(128, 128, 3)]
+    assert result.steps(workflow.node_of(prompt, SAMPLER)) == list(range(1, 17))
+
+
+@pytest.mark.parametrize("side", [0, -1, -32])
+def test_an_edit_may_leave_its_side_to_the_checkpoint(client: Client, side: int) -> None:
+    edit = {"vq": ["loader", 1], "image": ["image", 0], "edit_type": "map: canny edges", "text": "", "side": side}
+    prompt = {
+        "loader": {"class_type": "DimooLoader", "inputs": {"checkpoint": NANO, "weight_dtype": "auto"}},
+        "image": {
+            "class_type": "EmptyImage",
+            "inputs": {"width": 300, "height": 300, "batch_size": 1, "color": 0},
+        },
+        "edit": {"class_type": "DimooImageEdit", "inputs": edit},
+        "save": {"class_type": "PreviewImage", "inputs": {"images": ["edit", 2]}},
+    }
+    assert [picture.shape for picture in pictures(client, client.run(prompt))] == [(128, 128, 3)]
+
+
 @pytest.mark.parametrize(
     ("node", "inputs"),
     [
-        (SAMPLER, {"steps": 0}),
-        (SAMPLER, {"cfg": -1.0}),
-        (SAMPLER, {"temperature": -0.5}),
+        (SAMPLER, {"steps": -2}),
+        (SAMPLER, {"cfg": -1.5}),
+        (SAMPLER, {"temperature": -2.0}),
         (SAMPLER, {"seed": 2**64}),
-        ("DimooEmptyCanvas", {"width": 0}),
+        ("DimooEmptyCanvas", {"width": -17}),
     ],
 )
 def test_what_is_out_of_range_is_refused_before_it_runs(
