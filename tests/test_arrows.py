@@ -153,6 +153,7 @@ def test_nothing_touches_a_gpu_or_the_network_at_import(path: Path) -> None:
         assert (
             level
             or module == "urllib.parse"
+            or (module == "socket" and path.parent == PAGE.parent)  # tries the address before the model is loaded
             or module.split(".")[0]
             not in {
                 "requests",

@@ -27,7 +27,9 @@ CHOOSE = """name => {
     chooser.callback(name);
     app.canvas.selectNode(load);
 }"""
-SHOWN = "app.graph.nodes.find(node => node.type === 'LoadImage').imgs?.[0]"
+# The picture on Load Image: an element with Nodes 2.0, on the canvas else.
+SHOWN = """(node => document.querySelector(`[data-node-id="${node.id}"] img`) ?? node.imgs?.[0])(
+    app.graph.nodes.find(node => node.type === 'LoadImage'))"""
 # The editor is open when its canvas has the picture's size and has stood still for a while: it comes with a movement.
 STILL = """() => {
     const canvas = document.querySelector('#maskEditorCanvasContainer canvas');

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 import sys
 import tempfile
 import threading
@@ -64,8 +65,6 @@ def check_app(args: argparse.Namespace) -> None:
 
 
 def _can_serve(host: str, port: int) -> bool:
-    import socket
-
     try:
         socket.create_server((host, port)).close()
     except (OSError, UnicodeError):  # the latter for a name that cannot be one
