@@ -27,9 +27,7 @@ CHOOSE = """name => {
     chooser.callback(name);
     app.canvas.selectNode(load);
 }"""
-# The picture on Load Image: an element with Nodes 2.0, on the canvas else.
-SHOWN = """(node => document.querySelector(`[data-node-id="${node.id}"] img`) ?? node.imgs?.[0])(
-    app.graph.nodes.find(node => node.type === 'LoadImage'))"""
+SHOWN = "app.graph.nodes.find(node => node.type === 'LoadImage').imgs?.[0]"
 # The editor is open when its canvas has the picture's size and has stood still for a while: it comes with a movement.
 STILL = """() => {
     const canvas = document.querySelector('#maskEditorCanvasContainer canvas');
@@ -69,7 +67,7 @@ def test_mask_painted_in_the_page_says_what_changes_and_all_else_stays(page: Any
     page.wait_for_function(STILL)
     paint(page, 6, 38, 58, 90)
     click(
-        page.get_by_role("button", name=re.compile(r"^\s*Save$")),
+        page.get_by_role("button", name=re.compile(r"^\W*Save$")),
         f"{CHOSEN} !== '{name}' && {SHOWN}?.naturalWidth === 128",
     )
     press_run(page)

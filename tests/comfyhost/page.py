@@ -66,6 +66,7 @@ OFFERED = """name => {
     if (document.activeElement.hasAttribute('aria-activedescendant') && focus !== offered[0]?.id) return false;
     return 1 + offered.findIndex(one => one.innerText.split('\\n')[0].trim() === name);
 }"""
+HANGING = "app.graph.nodes[0].flags.ghost"  # newer pages let a new node hang at the mouse until a click
 OUTPUTS = "() => app.graph.nodes.map(node => [node.title, app.nodeOutputs[node.id]]).filter(([_, output]) => output)"
 PREVIEWS = """() => Promise.all(seen.previews.map(async ({ node, blob }) =>
     [node, Array.from(new Uint8Array(await blob.arrayBuffer()))]))"""
@@ -196,6 +197,10 @@ def add_by_name(page: Page, name: str) -> None:
     for key in ["ArrowDown"] * (offered(page, name) - 1) + ["Enter"]:
         page.keyboard.press(key)
     page.wait_for_function("app.graph.nodes.length === 1")
+    if page.evaluate(HANGING):
+        page.mouse.down()
+        page.mouse.up()
+        page.wait_for_function(f"!({HANGING})")
     show_whole(page)
 
 

@@ -26,7 +26,8 @@ PICTURES = {
     "train-lora": ("Teach it",),
     "lora": ("Without the LoRA", "With the LoRA"),
 }
-WORDS = {"caption-folder": ("Captions",)}  # the nodes whose words are shown, where others say the same at length
+# the nodes whose words are shown, where others say the same at length, or more than can be read on a card
+WORDS: dict[str, tuple[str, ...]] = {"caption-folder": ("Captions",), "best-of": ()}
 CIRCLE = ("dimoo-circle.png",)
 # examples that a workflow begins with, where none of its results shows them
 BEFORE = {

@@ -111,6 +111,14 @@ def test_no_two_workflows_share_the_id_of_a_node() -> None:
     assert len(ids) == len(set(ids))
 
 
+@pytest.mark.parametrize("name", [name for name in workflow.names() if "describe" in name or "jobs" in name])
+def test_an_answer_has_a_node_on_which_it_stays(name: str) -> None:
+    """Newer pages clear what Describe itself shows as soon as the run ends."""
+    nodes = workflow.load(name)["nodes"]
+    links = [link for node in nodes if node["type"] == "DimooDescribe" for link in node["outputs"][0]["links"]]
+    assert [node for node in nodes if node["type"] == "PreviewAny" and node["inputs"][0]["link"] in links]
+
+
 @pytest.mark.parametrize("name", workflow.names())
 def test_workflow_can_be_read_whole_on_a_small_screen(name: str) -> None:
     boxes = [(*node["pos"], *node["size"]) for node in workflow.load(name)["nodes"]]
