@@ -192,11 +192,21 @@ def pick_template(page: Page, name: str) -> None:
 
 
 def add_by_name(page: Page, name: str) -> None:
-    """Empty the graph and add one node to it as a user does who types its name into the search on the canvas."""
+    """Empty the graph and add one node to it as a user does who types its name into the search on the canvas. Raises
+    AssertionError if that never works."""
+    from playwright.sync_api import TimeoutError as Missed
+
     page.evaluate("app.graph.clear()")
-    for key in ["ArrowDown"] * (offered(page, name) - 1) + ["Enter"]:
-        page.keyboard.press(key)
-    page.wait_for_function("app.graph.nodes.length === 1")
+    for _ in range(ATTEMPTS):
+        for key in ["ArrowDown"] * (offered(page, name) - 1) + ["Enter"]:
+            page.keyboard.press(key)
+        try:
+            page.wait_for_function("app.graph.nodes.length === 1", timeout=HASTE)
+            break
+        except Missed:  # the list of what is offered changed meanwhile
+            page.keyboard.press("Escape")
+    else:
+        raise AssertionError(f"{ATTEMPTS} choices of {name} added no node.")
     if page.evaluate(HANGING):
         page.mouse.down()
         page.mouse.up()
