@@ -155,7 +155,7 @@ def test_an_unknown_word_is_said_and_only_for_nano(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for command in ("generate", "inpaint in.png", "edit in.png", "describe in.png --question"):
+    for command in ("generate", "inpaint in.png --mask-width 0.4", "edit in.png", "describe in.png --question"):
         main([*command.split(), "a red fox on a blue background"])
         said = capsys.readouterr().err
         assert "DiMOO-nano was not taught 'fox', 'blue background'; the result may show something else." in said

@@ -165,7 +165,8 @@ def test_a_lora_that_does_not_fit_is_one_sentence_before_the_model_is_loaded(
     Path("pickle.safetensors").write_bytes(b"PK\x03\x04" + bytes(99))
     target = {"list": "list.txt", "caption": "."}.get(command, "in.png")
     text = ["x"] if command in ("edit", "inpaint") else []
-    words = [command, target, *text, "--checkpoint", model, "--device", "cpu"]
+    mask = ["--mask-width", "0.5"] if command == "inpaint" else []
+    words = [command, target, *text, *mask, "--checkpoint", model, "--device", "cpu"]
     for name, sentence in (
         ("dora.safetensors", "changes model.transformer.blocks.0.q_proj by DoRA"),
         ("pickle.safetensors", "is a pickle in spite of its name"),

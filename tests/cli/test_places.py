@@ -39,7 +39,7 @@ COMMANDS = {
     "generate": "generate x --checkpoint model -o {}/a.png",
     "generate into a folder": "generate x --checkpoint model -o {}/",
     "edit": "edit in.png x --checkpoint model -o {}/a.png",
-    "inpaint": "inpaint in.png x --checkpoint model -o {}/a.png",
+    "inpaint": "inpaint in.png x --mask-width 0.4 --checkpoint model -o {}/a.png",
     "describe": "describe in.png --checkpoint model -o {}/a.txt",
     "list": "list list.txt --checkpoint model -o {}",
     "download": "download --folder {}",

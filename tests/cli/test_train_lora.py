@@ -66,7 +66,7 @@ def test_a_report_comes_first_and_then_the_file(
     steps = [line for line in out if line.startswith("steps: ")]
     assert steps == ["steps: 3 of 2 samples, 2.0 passes over everything"]
     (memory,) = [line for line in out if line.startswith("memory: ")]
-    assert memory.endswith(" MB in the largest step, counted") and float(memory.split()[1]) > 0
+    assert memory.endswith(" in the largest step, counted") and float(memory.split()[1]) > 0
     assert [line.split(":")[0] for line in out if "held-back" in line] == [
         f"held-back loss at step {step}" for step in (0, 2, 3)
     ]
@@ -113,7 +113,7 @@ def test_what_does_not_fit_into_memory_is_refused_before_the_model_is_loaded(
     monkeypatch.setattr(plan, "memory_bytes", lambda: 50_000)
     assert lora(model) == 2
     said = capsys.readouterr().err
-    assert "train: A step needs " in said and "cpu has 0.1 MB: use an int8 checkpoint (see `convert`), " in said
+    assert "train: A step needs " in said and "cpu has 50.0 kB: use an int8 checkpoint (see `convert`), " in said
     monkeypatch.setattr(plan, "memory_bytes", lambda: None)  # nobody can say
     with pytest.raises(AssertionError, match="the model is loaded"):
         lora(model)

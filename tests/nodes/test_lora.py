@@ -180,6 +180,7 @@ def told(monkeypatch, caplog) -> list[str]:
         texts.append(text)
 
     caplog.set_level("INFO")
+    monkeypatch.setattr(host, "_logged", set())  # what an earlier test was told stands in its log
     monkeypatch.setattr(host, "show_text", show)
     return texts
 
@@ -252,8 +253,8 @@ def jobs(model: Any, vq: Any) -> dict[str, Any]:
     """What every node makes of a model."""
     picture = torch.linspace(0, 1, 2 * 48 * 128 * 3).view(2, 48, 128, 3)
     prompt = run("DimooTextEncode", text="a fox")[0]
-    edit, blank, _ = run("DimooImageEdit", vq=vq, image=picture[:1], text="x", side=128).args
-    hole = run("DimooMaskPaint", vq=vq, image=picture[:1])[0]
+    edit, blank, *_ = run("DimooImageEdit", vq=vq, image=picture[:1], text="x", side=128).args
+    hole = run("DimooMaskPaint", vq=vq, image=picture[:1], mask_w_ratio=0.5, mask_h_ratio=1.0)[0]
     answer = {"question": "?", "max_tokens": 8, "steps": 4, "block_length": 8, "temperature": 1.0}
     settings = {"model": model, "seed": 5, "steps": 4, "cfg": 1.0}
     return {

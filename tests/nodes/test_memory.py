@@ -508,7 +508,7 @@ def short(monkeypatch):
 def test_a_picture_is_the_same_where_memory_is_short(loaded, short) -> None:
     nodes = nodepack.nodes()
     picture = torch.linspace(0, 1, 3 * 256 * 256).view(1, 256, 256, 3)
-    prompt, blank, _ = nodepack.run(nodes["DimooImageEdit"], vq=loaded[1], image=picture, text="x", side=256)
+    prompt, blank, *_ = nodepack.run(nodes["DimooImageEdit"], vq=loaded[1], image=picture, text="x", side=256)
     ask = {"model": loaded[0], "prompt": prompt, "canvas": blank, "seed": 3, "steps": 4}
     nodepack.run(nodes["DimooSampler"], **ask)  # makes the palette
     short.rooms.clear(), short.told.clear()

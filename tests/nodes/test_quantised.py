@@ -98,7 +98,7 @@ def jobs(loaded: SimpleNamespace) -> list[torch.Tensor | str]:
     drawn = run("DimooSampler", prompt=prompt, canvas=canvas, **settings)[0]
     cached = run("DimooSampler", prompt=prompt, canvas=canvas, ml_cache="fast", **settings)[0]
     pixels = run("DimooVQDecode", vq=loaded.vq, canvas=drawn)[0]
-    asked, blank, _ = run("DimooImageEdit", vq=loaded.vq, image=pixels, edit_type="edit_add", text="x", side=128).args
+    asked, blank, *_ = run("DimooImageEdit", vq=loaded.vq, image=pixels, edit_type="edit_add", text="x", side=128).args
     edited = run("DimooSampler", prompt=asked, canvas=blank, image_cfg=1.0, **settings)[0]
     words = run(
         "DimooDescribe", model=loaded.model, vq=loaded.vq, image=pixels, question="?", max_tokens=8, steps=4,

@@ -493,7 +493,7 @@ def test_tokens_are_the_same_where_weights_stream(loaded, monkeypatch: pytest.Mo
         prompt = nodepack.run(NODES["DimooTextEncode"], text="a fox")[0]
         settings = {"model": model, "seed": 5, "steps": 4, "cfg": 1.0, "image_cfg": 1.0}
         picture = torch.linspace(0, 1, 3 * 128 * 128).view(1, 128, 128, 3)
-        asked, blank, _ = nodepack.run(NODES["DimooImageEdit"], vq=loaded[1], image=picture, text="x", side=128).args
+        asked, blank, *_ = nodepack.run(NODES["DimooImageEdit"], vq=loaded[1], image=picture, text="x", side=128).args
         codes = [nodepack.run(NODES["DimooSampler"], prompt=prompt, canvas=canvas, **settings)[0].codes.tolist()]
         codes.append(nodepack.run(NODES["DimooSampler"], prompt=asked, canvas=blank, **settings)[0].codes.tolist())
         ask = {"max_tokens": 8, "steps": 8, "block_length": 4, "question": "?", "cfg": 1.0}
