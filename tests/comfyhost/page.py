@@ -25,9 +25,8 @@ FLAGS = (
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync"),
 )
-NODES_2 = (
-    os.environ.get("DIMOO_NODES_2") == "1"
-)  # whether the page draws nodes as elements of itself, on the canvas else
+# whether the page draws nodes as elements of its own (Nodes 2.0), in place of pixels of its canvas
+NODES_2 = os.environ.get("DIMOO_NODES_2") == "1"
 # Without the first two the page greets a new user with dialogs that cover the canvas; the rest is what it begins with.
 SETTLED_IN = {
     "Comfy.TutorialCompleted": True,
