@@ -82,6 +82,29 @@ def atomic_write_text(path: Path, text: str) -> None:
         part.write_text(text, encoding="utf-8", errors="replace", newline="\n")
 
 
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Put around what writes to `path`: where the system refuses that, a ValueError says why in one sentence."""
+    _check_spelling(os.fspath(path))
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"{path} cannot be written ({error.strerror or error}): name another place, or make it writable."
+        ) from None
+
+
+def _check_spelling(path: str) -> None:
+    """Raises ValueError for a character that no name can have: NUL, and half a character where names are UTF-8."""
+    try:
+        os.fsencode(path)
+        wrong = "\0" if "\0" in path else ""
+    except UnicodeEncodeError as error:
+        wrong = path[error.start]
+    if wrong:
+        raise ValueError(f"The file name has {wrong!a}, which no file name can have: type it again.")
+
+
 def check_writable(folder: Path, names: Iterable[str] = ()) -> None:
     """Raises ValueError unless files of these `names` can be written into `folder`, which need not exist.
 
@@ -90,20 +113,15 @@ def check_writable(folder: Path, names: Iterable[str] = ()) -> None:
     existing = next((path for path in (folder, *folder.parents) if os.path.exists(path)), Path())
     if not os.path.isdir(existing):
         raise ValueError(f"{existing} is a file, expected a folder: name another place.")
-    target = folder
-    try:
-        with tempfile.TemporaryDirectory(prefix=".dimoo-", dir=existing) as probe:
-            inside = Path(probe, folder.relative_to(existing))
-            inside.mkdir(parents=True, exist_ok=True)
-            for name in names:
-                target = folder / name
-                if os.path.isdir(target):
-                    raise ValueError(f"{target} is a folder, expected the name of a file: name another file.")
+    with writing(folder), tempfile.TemporaryDirectory(prefix=".dimoo-", dir=existing) as probe:
+        inside = Path(probe, folder.relative_to(existing))
+        inside.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            target = folder / name
+            if os.path.isdir(target):
+                raise ValueError(f"{target} is a folder, expected the name of a file: name another file.")
+            with writing(target):
                 (inside / name).touch()
-    except OSError as error:
-        raise ValueError(
-            f"{target} cannot be written ({error.strerror or error}): name another place, or make it writable."
-        ) from None
 
 
 def check_room(folder: Path, needed: int, name: str) -> None:

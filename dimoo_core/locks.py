@@ -17,8 +17,9 @@ except ImportError:  # Windows
 def folder_lock(folder: Path) -> Iterator[None]:
     """Hold `folder` for this process alone. It is made if it is missing, and gone again if nothing was put into it.
 
-    Raises ValueError where another process holds it. It is the folder itself that is locked, so no file is left in it;
-    on Windows, where folders cannot be locked, a file `.lock` stands in it meanwhile.
+    Raises ValueError where another process holds it, and where something else has its name. It is the folder itself
+    that is locked, so no file is left in it; on Windows, where folders cannot be locked, a file `.lock` stands in it
+    meanwhile.
     """
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     with _held_by_file(folder) if fcntl is None else _held(folder):
@@ -52,7 +53,7 @@ def _held(folder: Path) -> Iterator[None]:
 
 def _opened(folder: Path) -> int:
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
+        _make(folder)
         with suppress(FileNotFoundError):  # removed between the two lines
             return os.open(folder, os.O_RDONLY)
 
@@ -61,7 +62,7 @@ def _opened(folder: Path) -> int:
 def _held_by_file(folder: Path) -> Iterator[None]:
     from filelock import FileLock, Timeout  # comes with torch
 
-    folder.mkdir(parents=True, exist_ok=True)
+    _make(folder)
     lock = FileLock(folder / ".lock", timeout=0)
     try:
         lock.acquire()
@@ -71,6 +72,13 @@ def _held_by_file(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise ValueError(f"{folder} is in the way: it has the name of a folder that is needed; rename it.") from None
 
 
 def _busy(folder: Path) -> str:

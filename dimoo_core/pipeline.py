@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -34,10 +34,9 @@ from .files import is_hidden, shown_path
 from .model.adapters import MOST_STRENGTH, Adapter, Applied, LowRank
 from .model.vq import VQ
 from .model.vq_tiles import TILE
-from .pictures.crop import at_own_size, window_mask
+from .pictures.crop import at_own_size, shown_by
 from .pictures.masks import check_marked, load_mask, mask_from_pil, scale_mask
 from .pictures.pixels import Picture, changed_size, mosaic, to_pil, to_rgb
-from .pictures.sizes import fitted_window
 from .provenance import checkpoint_name
 from .sampling.image import ImageSettings
 from .sampling.ml_cache import PRESETS, CachePolicy
@@ -183,9 +182,10 @@ class Pipeline:
 
         negative: what not to show. size: (width, height) in px, multiples of 16. batch: how many; picture i has the
         seed + i. progress: a bar in a terminal or notebook, or a callable that gets (steps done, steps in all) and may
-        raise to stop. preview: a callable that gets the forming pictures, rough and at full size, before each call of
-        `progress`. settings: seed, steps, cfg, temperature, guidance_start, ml_cache (a name of `PRESETS` or a
-        `CachePolicy`). Raises ValueError, one sentence, for a value that is out of range or of the wrong kind.
+        raise to stop. preview: a callable that gets the forming pictures, rough and at the size at which the model
+        works, before each call of `progress`. settings: seed, steps, cfg, temperature, guidance_start, ml_cache (a name
+        of `PRESETS` or a `CachePolicy`). Raises ValueError, one sentence, for a value that is out of range or of the
+        wrong kind.
         """
         width, height = _width_and_height(self.checkpoint.defaults.own("size", size))
         with _reporting(progress, "generate", self._forming(preview)) as on_step:
@@ -224,7 +224,6 @@ class Pipeline:
         fitting cut something off, that part of it. The rest as for `generate`, and image_cfg among the settings.
         """
         source = source_of(picture)
-        finish = partial(_put_back, source) if own_size else None
         request = jobs.Edit(
             type,
             prompt,
@@ -236,7 +235,7 @@ class Pipeline:
         if not own_size:
             keep = "own_size (--own-size) gives the result the picture's size"
             self._say_once(changed_size(source.pixels, prepared.fitted, keep))
-        with _reporting(progress, "edit", self._forming(preview, finish)) as on_step:
+        with _reporting(progress, "edit", self._forming(preview)) as on_step:
             pictures = jobs.edit(
                 self.model,
                 self.vq,
@@ -245,7 +244,7 @@ class Pipeline:
                 place=self.place,
                 on_step=on_step,
             )
-        pictures = pictures if finish is None else finish(pictures)
+        pictures = _put_back(source, pictures) if own_size else pictures
         return [_belonging_to(source, to_pil(one)) for one in pictures]
 
     def inpaint(
@@ -613,8 +612,7 @@ def _width_and_height(size: Any) -> tuple[int, int]:
 def _put_back(source: Picture, edited: Tensor) -> Tensor:
     """`edited` [B,3,h',w'], made from a picture that was fitted, at that picture's size: [B,3 or 4,h,w]."""
     height, width = source.pixels.shape[2:]
-    window = fitted_window((width, height), (edited.shape[3], edited.shape[2]))
-    shown = window_mask(window, width, height)
+    window, shown = shown_by(edited, source.pixels)
     return source.repainted(at_own_size(edited, window, width, height), shown, shown)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..dimoo_core.checks import shown
-from ..dimoo_core.files import atomic_write_text, shown_path
+from ..dimoo_core.files import atomic_write_text, shown_path, writing
 from ..dimoo_core.pictures.captions import (
     caption_file,
     folders_with_pictures,
@@ -152,9 +152,11 @@ class CaptionFolder(host.io.ComfyNode):
     def execute(cls, model, vq, folder, question, again=False, max_tokens=OWN, steps=OWN, block_length=OWN):
         check_pair(model, vq)
         settings = answer_settings(model, max_tokens, steps, block_length)
-        pictures = pictures_below(chosen_folder(folder))
+        place = chosen_folder(folder)
+        pictures = pictures_below(place)
         node = getattr(cls.hidden, "unique_id", None)
-        failed = caption(model, vq, lacking_captions(pictures, again=again), question, settings, node=node)
+        with writing(place):  # a disk that is full, or read-only as a whole
+            failed = caption(model, vq, lacking_captions(pictures, again=again), question, settings, node=node)
         captions, names, lines = report(pictures, failed)
         host.show_text("\n\n".join(lines), node)
         return host.io.NodeOutput(captions, names, ui=host.said(lines))
@@ -243,8 +245,9 @@ class SaveText(host.io.ComfyNode):
 
     @classmethod
     def execute(cls, text, filename_prefix="dimoo/caption", **_):  # and what `pictures_first` adds
-        path = host.next_text_file(filename_prefix)
-        atomic_write_text(path, text + "\n")
+        with writing(host.output_folder() / filename_prefix):
+            path = host.next_text_file(filename_prefix)
+            atomic_write_text(path, text + "\n")
         return host.io.NodeOutput(str(path), ui={"text": [text], "files": host.shown_files([path])})
 
 

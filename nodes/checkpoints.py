@@ -24,6 +24,7 @@ from . import host
 BUILT_IN = "DiMOO-nano (built in)"
 DOWNLOAD = "download: Lumina-DiMOO (16 GB)"
 QUANTISED = {"fp8": FP8, "int8": INT8}  # weight_dtypes that a checkpoint is converted to
+_SHARES = {"fp8": 0.69, "int8": 0.59}  # of the published checkpoint's size
 _PUBLISHED = REPO.split("/")[1]
 _WORKSHOP = ".converting"  # in a model folder, for a file that is not whole yet; lists pass over its name
 
@@ -62,7 +63,7 @@ def prepared(name: str, weight_dtype: str = "auto") -> Found:
     found = chosen(name, weight_dtype)
     if found is not None:
         return found
-    source = _downloaded() if name == DOWNLOAD else resolve(name)
+    source = _downloaded(weight_dtype) if name == DOWNLOAD else resolve(name)
     return _convert_once(source, weight_dtype) if weight_dtype in QUANTISED else source
 
 
@@ -76,14 +77,16 @@ def _published() -> Found | None:
     return None
 
 
-def _downloaded() -> Found:
-    """The published checkpoint, downloaded into the first model folder unless one has it. Raises as `download`."""
+def _downloaded(weight_dtype: str) -> Found:
+    """The published checkpoint, downloaded into the first model folder unless one has it. Where it will be converted
+    there is a place for that first, and room if it is the same one. Raises as `download`."""
     there = _published()
     if there is not None:
         return there
     folder, step = host.model_folders()[0], host.progress()
+    spare = _SHARES[weight_dtype] if weight_dtype in QUANTISED and _place() == folder else 0.0
     host.log("DiMOO: downloading %s into %s", REPO, folder)
-    return find(download(REPO, folder, on_progress=lambda done, total: step(done, total, None)))
+    return find(download(REPO, folder, spare=spare, on_progress=lambda done, total: step(done, total, None)))
 
 
 # Converting ---------------------------------------------------------------------------------------------------------
@@ -127,19 +130,19 @@ def _convert_once(source: Found, kind: str) -> Found:
     """The checkpoint as a file of that kind, which is made unless another ComfyUI has made it meanwhile."""
     folder, stem = _place(), _stem(source)
     workshop, name = folder / _WORKSHOP, f"{stem}-{kind}{SUFFIX}"
-    with folder_lock(workshop):
-        there = _converted(stem, kind, source)
-        if there is not None:
-            return there
-        try:
+    try:
+        with folder_lock(workshop):
+            there = _converted(stem, kind, source)
+            if there is not None:
+                return there
             for left in visible(workshop):  # by a process that was killed
                 left.unlink()
             _convert(source, kind, workshop / name, folder / name)
-        except OSError as error:
-            raise ValueError(
-                f"{folder / name} cannot be written ({error.strerror or error}); make room there, or close what uses "
-                "the file, and run again."
-            ) from None
+    except OSError as error:
+        raise ValueError(
+            f"{folder / name} cannot be written ({error.strerror or error}); make room there, or close what uses the "
+            "file, and run again."
+        ) from None
     return find(folder / name)
 
 
@@ -161,10 +164,10 @@ def _place() -> Path:
 
 def _convert(source: Found, kind: str, part: Path, target: Path) -> None:
     """Makes `target` by way of `part`, of which nothing is left whatever happens."""
-    if _is_foreign(target):
+    if target.is_dir() or _is_foreign(target):
         raise ValueError(
-            f"{target} is in the way: it is another checkpoint, which this node did not make; rename it, or choose it "
-            "in the list."
+            f"{target} is in the way: this node did not make it; rename it or, if it is a checkpoint, choose it in the "
+            "list."
         )
     host.log("DiMOO: converting %s to %s: %s", source.path, kind, target)
     try:

@@ -19,8 +19,8 @@ from ..dimoo_core.checkpoint.find import Found
 from ..dimoo_core.model.adapters import Adapter, Applied
 from ..dimoo_core.model.vq import VQ
 from ..dimoo_core.model.vq_tiles import TILE
-from ..dimoo_core.pictures.crop import Region, at_own_size, window_mask
-from ..dimoo_core.pictures.sizes import Window, fitted_window
+from ..dimoo_core.pictures.crop import Region, at_own_size, shown_by
+from ..dimoo_core.pictures.sizes import Window
 from ..dimoo_core.provenance import checkpoint_name
 from ..dimoo_core.sampling.ml_cache import CachePolicy
 from ..dimoo_core.sequence.canvas import Canvas
@@ -243,9 +243,9 @@ class Crop:
     @classmethod
     def fitted(cls, picture: Tensor, fitted: Tensor) -> Crop:
         """A picture [B,1 to 4,h,w] and what `pixels.fit` made of it, [B,3,h',w']."""
-        (height, width), (frame_height, frame_width) = picture.shape[2:], fitted.shape[2:]
-        window = fitted_window((width, height), (frame_width, frame_height))
-        return cls(picture, Region(0, 0, width, height), window_mask(window, width, height), window)
+        height, width = picture.shape[2:]
+        window, mask = shown_by(fitted, picture)
+        return cls(picture, Region(0, 0, width, height), mask, window)
 
     def at_own_size(self, painted: Tensor) -> Tensor:
         """Pixels [B,C,h,w] that show the window, as they lie in the region; as they are where there is none."""

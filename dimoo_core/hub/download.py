@@ -61,11 +61,13 @@ def download(
     *,
     revision: str = "main",
     endpoint: str | None = None,
+    spare: float = 0.0,
     on_progress: OnProgress | None = None,
 ) -> Path:
     """Downloads what a checkpoint needs of `repo` ("OWNER/NAME") into `folder`/NAME, and returns that folder.
 
     Files that are there and right are kept. `endpoint` is the address of a mirror (None: HF_ENDPOINT, else the hub).
+    There must be room for the files and for `spare` times their size, which is for what is made of them.
     `on_progress` gets (bytes done, bytes in all) about every 0.1 s, also while nothing arrives, and may raise to stop:
     its exception comes out unchanged, what has arrived is kept for the next time. A bar is shown on stderr. Raises
     ValueError where the hub cannot be reached or refuses, where bytes are wrong and where the folder cannot take them.
@@ -79,7 +81,7 @@ def download(
             if missing:
                 transfer.target.mkdir(parents=True, exist_ok=True)
                 with _folder_lock(transfer.target):
-                    _fetch_all(transfer, missing, meter)
+                    _fetch_all(transfer, missing, round(spare * meter.total), meter)
         meter.finish()
     return transfer.target
 
@@ -146,19 +148,20 @@ def _is_there(path: Path, file: RemoteFile, meter: _Meter) -> bool:
     return False
 
 
-def _fetch_all(transfer: Transfer, missing: list[RemoteFile], meter: _Meter) -> None:
-    """Downloads the missing files, and gives them their names when all are there."""
-    _check_room(transfer, missing)
+def _fetch_all(transfer: Transfer, missing: list[RemoteFile], spare: int, meter: _Meter) -> None:
+    """Downloads the missing files, and gives them their names when all are there; there must be `spare` bytes more."""
+    _check_room(transfer, missing, spare)
     for file in missing:
         _fetch(transfer, file, meter)
     for file in sorted(missing, key=lambda file: file.name == "config.json"):  # last: it makes it a checkpoint
         os.replace(transfer.part(file), transfer.path(file))
 
 
-def _check_room(transfer: Transfer, missing: list[RemoteFile]) -> None:
+def _check_room(transfer: Transfer, missing: list[RemoteFile], spare: int) -> None:
     parts = [transfer.part(file) for file in missing]
     here = sum(part.stat().st_size for part in parts if part.is_file() and not part.is_symlink())
-    check_room(transfer.target, sum(file.size for file in missing) - here, transfer.repo.name)
+    name = f"{transfer.repo.name}, with what is made of it," if spare else transfer.repo.name
+    check_room(transfer.target, sum(file.size for file in missing) - here + spare, name)
 
 
 def _fetch(transfer: Transfer, file: RemoteFile, meter: _Meter) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..checks import number_in, whole_number
 from .pixels import composite
-from .sizes import MAX_SIDE, Window
+from .sizes import MAX_SIDE, Window, fitted_window
 
 MAX_CONTEXT = 16.0
 
@@ -100,6 +100,14 @@ def stitch(original: Tensor, painted: Tensor, mask: Tensor, region: Region) -> T
     stitched = original.expand(batch, -1, -1, -1).clone()
     region.of(stitched).copy_(composite(region.of(stitched), painted, mask))
     return stitched
+
+
+def shown_by(fitted: Tensor, picture: Tensor) -> tuple[Window, Tensor]:
+    """What `fitted` [B,C,h',w'], which `pixels.fit` made of a picture [B,C,h,w], shows of it: the window, and a mask
+    [1,h,w] of its pixels."""
+    height, width = picture.shape[2:]
+    window = fitted_window((width, height), (fitted.shape[3], fitted.shape[2]))
+    return window, window_mask(window, width, height)
 
 
 def at_own_size(painted: Tensor, window: Window, width: int, height: int) -> Tensor:

@@ -206,11 +206,25 @@ def add_by_name(page: Page, name: str) -> None:
             page.keyboard.press("Escape")
     else:
         raise AssertionError(f"{ATTEMPTS} choices of {name} added no node.")
-    if page.evaluate(HANGING):
+    _put_down(page)
+    show_whole(page)
+
+
+def _put_down(page: Page) -> None:
+    """Click until no new node hangs on the mouse: a busy page may miss a click that comes too soon."""
+    from playwright.sync_api import TimeoutError as Missed
+
+    if not page.evaluate(HANGING):
+        return
+    for _ in range(ATTEMPTS):
         page.mouse.down()
         page.mouse.up()
-        page.wait_for_function(f"!({HANGING})")
-    show_whole(page)
+        try:
+            page.wait_for_function(f"!({HANGING})", timeout=HASTE)
+            return
+        except Missed:
+            continue
+    raise AssertionError(f"{ATTEMPTS} clicks put the new node nowhere.")
 
 
 def offered(page: Page, name: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -215,9 +216,19 @@ def test_a_file_of_the_command_line_is_taken_and_no_other_file_is_overwritten(
     checkpoints.convert(find(models / "mine"), path, "bf16")
     before = path.read_bytes()
     conversions.clear()
-    with pytest.raises(ValueError, match="is in the way: it is another checkpoint, which this node did not make"):
+    with pytest.raises(ValueError, match="is in the way: this node did not make it; rename it or"):
         load()
     assert path.read_bytes() == before and conversions == [] and names(models) == {"mine", path.name}
+
+
+@pytest.mark.parametrize("name", ["mine-int8.safetensors", ".converting"])
+def test_what_has_the_name_of_a_file_or_folder_that_is_needed_is_told_before_the_work(
+    models: Path, conversions: list[Path], name: str
+) -> None:
+    (models / name).touch() if name.startswith(".") else (models / name).mkdir()
+    with pytest.raises(ValueError, match=rf"{re.escape(name)} is in the way: .*rename it"):
+        load()
+    assert conversions == [] and names(models) == {"mine", name}
 
 
 def test_what_a_process_left_that_was_killed_is_removed(models: Path) -> None:
@@ -342,6 +353,37 @@ def test_one_run_downloads_and_converts_and_the_large_files_may_go(
         assert hub.listings == 0 and len(conversions) == 1
         load(DOWNLOAD, "auto")
         assert hub.listings == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_room_for_both_nothing_is_fetched(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    with Hub(write_checkpoint(tmp_path / "hub")) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        enough = int(1.1 * sum(entry["size"] for entry in map(hub.entry, hub.files)))
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=enough))
+        with pytest.raises(ValueError, match=r"Lumina-DiMOO, with what is made of it, needs \d+\.\d [kM]B more in"):
+            load(DOWNLOAD, kind)
+        assert hub.asked == []
+        load(DOWNLOAD, "auto")
+
+
+def test_a_download_that_nowhere_could_be_converted_does_not_begin(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoints, "download", lambda *_, **__: pytest.fail("downloaded"))
+    with read_only(lambda folder: None) as folder:
+        nodepack.put_checkpoint(folder, monkeypatch)
+        with pytest.raises(ValueError, match="cannot be written, and a converted checkpoint needs a place"):
+            load(DOWNLOAD)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_room_that_is_asked_for_beside_the_download_is_that_of_the_published_model(kind: str) -> None:
+    counted = json.loads((nodepack.PACK / "docs" / "performance.json").read_text())["cards"]
+    whole, made = (counted["weights"][one] + counted["vq"] for one in ("bf16", kind))
+    assert made < checkpoints._SHARES[kind] * whole < 1.02 * made
 
 
 # Metadata -----------------------------------------------------------------------------------------------------------

@@ -96,6 +96,12 @@ def test_captions_that_are_there_are_read_and_the_others_told_of(places: Path, v
     assert "b.txt cannot be written (Permission denied)" in problem
 
 
+@pytest.mark.parametrize("prefix", ["words", "dimoo/words"])
+def test_a_text_that_cannot_be_saved_is_one_sentence(places: Path, prefix: str) -> None:
+    with pytest.raises(ValueError, match=rf"output/{prefix} cannot be written \(Permission denied\): name another"):
+        nodepack.run(NODES["DimooSaveText"], text="x", filename_prefix=prefix)
+
+
 def test_a_training_that_could_not_be_saved_is_refused_before_it_begins(places: Path, vq: Any) -> None:
     model = nodepack.run(NODES["DimooLoader"]).args[0]
     widgets = NODES["DimooTrainLora"].FINALIZE_SCHEMA().inputs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from .. import nodepack
 
 NODES = nodepack.nodes()
 scenes, captions = nodepack.part("dimoo_core.nano.scenes"), nodepack.part("nodes.captions")
+caption = nodepack.part("dimoo_core.nano.captions").caption
 SHORT = {"max_tokens": 32, "steps": 32, "block_length": 32}
 
 
@@ -50,7 +52,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def scene(shape: str, colour: str = "red"):
-    return scenes.Scene("white", shape, colour, "large", "in the middle")
+    return scenes.Scene.one("white", shape, colour, "large", "in the middle")
 
 
 def draw(shown) -> torch.Tensor:
@@ -69,12 +71,12 @@ def test_the_picture_that_shows_what_was_asked_comes_first(loaded, shown: list) 
     model, vq = loaded
     wanted = scene("star", "blue")
     batch = torch.stack([draw(one) for one in (scene("circle"), scene("star"), wanted)])
-    prompt = run("DimooTextEncode", text=scenes.caption(wanted))[0]
+    prompt = run("DimooTextEncode", text=caption(wanted))[0]
     best, ranked, scores, listed = run(
         "DimooBestOf", model=model, vq=vq, image=batch, prompt=prompt, judge_by="description"
     ).args
     assert torch.equal(best, batch[2:]) and torch.equal(ranked, batch[[2, 1, 0]])
-    assert scores.splitlines()[0] == f"picture 3: 100.0%  {scenes.caption(wanted)}"
+    assert scores.splitlines()[0] == f"picture 3: 100.0%  {caption(wanted)}"
     assert shown == [scores] and listed == scores.splitlines(), "the page shows them on the node"
 
 
@@ -86,7 +88,7 @@ def test_the_picture_that_shows_what_was_asked_comes_first(loaded, shown: list) 
 def test_the_best_of_other_packs_pictures_is_a_picture(loaded, shown: list, given) -> None:
     model, vq = loaded
     picture = draw(scene("star"))
-    prompt = run("DimooTextEncode", text=scenes.caption(scene("star")))[0]
+    prompt = run("DimooTextEncode", text=caption(scene("star")))[0]
     best, ranked, *_ = run(
         "DimooBestOf", model=model, vq=vq, image=given(picture), prompt=prompt, judge_by="description"
     ).args
@@ -113,7 +115,7 @@ def test_every_picture_of_a_folder_gets_its_words_once(loaded, places: Path) -> 
     given = {"model": model, "vq": vq, "folder": "set", "question": "describe the picture", **SHORT}
     said, files = run("DimooCaptionFolder", **given).args
     assert files == ["set/a.png", "set/deeper/b c.png"]
-    assert said == [scenes.caption(scene("circle")), scenes.caption(scene("star"))]
+    assert said == [caption(scene("circle")), caption(scene("star"))]
     text = places / "input" / "set" / "a.txt"
     assert text.read_text(encoding="utf-8") == said[0] + "\n"
     text.write_text("mine", encoding="utf-8")
@@ -132,7 +134,7 @@ def test_a_picture_that_cannot_be_read_stops_no_other(loaded, places: Path, show
     for _ in range(2):
         done = run("DimooCaptionFolder", **given)
         said, files = done.args
-        assert files == ["set/a.jpg", "set/c.png"] and said[1] == scenes.caption(scene("star"))
+        assert files == ["set/a.jpg", "set/c.png"] and said[1] == caption(scene("star"))
         assert "circle" in said[0], "a.txt is that of the first of its name"
         lines = done.ui["text"]
         assert len(lines) == 4 and shown[-1] == "\n\n".join(lines)
@@ -143,7 +145,7 @@ def test_a_picture_that_cannot_be_read_stops_no_other(loaded, places: Path, show
 def test_one_odd_file_costs_none_of_the_others(loaded, places: Path, shown: list) -> None:
     model, vq = loaded
     folder = places / "input" / "set"
-    words = scenes.caption(scene("circle"))
+    words = caption(scene("circle"))
     for name in ("a.png", "c.png", "d.png", "e.png", "n" * 251 + ".png"):
         save(scene("circle"), folder / name)
     (folder / "b.jpg").write_bytes(b"\0\0\0\x20ftypavif" + bytes(40))
@@ -172,6 +174,21 @@ def test_one_odd_file_costs_none_of_the_others(loaded, places: Path, shown: list
     assert not (folder / "e.txt").is_symlink()
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_a_disk_that_takes_no_caption_is_one_sentence(
+    loaded, places: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(nodepack.part("dimoo_core.pictures.captions"), "atomic_write", fail)
+    save(scene("circle"), places / "input" / "set" / "a.png")
+    given = {"model": loaded[0], "vq": loaded[1], "folder": "set", "question": "describe the picture", **SHORT}
+    said = rf"input/set cannot be written \({os.strerror(number)}\): name another place, or make it writable\.$"
+    with pytest.raises(ValueError, match=said):
+        run("DimooCaptionFolder", **given)
+
+
 def test_a_cancel_ends_the_folder_and_leaves_nothing_half_done(
     loaded, places: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,7 +207,7 @@ def test_linked_folders_are_offered_and_captioned(loaded, places: Path) -> None:
     (places / "input" / "linked").symlink_to(places / "far")
     assert captions.folders() == ["linked"]
     given = {"model": loaded[0], "vq": loaded[1], "folder": "linked", "question": "describe the picture", **SHORT}
-    assert run("DimooCaptionFolder", **given).args == ([scenes.caption(scene("star"))], ["linked/a.png"])
+    assert run("DimooCaptionFolder", **given).args == ([caption(scene("star"))], ["linked/a.png"])
 
 
 def test_names_that_are_not_utf_8_can_be_shown(loaded, places: Path) -> None:
@@ -256,6 +273,23 @@ def test_a_text_never_replaces_another(places: Path) -> None:
     texts = {path.stem: path.read_text() for path in (places / "output" / "set").glob("*.txt")}
     assert len(texts) == 7 and texts["a_64x48_00001_"] == "x\n"
     assert texts["a_64x48_00003_"] == "b1\n" and texts["a_64x48_00004_"] == "c1\n"
+
+
+@pytest.mark.parametrize(
+    ("prefix", "said"),
+    [
+        ("caption \ud83d", r"The file name has '\\ud83d', which no file name can have: type it again\.$"),
+        ("captions \ud83d/a", r"The file name has '\\ud83d', which no file name can have: type it again\.$"),
+        ("a\0b", r"The file name has '\\x00', which no file name can have: type it again\.$"),
+        ("picture.png/a", r"output/picture\.png/a cannot be written \(Not a directory\): name another place"),
+        ("a" * 300, r"cannot be written \(File name too long\): name another place"),
+    ],
+)
+def test_a_prefix_that_no_file_can_have_is_one_sentence(places: Path, prefix: str, said: str) -> None:
+    (places / "output" / "picture.png").touch()
+    with pytest.raises(ValueError, match=said):
+        run("DimooSaveText", text="x", filename_prefix=prefix)
+    assert not list(places.rglob("*.txt"))
 
 
 def test_nothing_is_saved_outside_the_output_folder(places: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dimoo_core.pictures.crop import Region, at_own_size, stitch, window_mask
+from dimoo_core.pictures.crop import Region, at_own_size, shown_by, stitch, window_mask
 from dimoo_core.pictures.pixels import fit
 from dimoo_core.pictures.sizes import Window, fit_size, fitted_window
 
@@ -39,8 +39,9 @@ def there_and_back(picture: Tensor, side: int) -> tuple[Tensor, Tensor, Window]:
     """A picture as an edit that changes nothing would give it back, the mask of what it shows, and the window."""
     height, width = picture.shape[2:]
     frame = fit_size(width, height, side)
-    window = fitted_window((width, height), frame)
-    return at_own_size(fit(picture, *frame), window, width, height), window_mask(window, width, height), window
+    fitted = fit(picture, *frame)
+    window, mask = shown_by(fitted, picture)
+    return at_own_size(fitted, window, width, height), mask, window
 
 
 def shift(moved: Tensor, still: Tensor, mask: Tensor, dim: int) -> float:

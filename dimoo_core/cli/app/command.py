@@ -76,14 +76,19 @@ def app_arguments(parser: argparse.ArgumentParser) -> None:
     model_arguments(parser)
     group = parser.add_argument_group("page")
     group.add_argument(
-        "--host", default=_LOCAL, metavar="ADDRESS", help=f"0.0.0.0 lets other machines in ({_LOCAL}: this machine)"
+        "--host",
+        default=_LOCAL,
+        metavar="ADDRESS",
+        help=f"0.0.0.0 lets other machines in ({_LOCAL}: this machine), without a password; only for people you trust: "
+        "uploads are bounded, but what a visitor paints is decoded before its size can be checked, and can fill the "
+        "machine's memory",
     )
     group.add_argument("--port", type=int, metavar="N", help="(the first free one from 7860 on)")
     group.add_argument(
         "--share",
         action="store_true",
         help="also make a public address for a week, through a server of gradio's makers: everybody who has it can use "
-        "the page",
+        "the page, with the same risk",
     )
 
 
