@@ -106,4 +106,4 @@ class BestOf(host.io.ComfyNode):
         lines = [f"picture {item + 1}: {found[item].score:.1%}  {found[item].description}".rstrip() for item in order]
         ranked = pixels.to_comfy(pictures[order])
         host.show_text("\n".join(lines), getattr(cls.hidden, "unique_id", None))
-        return host.io.NodeOutput(ranked[:1], ranked, "\n".join(lines), lines, ui={"text": ["\n".join(lines)]})
+        return host.io.NodeOutput(ranked[:1], ranked, "\n".join(lines), lines, ui=host.said(["\n".join(lines)]))

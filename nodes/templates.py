@@ -70,9 +70,10 @@ def translated(workflow: dict[str, Any], words: dict[str, str]) -> dict[str, Any
 
 
 def texts(workflow: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
-    """Where a saved workflow has words for its reader, as (holder, key): titles of groups and nodes, and notes; not
-    prompts, which the model reads."""
+    """Where a saved workflow has words for its reader, as (holder, key): titles of groups and nodes, notes, and names
+    that it gives to inputs; not prompts, which the model reads."""
     for part in (workflow, *workflow.get("definitions", {}).get("subgraphs", [])):
         yield from ((group, "title") for group in part["groups"])
         yield from ((node, "title") for node in part["nodes"] if "title" in node)
         yield from ((node["widgets_values"], 0) for node in part["nodes"] if node["type"] in NOTES)
+        yield from ((slot, "label") for node in part["nodes"] for slot in node.get("inputs", ()) if "label" in slot)

@@ -6,15 +6,25 @@ from typing import Any
 
 import pytest
 
+from ..comfyhost import workflow
 from ..comfyhost.expect import Results, shows
-from ..comfyhost.page import PACK, READY, WATCH, begin, click, wait_for_end
+from ..comfyhost.page import PACK, READY, WATCH, begin, built_by_page, click, wait_for_end
 from ..comfyhost.server import Server
 
-PICTURE = "[data-testid=linear-center-panel] img"
+PANEL = "[data-testid=linear-center-panel]"
+PICTURE = f"{PANEL} img"
 LARGE = f"[...document.querySelectorAll('{PICTURE}')].find(({{ naturalWidth }}) => naturalWidth === 128)"
 OPEN = "name => app.extensionManager.workflow.activeWorkflow.path.includes(name)"
 COMMAND = "command => void app.extensionManager.command.execute(command)"
 SAVED = "() => app.graph.serialize().extra.linearData"
+SCORES = f"document.querySelector('{PANEL}').innerText.includes('picture 1: ')"
+# The names of a form's fields, once it is the form of these inputs.
+FIELDS = """inputs => {
+    const fields = [...document.querySelectorAll('[data-testid=app-mode-widget-item]')];
+    const shown = fields.map(({ dataset }) => dataset.widgetKey.split(':').slice(-2).join(' '));
+    return shown.join() === inputs.join()
+        && fields.map(field => field.querySelector('[data-testid=builder-widget-label]').innerText);
+}"""
 
 
 @pytest.fixture
@@ -57,6 +67,23 @@ def test_describe_is_a_form_whose_answer_is_shown_in_words(form: Any) -> None:
     answer = page.get_by_test_id("linear-center-panel").get_by_text("background").first
     answer.wait_for()
     assert answer.inner_text().startswith("a large red circle in the middle on a cyan")
+
+
+def test_best_of_is_a_form_that_shows_the_scores_among_its_results(form: Any) -> None:
+    page = form("best-of")
+    run(page)
+    click(page.get_by_test_id("linear-in-progress-item").filter(has_not=page.locator("img")), SCORES)
+
+
+def test_no_two_fields_of_a_form_have_one_name(form: Any) -> None:
+    page = form("text-to-image")
+    for name in workflow.names():
+        saved = workflow.load(name)
+        saved["extra"]["linearMode"] = True
+        built_by_page(page, saved)
+        inputs = [f"{node} {widget}" for node, widget, *_ in saved["extra"]["linearData"]["inputs"]]
+        names = page.wait_for_function(FIELDS, arg=inputs).json_value()
+        assert len(set(names)) == len(names), (name, names)
 
 
 @pytest.mark.parametrize("name", ["text-to-image", "describe"])

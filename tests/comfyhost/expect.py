@@ -88,9 +88,9 @@ def outlines(title: str, shape: str, size: str, place: str) -> Check:
 
     def check(results: Results) -> Finding:
         verdict = judge_edges(torch.from_numpy(results.pixels(title).copy()).movedim(-1, 0) / 255)
-        scene = verdict.scene
-        seen = f"the outline of a {scene.size} {scene.shape} {scene.place}" if scene.shape else "no outline"
-        right = verdict.clean and (scene.shape, scene.size, scene.place) == (shape, size, place)
+        found = [(figure.shape, figure.size, figure.place) for figure in verdict.scene.figures]
+        seen = " and ".join(f"the outline of a {of} {what} {where}" for what, of, where in found) or "no outline"
+        right = verdict.clean and found == [(shape, size, place)]
         return Finding(title, seen + ("" if verdict.clean else " (not clean)"), right)
 
     return check
@@ -125,6 +125,19 @@ def best_first(title: str, wanted: str) -> Check:
         good = [matches(verdict.scene, wanted) for verdict in verdicts]
         right = any(good) and not all(good) and good == sorted(good, reverse=True)
         return Finding(title, " / ".join(verdict.words for verdict in verdicts), right)
+
+    return check
+
+
+def scores(pictures: str, texts: str) -> Check:
+    """A line per picture of a batch, in the same order, which ends with what the picture shows."""
+
+    def check(results: Results) -> Finding:
+        (text,) = results.texts[texts]
+        lines = text.splitlines()
+        seen = [judged(results.pixels(pictures, place)).words for place in range(len(results.pictures[pictures]))]
+        right = len(lines) == len(seen) and all(map(str.endswith, lines, seen))
+        return Finding(texts, " / ".join(lines), right)
 
     return check
 
@@ -229,8 +242,9 @@ CHECKS: dict[str, tuple[Check, ...]] = {
     "best-of": (
         shows("Best", "a small green star"),
         best_first("Ranked, the best first", "a small green star"),
+        scores("Ranked, the best first", "Scores"),
     ),
-    "caption": (says_what_they_show("Pictures", DESCRIBE), says_what_they_show("Pictures", "DiMOO Save Text")),
+    "caption": tuple(says_what_they_show("Pictures", texts) for texts in (DESCRIBE, "DiMOO Save Text", "Captions")),
     "caption-folder": (
         says(CAPTION_FOLDER, *(f"dimoo-examples/{name}.png: {words}" for name, words in IN_FOLDER)),
         says("Captions", *(words for _, words in IN_FOLDER)),

@@ -89,6 +89,11 @@ def test_titles_and_notes_inside_a_subgraph_are_texts_too() -> None:
     assert words(workflow) == ["G", "N", "words"]
 
 
+def test_a_name_that_a_template_gives_to_an_input_is_a_text_too() -> None:
+    inputs = [{"name": "vq"}, {"name": "seed", "widget": {"name": "seed"}, "label": "map seed"}]
+    assert words({"groups": [], "nodes": [{"type": "DimooSampler", "inputs": inputs}]}) == ["map seed"]
+
+
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_example_pictures_are_those_that_are_drawn(name: str) -> None:
     with Image.open(TEMPLATES.EXAMPLES / name) as picture:
