@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -52,15 +53,16 @@ def most(steps: Iterable[Counts], kind: str) -> int:
     return max(counts[kind] for counts in steps)
 
 
-def image_steps(policy: CachePolicy | None = None, look: Look | None = None) -> dict[str, list[Counts]]:
-    """The `full` and `cached` steps of a picture from words with two branches, and of an edit with three."""
+def image_steps(policy: CachePolicy | None = None, look: Look | None = None, **sampler: Any) -> dict[str, list[Counts]]:
+    """The `full` and `cached` steps of a picture from words with two branches, and of an edit with three, each with
+    further settings of the `sampler`."""
     found: dict[str, list[Counts]] = {"full": [], "cached": []}
     total = STEPS if policy is None else CACHED_STEPS
     picture = torch.arange(GRID[0] * GRID[1]).view(1, *GRID)
     for prompt in (jobs.text_prompt(_CAPTION), Prompt(EDITS["edit_replace"], "make it blue", images=(picture,))):
         with Rehearsal() as seen:
             pipeline = load(device=seen.device)
-            settings = pipeline.image_settings(steps=total, cfg=2.0, image_cfg=2.0, ml_cache=policy or "off")
+            settings = pipeline.image_settings(steps=total, cfg=2.0, image_cfg=2.0, ml_cache=policy or "off", **sampler)
             steps = Steps(seen, look)
             _fill(pipeline, prompt, settings, steps)
         for done, counts in steps.each.items():

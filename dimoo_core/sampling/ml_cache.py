@@ -75,13 +75,14 @@ class CachePolicy:
         share = torch.tensor(1 - self.ratio, dtype=torch.float32)
         return min(int((share * (count - 1)).floor()) + 1, count)
 
-    def budget(self, length: int, holes: int, schedule: Sequence[int]) -> int:
+    def budget(self, length: int, holes: int, schedule: Sequence[int], corrections: int = 0) -> int:
         """Positions computed at every cached step of an item: of a sequence of `length` its share, or of the `holes`
-        at the start their share and the most that one step of the `schedule` (holes left after each) decides."""
+        at the start their share and the most that one step of the `schedule` (holes left after each) decides; and the
+        `corrections` that a step may mask again, and what it decides in their place."""
         if self.candidates == "all":
-            return self.rows(length)
+            return min(self.rows(length) + corrections, length)
         decided = max((before - after for before, after in pairwise([holes, *schedule])), default=0)
-        return min(self.rows(max(holes, 1)) + decided, length)
+        return min(self.rows(max(holes, 1)) + decided + 2 * corrections, length)
 
 
 PUBLISHED = CachePolicy()  # the settings of the released code
@@ -98,25 +99,27 @@ PRESETS: dict[str, CachePolicy | None] = {
 
 class Cache:
     """What one branch keeps between two full passes beside its keys and values: the ids that they were computed from,
-    the peak logit of each position (its certainty), and the code logits at the cells that were holes at the full pass;
-    holes only become fewer.
+    the peak logit of each position (its certainty), and the code logits at the cells that were asked for at the full
+    pass; those asked for later are among them.
 
     B batch, L positions of the sequence, n positions computed, m holes, K codes.
     """
 
-    def __init__(self, ids: Tensor, hole_positions: Tensor):
-        """ids [B,L], of which a full pass has stored keys and values; hole_positions [B,m] in the sequence."""
+    def __init__(self, ids: Tensor, asked: Tensor):
+        """ids [B,L], of which a full pass has stored keys and values; asked [B,m]: positions in the sequence."""
         self._ids = ids.clone()
         self._peak = torch.full(ids.shape, torch.inf, device=ids.device)
-        slots = torch.arange(hole_positions.shape[1], device=ids.device).expand(len(ids), -1)
-        # One more slot takes the logits of positions that are not holes, so that writing needs no selection.
-        self._slot = torch.full_like(ids, slots.shape[1]).scatter(1, hole_positions, slots)
+        slots = torch.arange(asked.shape[1], device=ids.device).expand(len(ids), -1)
+        # One more slot takes the logits of all other positions, so that writing needs no selection.
+        self._slot = torch.full_like(ids, slots.shape[1]).scatter(1, asked, slots)
         self._slots = slots.shape[1] + 1
         self._logits: Tensor | None = None
 
-    def least_certain(self, count: int) -> Tensor:
-        """The `count` positions [B,count], ascending, whose peak logit was lowest when last computed."""
-        return self._peak.topk(count, dim=1, largest=False).indices.sort(dim=1).values
+    def least_certain(self, ids: Tensor, count: int, mask: int) -> Tensor:
+        """The `count` positions [B,count], ascending, whose peak logit was lowest when last computed; before all others
+        those that have got the `mask` id (again) since then."""
+        peak = self._peak.masked_fill((ids == mask) & (self._ids != mask), -torch.inf)
+        return peak.topk(count, dim=1, largest=False).indices.sort(dim=1).values
 
     def decided_and_least_certain(
         self, ids: Tensor, counts: Sequence[int], mask: int, limits: Tensor | None = None
@@ -140,7 +143,7 @@ class Cache:
         write_rows(self._logits, self._slot.gather(1, positions), logits)
 
     def read(self, positions: Tensor) -> Tensor:
-        """Latest code logits [B,r,K] at hole positions [B,r]."""
+        """Latest code logits [B,r,K] at positions [B,r], which were asked for at the full pass."""
         if self._logits is None:
             raise RuntimeError("The cache was read before anything was stored in it.")
         return take_rows(self._logits, self._slot.gather(1, positions))
@@ -156,14 +159,14 @@ class CachedBranch:
         self._cache: Cache | None = None
 
     def ask(self, answer: Tensor, positions: Tensor, step: int, mask: int) -> Ask:
-        """For code logits [B,m,K] at hole `positions` [B,m] of the sequence with this answer [B,A]; mask: a hole's
+        """For code logits [B,m,K] at cells' `positions` [B,m] of the sequence with this answer [B,A]; mask: a hole's
         id."""
         scope, all_positions = self._scopes[step], self._policy.candidates == "all"
         ids = self._sequence.ids(answer)
         if scope is Scope.PART:
             cache = self._stored()
             if all_positions:
-                chosen = cache.least_certain(self._counts[0])
+                chosen = cache.least_certain(ids, self._counts[0], mask)
             else:
                 chosen = cache.decided_and_least_certain(ids, self._counts, mask, self._limits)
             return self._storing(scope, self._sequence.part(answer, chosen), ids, chosen, positions)

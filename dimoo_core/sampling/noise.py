@@ -27,7 +27,8 @@ from ..devices import has_fp64
 SEEDS = 2**64
 _WORD = 2**32 - 1
 _DRAWS_CHUNK = 2**22  # bounds the temporaries: 16 MB each
-_TOKEN_STREAM, _REMASK_STREAM = 1, 2
+_TOKEN_STREAM, _REMASK_STREAM, _SHARED_STREAM, _POLISH_STREAM = 1, 2, 3, 4
+_STREAMS = (_TOKEN_STREAM, _REMASK_STREAM, _SHARED_STREAM, _POLISH_STREAM)
 _LOW, _HIGH = (0, 1) if sys.byteorder == "little" else (1, 0)  # halves of a word in memory
 
 
@@ -48,22 +49,37 @@ class Noise:
 
     def for_tokens(self, step: int, cells: Tensor, tokens: int) -> Iterator[tuple[slice, Tensor]]:
         """Gumbel noise per cell and token, in chunks: (which of the m cells, noise bf16 [B,chunk,K]); cells [B,m]."""
-        return self._drawn(step, cells, tokens, self._rounded)
+        return self._drawn(_TOKEN_STREAM, step, cells, tokens, self._rounded)
+
+    def shared(self, step: int, tokens: int) -> Tensor:
+        """Gumbel noise per token, bf16 [B,1,K], for all cells of an item: each has the distribution that it has with
+        noise of its own, and cells that are alike choose alike."""
+        first = torch.zeros(self._keys.shape[1], 1, dtype=torch.int32, device=self._device)
+        ((_, noise),) = self._drawn(_SHARED_STREAM, step, first, tokens, self._rounded)
+        return noise
+
+    def for_polish(self, number: int, cells: Tensor, tokens: int) -> Iterator[tuple[slice, Tensor]]:
+        """As `for_tokens`, for a polishing pass, counted from 0 whatever steps came before."""
+        return self._drawn(_POLISH_STREAM, number, cells, tokens, self._rounded)
 
     def for_remask(self, step: int, cells: Tensor) -> Tensor:
         """Gumbel noise per cell, fp32 [B,m], independent of that for tokens; cells [B,m]."""
-        strides, offsets = self._progressions(_REMASK_STREAM, step, cells)
-        return self._rounded(strides.bitwise_xor_(offsets)).float()
+        return self._rounded(self._word_per_cell(step, cells)).float()
+
+    def for_order(self, step: int, cells: Tensor) -> Tensor:
+        """A random number per cell, int32 [B,m], in place of the noise of `for_remask`: not rounded, so that hardly any
+        two are the same; cells [B,m]."""
+        return _mix_(self._word_per_cell(step, cells))
 
     def for_text(self, step: int, index: Tensor, tokens: int) -> Iterator[tuple[slice, Tensor]]:
         """As `for_tokens`, not rounded: the released text sampler draws in fp64 (fp32 where a device has no fp64)."""
-        return self._drawn(step, index, tokens, self._exact)
+        return self._drawn(_TOKEN_STREAM, step, index, tokens, self._exact)
 
     def _drawn(
-        self, step: int, cells: Tensor, tokens: int, noise: Callable[[Tensor], Tensor]
+        self, stream: int, step: int, cells: Tensor, tokens: int, noise: Callable[[Tensor], Tensor]
     ) -> Iterator[tuple[slice, Tensor]]:
         # Every cell has its own arithmetic progression over the tokens; mixing makes random words of it.
-        strides, offsets = self._progressions(_TOKEN_STREAM, step, cells)
+        strides, offsets = self._progressions(stream, step, cells)
         count = torch.arange(tokens, device=self._device, dtype=torch.int32)
         for chunk in chunks(len(cells), cells.shape[1], tokens):
             yield chunk, noise((count * strides[:, chunk, None]).add_(offsets[:, chunk, None]))
@@ -78,6 +94,11 @@ class Noise:
         unsigned = _mix_(words).long().bitwise_and_(_WORD)
         return gumbel((unsigned.to(widest_float(self._device)) + 0.5) / 2**32)
 
+    def _word_per_cell(self, step: int, cells: Tensor) -> Tensor:
+        """A word int32 [B,m] per cell to mix, for the choice of cells."""
+        strides, offsets = self._progressions(_REMASK_STREAM, step, cells)
+        return strides.bitwise_xor_(offsets)
+
     def _progressions(self, stream: int, step: int, cells: Tensor) -> tuple[Tensor, Tensor]:
         """Per cell an odd stride and an offset, int32 [B,m] each."""
         keys = self._keys[step, :, stream - 1, :, None]  # [B,4,1]
@@ -91,6 +112,11 @@ def chunks(batch: int, cells: int, tokens: int) -> Iterator[slice]:
     size = max(1, _DRAWS_CHUNK // (tokens * batch))
     for start in range(0, cells, size):
         yield slice(start, min(start + size, cells))
+
+
+def every_cell(noise: Tensor, cells: int) -> Iterator[tuple[slice, Tensor]]:
+    """The chunks that `Noise` draws in, of m `cells` that all have the same noise [B,1,K]."""
+    return ((chunk, noise) for chunk in chunks(len(noise), cells, noise.shape[2]))
 
 
 def no_noise(batch: int, cells: int, tokens: int) -> Iterator[tuple[slice, None]]:
@@ -134,9 +160,9 @@ def _fold_(words: Tensor) -> Tensor:
 
 
 def _keys(seed: int, batch: int, steps: int) -> Tensor:
-    """Four 32-bit keys, int32 [steps,B,2,4], of every step, item and stream."""
+    """Four 32-bit keys, int32 [steps,B,4,4], of every step, item and stream."""
     items = np.array([(seed + item) % SEEDS for item in range(batch)], dtype=np.uint64)[:, None]
-    streams = _scrambled(items, np.array([_TOKEN_STREAM, _REMASK_STREAM], dtype=np.uint64))  # [B,2]
+    streams = _scrambled(items, np.array(_STREAMS, dtype=np.uint64))  # [B,4]
     each = _scrambled(streams, np.arange(steps, dtype=np.uint64)[:, None, None])
     keys = _scrambled(each[..., None], np.arange(4, dtype=np.uint64)) >> np.uint64(32)
     return torch.from_numpy(keys.astype(np.uint32).view(np.int32))

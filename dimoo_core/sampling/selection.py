@@ -1,22 +1,21 @@
 """The decisions of one sampling step, of images and of text: where the holes are, a token for each, how probable it is,
 and which holes stay open.
 
-An image selection is a function (log_prob [B,m], keep [B], gumbel [B,m], temperature) -> bool [B,m] that says which
-cells stay masked; `ImageSettings.selection` takes a new one.
+Which cells of an image stay masked is chosen by an order, see `orders`; here is the released one.
 
 Shapes: B batch, N cells or answer tokens, m holes, K codes or vocabulary rows.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 MAX_TEMPERATURE = 10.0
-
-Selection = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 
 
 class Holes:
@@ -65,19 +64,45 @@ def gumbel_argmax(logits: Tensor, noise: Tensor, temperature: float) -> Tensor:
     return (logits / temperature + noise).argmax(dim=-1)
 
 
+@dataclass(frozen=True, eq=False)
+class Standing:
+    """What stands at m cells already, and is to stay but for some cells.
+
+    tokens [B,m]. redrawn bool [B,m]: cells that may get another token; what stands at the others stays. least_share:
+    they keep theirs too, unless its probability is below this share of the likeliest token's (None: they all get
+    another).
+    """
+
+    tokens: Tensor
+    redrawn: Tensor
+    least_share: float | None = None
+
+    def or_drawn(self, drawn: Tensor, logits: Tensor, chunk: slice) -> Tensor:
+        """The tokens [B,chunk] of these cells after the step that has `drawn` [B,chunk] from logits [B,chunk,K]."""
+        standing, redrawn = self.tokens[:, chunk], self.redrawn[:, chunk]
+        if self.least_share is not None:
+            behind = logits.amax(dim=-1) - logits.gather(2, standing[..., None])[..., 0]
+            redrawn = redrawn & (behind > -math.log(self.least_share))
+        return torch.where(redrawn, drawn, standing)
+
+
 def decide_in_chunks(
-    logits: Callable[[slice], Tensor], noise: Iterable[tuple[slice, Tensor | None]], temperature: float
+    logits: Callable[[slice], Tensor],
+    noise: Iterable[tuple[slice, Tensor | None]],
+    temperature: float,
+    standing: Standing | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Token and its probability per hole, [B,m] each, a chunk of the m holes at a time: in fp32 or wider, and with the
     noise, logits take several times the memory of the model's own.
 
     logits: those of a chunk, [B,chunk,K]. noise: the chunks, and Gumbel noise [B,chunk,K] for each (None: take the
-    likeliest token).
+    likeliest token). standing: what stands there already (None: nothing, every cell gets a token).
     """
     tokens, probs = [], []
     for chunk, gumbel in noise:
         wide = logits(chunk)
-        tokens.append(wide.argmax(dim=-1) if gumbel is None else gumbel_argmax(wide, gumbel, temperature))
+        drawn = wide.argmax(dim=-1) if gumbel is None else gumbel_argmax(wide, gumbel, temperature)
+        tokens.append(drawn if standing is None else standing.or_drawn(drawn, wide, chunk))
         probs.append(probability(wide, tokens[-1]))
         del wide, gumbel  # before the noise of the next chunk is drawn
     return torch.cat(tokens, dim=1), torch.cat(probs, dim=1)

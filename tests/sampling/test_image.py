@@ -17,6 +17,7 @@ from dimoo_core.model.transformer import Transformer
 from dimoo_core.sampling.guidance import Branch, Guidance
 from dimoo_core.sampling.image import ImageSettings, sample_image
 from dimoo_core.sampling.ml_cache import CachePolicy
+from dimoo_core.sampling.orders import ORDERS, Candidates
 from dimoo_core.sampling.schedule import cosine
 from dimoo_core.sampling.text import TextSettings, sample_text
 from dimoo_core.sequence.canvas import Canvas
@@ -288,7 +289,8 @@ def test_working_in_parts_gives_the_same_picture(cache: CachePolicy | None) -> N
     assert set(asked) == {64} and torch.equal(parts.codes, image(canvas, cache=cache).codes)
 
 
-def test_logits_of_a_step_take_no_more_than_they_are() -> None:
+@pytest.mark.parametrize("sampler", [{}, {"corrections": 1, "corrections_start": 0}, {"polish": 2}])
+def test_logits_of_a_step_take_no_more_than_they_are(sampler: dict) -> None:
     """Two branches of 1024 holes and 4096 codes: 17 MB each in bf16, beside them only parts of them in fp32."""
     table = replace(TABLE, codebook_size=4096)
     chance = torch.Generator().manual_seed(0)
@@ -300,7 +302,7 @@ def test_logits_of_a_step_take_no_more_than_they_are() -> None:
             Canvas.empty(1, 32, 32),
             PREFIX,
             [Branch(BLIND, 2.0)],
-            settings=ImageSettings(steps=2, temperature=0),
+            settings=ImageSettings(steps=2, temperature=0, **sampler),
         )
     part = 2**22 * 4
     assert 2 * made.nbytes < live.peak <= 2 * made.nbytes + 3.5 * part
@@ -510,10 +512,10 @@ def linear(holes: int, steps: int) -> list[int]:
     return [holes - holes * (step + 1) // steps for step in range(steps)]
 
 
-def most_confident(log_prob: torch.Tensor, keep: torch.Tensor, gumbel: torch.Tensor, _: float) -> torch.Tensor:
+def least_sure_first(of: Candidates) -> torch.Tensor:
     """The other way round: the surest cells stay masked."""
-    order = log_prob.masked_fill(log_prob.isinf(), -torch.inf).argsort(dim=1, descending=True).argsort(dim=1)
-    return order < keep[:, None]
+    order = of.log_prob.masked_fill(~of.unknown, -torch.inf).argsort(dim=1, descending=True).argsort(dim=1)
+    return order < of.keep[:, None]
 
 
 @pytest.mark.parametrize("cache", [None, CACHE, HOLES, FROZEN])
@@ -537,7 +539,8 @@ def test_the_cache_computes_what_the_schedule_decides() -> None:
     assert passes[cosine] > passes[linear]
 
 
-def test_a_second_selection_runs_through_the_loop() -> None:
+def test_a_further_order_runs_through_the_loop(monkeypatch) -> None:
+    monkeypatch.setitem(ORDERS, "least sure", least_sure_first)
     blank = Canvas.empty(1, 6, 6)
-    plain, other = image(blank), image(blank, selection=most_confident)
+    plain, other = image(blank), image(blank, order="least sure")
     assert not other.unknown.any() and not torch.equal(plain.codes, other.codes)

@@ -94,9 +94,9 @@ def test_a_cache_ranks_all_positions_and_answers_for_the_holes() -> None:
     ids = torch.tensor([[1, MASK, 2, MASK]])
     cache = Cache(ids, torch.tensor([[1, 3]]))
     cache.store(EVERYWHERE, ids, LOGITS)
-    assert cache.least_certain(2).tolist() == [[1, 2]]
+    assert cache.least_certain(ids, 2, MASK).tolist() == [[1, 2]]
     cache.store(torch.tensor([[1, 2]]), ids[:, 1:3], torch.tensor([[[8.0, 0.0], [7.0, 0.0]]]))
-    assert cache.least_certain(2).tolist() == [[0, 2]]
+    assert cache.least_certain(ids, 2, MASK).tolist() == [[0, 2]]
     assert cache.read(torch.tensor([[3, 1]])).tolist() == [[[9.0, 0.0], [8.0, 0.0]]]
 
 

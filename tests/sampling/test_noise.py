@@ -168,7 +168,7 @@ def test_cells_may_lie_in_memory_as_they_like() -> None:
 def test_the_table_is_made_once_per_process_and_the_keys_once_per_sampling() -> None:
     one, other = Noise(1, 1, "cpu", STEPS), Noise(2, 1, torch.device("cpu"), STEPS)
     assert one._table is other._table
-    assert noise._keys(1, 3, 10_000).nbytes == 10_000 * 3 * 2 * 4 * 4, "of two streams, four words of 32 bits"
+    assert noise._keys(1, 3, 10_000).nbytes == 10_000 * 3 * 4 * 4 * 4, "of four streams, four words of 32 bits"
 
 
 def test_a_step_moves_few_bytes_and_nothing_that_is_64_bits_wide() -> None:

@@ -61,9 +61,17 @@ class Watched:
         return NET.together(parts, **how)
 
 
-def picture(transformer=NET, *, policy: CachePolicy | None = None, batch: int = 1, start: float = 0.0, **how) -> Tensor:
+def picture(
+    transformer=NET,
+    *,
+    policy: CachePolicy | None = None,
+    batch: int = 1,
+    start: float = 0.0,
+    sampler: dict | None = None,
+    **how,
+) -> Tensor:
     """Codes of an edit with two unconditional branches."""
-    settings = ImageSettings(steps=8, cache=policy, guidance=Guidance(start=start))
+    settings = ImageSettings(steps=8, cache=policy, guidance=Guidance(start=start), **sampler or {})
     branches = [Branch(BLIND, 2.0), Branch(PREFIX[:, :4], 1.5)]
     blank = Canvas.empty(batch, 4, 4)
     return sample_image(transformer, TABLE, blank, PREFIX, branches, settings=settings, **how).codes
@@ -188,10 +196,11 @@ def tapes(monkeypatch) -> list[Tape]:
     return made
 
 
+@pytest.mark.parametrize("sampler", [{}, {"corrections": 2, "corrections_start": 0.2, "polish": 2}])
 @pytest.mark.parametrize("start", [0.0, 0.3])
 @pytest.mark.parametrize("policy", list(POLICIES)[1:])
-def test_a_picture_is_the_same_with_short_passes_recorded(tapes, policy: str, start: float) -> None:
-    how = {"policy": POLICIES[policy], "batch": 2, "start": start}
+def test_a_picture_is_the_same_with_short_passes_recorded(tapes, policy: str, start: float, sampler: dict) -> None:
+    how = {"policy": POLICIES[policy], "batch": 2, "start": start, "sampler": sampler}
     plain = picture(**how, graphs=False)
     assert not tapes and torch.equal(picture(**how, graphs=True), plain)
     assert sum(tape.replays for tape in tapes) > 1
