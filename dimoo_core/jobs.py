@@ -148,11 +148,24 @@ def image_settings(
     temperature: float | None = None,
     guidance_start: float = 0.0,
     cache: CachePolicy | None = None,
+    corrections: int = 0,
+    polish: int = 0,
+    order: str = "confidence",
+    shared_noise: float = 0.0,
 ) -> ImageSettings:
     """How to sample pictures; None: the checkpoint's own. Raises ValueError for a setting out of range."""
     own = defaults.own
-    guidance = Guidance(own("cfg", cfg), own("image_cfg", image_cfg), guidance_start)
-    return ImageSettings(own("steps", steps), own("temperature", temperature), seed, cache, guidance)
+    return ImageSettings(
+        own("steps", steps),
+        own("temperature", temperature),
+        seed,
+        cache,
+        Guidance(own("cfg", cfg), own("image_cfg", image_cfg), guidance_start),
+        corrections=corrections,
+        polish=polish,
+        order=order,
+        shared_noise=shared_noise,
+    )
 
 
 def text_settings(
@@ -225,6 +238,7 @@ class ImagePlan:
             itemsize=itemsize,
             schedule=self.settings.schedule(height * width, self.settings.steps),
             cache=self.settings.cache,
+            corrections=self.settings.corrections,
             chunk_rows=chunk_rows,
             packed=packed,
             graphs=graphs,

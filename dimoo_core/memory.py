@@ -121,13 +121,14 @@ def image_bytes(
     itemsize: int,
     schedule: Sequence[int],
     cache: CachePolicy | None,
+    corrections: int = 0,
     chunk_rows: int | None = None,
     packed: bool = False,
     graphs: bool = False,
 ) -> int:
     """Sampling images: `batch` B sequences of `length` L with `cells` N and `codes` K, `branches` with the conditional
-    one, by a `schedule` (holes left after each step); `chunk_rows` as for the transformer, `packed` as for `Passes`.
-    graphs: with what CUDA graphs keep for themselves."""
+    one, by a `schedule` (holes left after each step) with `corrections` cells masked again at a step; `chunk_rows` as
+    for the transformer, `packed` as for `Passes`. graphs: with what CUDA graphs keep for themselves."""
     tokens, rows = batch * length, batch * cells
     at_once = branches if packed else 1  # that go through the layers together
     waiting = branches - at_once
@@ -142,7 +143,7 @@ def image_bytes(
         ranked = tokens if cache.candidates == "all" else rows
         full = forward_bytes(config, at_once * tokens, itemsize, rows=at_once * ranked, keeps=True, **how)
         storing = at_once * (keys + itemsize * ranked * codes) + (2 * at_once - 1) * logits
-        fresh = branches * batch * cache.budget(length, cells, schedule)
+        fresh = branches * batch * cache.budget(length, cells, schedule, corrections)
         cached = forward_bytes(config, fresh, itemsize, **how)
         recorded = graphs and is_short(fresh)
         full += recorded * _keys_bytes(config, tokens, itemsize)  # copied to where they stay

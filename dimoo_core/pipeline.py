@@ -71,6 +71,10 @@ class ImageOptions(TypedDict, total=False):
     temperature: float | None
     guidance_start: float
     ml_cache: str | CachePolicy | None
+    corrections: int
+    polish: int
+    order: str
+    shared_noise: float
 
 
 class TextOptions(TypedDict, total=False):
@@ -184,8 +188,8 @@ class Pipeline:
         seed + i. progress: a bar in a terminal or notebook, or a callable that gets (steps done, steps in all) and may
         raise to stop. preview: a callable that gets the forming pictures, rough and at the size at which the model
         works, before each call of `progress`. settings: seed, steps, cfg, temperature, guidance_start, ml_cache (a name
-        of `PRESETS` or a `CachePolicy`). Raises ValueError, one sentence, for a value that is out of range or of the
-        wrong kind.
+        of `PRESETS` or a `CachePolicy`), and corrections, polish, order, shared_noise as for `ImageSettings`. Raises
+        ValueError, one sentence, for a value that is out of range or of the wrong kind.
         """
         width, height = _width_and_height(self.checkpoint.defaults.own("size", size))
         with _reporting(progress, "generate", self._forming(preview)) as on_step:
@@ -347,6 +351,10 @@ class Pipeline:
         temperature: float | None = None,
         guidance_start: float = 0.0,
         ml_cache: str | CachePolicy | None = None,
+        corrections: int = 0,
+        polish: int = 0,
+        order: str = "confidence",
+        shared_noise: float = 0.0,
     ) -> ImageSettings:
         """How to sample pictures; raises ValueError for a setting out of range."""
         return jobs.image_settings(
@@ -358,6 +366,10 @@ class Pipeline:
             temperature=temperature,
             guidance_start=guidance_start,
             cache=None if ml_cache is None else _policy("ml_cache", ml_cache, PRESETS, CachePolicy),
+            corrections=corrections,
+            polish=polish,
+            order=order,
+            shared_noise=shared_noise,
         )
 
     def text_settings(

@@ -112,9 +112,10 @@ def command(said: dict[str, Any]) -> list[str]:
     [
         "generate circle --seed 5 --batch 2 --ml-cache 0.5,0.25,2 --cfg 1.5 --negative blue --steps 6",
         "generate circle --size 32x80 --temperature 0.3",
+        "generate circle --steps 6 --batch 2 --corrections 2 --polish 3 --order halton --shared-noise 0.5",
         "edit in.png --type canny_pred --seed 18446744073709551615 --batch 2",
         "inpaint in.png star --mask mask.png --grow 1",
-        "inpaint in.png star --outpaint --mask-width 0.5",
+        "inpaint in.png star --outpaint --mask-width 0.5 --polish 1 --order random --ml-cache 0.5,0.25,2",
     ],
 )
 def test_a_pictures_facts_are_enough_to_make_it_again(model: Path, here: Path, line: str) -> None:

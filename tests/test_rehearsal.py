@@ -35,15 +35,20 @@ from .tiny import write_checkpoint
 PICTURE = Image.linear_gradient("L").resize((128, 128)).convert("RGB")
 CAPTION = "a large red circle on the left on a white background"
 GUIDED = {"steps": 3, "cfg": 2.0, "image_cfg": 2.0, "progress": False}
+CORRECTED = {"corrections": 2, "polish": 2, "shared_noise": 0.5}
 
 JOBS: dict[str, Callable[[Pipeline], Any]] = {
     "generate": lambda pipeline: pipeline.generate(CAPTION, batch=2, **GUIDED),
     "late guidance": lambda pipeline: pipeline.generate(CAPTION, guidance_start=0.3, **GUIDED),
     "ml_cache": lambda pipeline: pipeline.generate(CAPTION, ml_cache="balanced", **GUIDED | {"steps": 8}),
     "published cache": lambda pipeline: pipeline.generate(CAPTION, ml_cache=CachePolicy(warmup=0.0), **GUIDED),
+    "corrected": lambda pipeline: pipeline.generate(CAPTION, batch=2, order="halton", **CORRECTED, **GUIDED),
     "edit": lambda pipeline: pipeline.edit(PICTURE, "make it blue", **GUIDED),
     "edit, ml_cache": lambda pipeline: pipeline.edit(PICTURE, "make it blue", ml_cache="fast", **GUIDED),
     "inpaint": lambda pipeline: pipeline.inpaint(PICTURE, "a blue square", mask_width=0.5, **GUIDED),
+    "inpaint, corrected, ml_cache": lambda pipeline: pipeline.inpaint(
+        PICTURE, "a blue square", mask_width=0.5, ml_cache="balanced", **CORRECTED, **GUIDED | {"steps": 8}
+    ),
     "describe": lambda pipeline: pipeline.describe(PICTURE, progress=False, **waits.SHORT_ANSWER),
     "describe, kept": lambda pipeline: pipeline.describe(
         PICTURE, progress=False, speed=TextPolicy(prefix_refresh=2, answer_refresh=4), **waits.SHORT_ANSWER
@@ -153,6 +158,15 @@ def test_a_step_waits_once(figures: dict[str, int], kind: str) -> None:
 @pytest.mark.parametrize("kind", ["image", "text"])
 def test_a_step_sends_nothing_for_which_the_host_waits(figures: dict[str, int], kind: str) -> None:
     assert figures[f"copies_to_device_{kind}_step"] == 0
+
+
+@pytest.mark.parametrize("order", ["confidence", "random"])
+def test_a_corrected_step_and_a_polishing_pass_wait_no_longer(figures: dict[str, int], order: str) -> None:
+    steps = waits.image_steps(order=order, **CORRECTED)["full"]
+    each = len(steps) // 2  # of two pictures; what all polishing passes need is made before the first
+    del steps[each + waits.STEPS - 1], steps[waits.STEPS - 1]
+    assert waits.most(steps, "waits") == figures["waits_image_step"]
+    assert waits.most(steps, "copies_to_device") == figures["copies_to_device_image_step"]
 
 
 def test_who_reads_the_canvas_and_sends_numbers_at_each_step_is_counted(figures: dict[str, int]) -> None:

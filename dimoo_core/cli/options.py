@@ -6,15 +6,18 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from .. import pipeline
 from ..checkpoint.defaults import Defaults
 from ..checkpoint.find import NANO, Found, find
 from ..checkpoint.load import check_weights
 from ..checks import number_in
+from ..jobs import image_settings
 from ..model.adapters import MOST_STRENGTH, Applied
 from ..pipeline import DTYPES, ImageOptions, Pipeline, TextOptions, checkpoint_path, load_loras
 from ..sampling.ml_cache import CANDIDATES, PRESETS, CachePolicy
+from ..sampling.orders import ORDERS
 from ..sampling.text_cache import SPEEDS
 from ..sequence.prompt import DESCRIBE_QUESTION
 from .messages import say
@@ -46,7 +49,17 @@ def image_options(args: argparse.Namespace) -> ImageOptions:
         "temperature": args.temperature,
         "guidance_start": args.guidance_start,
         "ml_cache": args.ml_cache,
+        "corrections": args.corrections,
+        "polish": args.polish,
+        "order": args.order,
+        "shared_noise": args.shared_noise,
     }
+
+
+def check_image_options(args: argparse.Namespace) -> None:
+    """Raises ValueError for a setting of an image job that is out of range, whatever the checkpoint's own are."""
+    given: dict[str, Any] = {**image_options(args)}
+    image_settings(Defaults(), cache=given.pop("ml_cache"), **given)
 
 
 def text_options(args: argparse.Namespace) -> TextOptions:
@@ -168,6 +181,35 @@ def sampling_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         default=0.0,
         help="skip guidance for this share of the steps, at the beginning: faster (0)",
+    )
+    group.add_argument(
+        "--corrections",
+        type=int,
+        metavar="N",
+        default=0,
+        help="at each of the later steps, empty N doubtful cells again and fill them better: no extra steps (0)",
+    )
+    group.add_argument(
+        "--polish",
+        type=int,
+        metavar="N",
+        default=0,
+        help="N passes over the finished picture, each as long as a step, that redraw what does not fit; 2 reach all "
+        "of it, and half the steps with --polish 2 save time (0)",
+    )
+    group.add_argument(
+        "--order",
+        choices=ORDERS,
+        default="confidence",
+        help="which cells are filled first: the most certain, spread evenly over the picture, or any (confidence)",
+    )
+    group.add_argument(
+        "--shared-noise",
+        type=float,
+        metavar="SHARE",
+        default=0.0,
+        help="let all cells draw with the same noise for this share of the steps, at the beginning: helps where steps "
+        "are few (0)",
     )
     common_arguments(parser)
 

@@ -16,7 +16,7 @@ from ..pictures.pixels import Picture
 from ..pipeline import MaskLike, PictureLike, Pipeline
 from ..sequence.prompt import EDIT_NAMES, EDITS
 from .command import Command
-from .options import batch_arguments, image_options, load, sampling_arguments, size_argument
+from .options import batch_arguments, check_image_options, image_options, load, sampling_arguments, size_argument
 from .output import check_not_read, picture_files, picture_metadata, progress, save
 from .vocabulary import name_unknown_words
 
@@ -100,6 +100,7 @@ def inpainted(
 
 
 def check_generate(args: argparse.Namespace) -> None:
+    check_image_options(args)
     picture_files(args)
     name_unknown_words(args.checkpoint, [args.prompt, args.negative])
 
@@ -116,7 +117,7 @@ def check_edit(args: argparse.Namespace) -> None:
             f"{args.type} follows your words, but there are none: say what to change after the picture, such as "
             '"make the circle yellow", or name a type that needs no words, such as --type canny_pred.'
         )
-    _check_output(args, [args.image, args.reference])
+    _check_options_and_output(args, [args.image, args.reference])
     name_unknown_words(args.checkpoint, [args.prompt if task.text is None else "", args.negative])
 
 
@@ -126,11 +127,12 @@ def check_inpaint(args: argparse.Namespace) -> None:
         raise ValueError(
             "nothing says what to repaint: add --mask IMAGE, or --mask-width SHARE for a centred rectangle."
         )
-    _check_output(args, [args.image, args.mask])
+    _check_options_and_output(args, [args.image, args.mask])
     name_unknown_words(args.checkpoint, [args.prompt, args.negative])
 
 
-def _check_output(args: argparse.Namespace, inputs: Sequence[Path | None]) -> None:
+def _check_options_and_output(args: argparse.Namespace, inputs: Sequence[Path | None]) -> None:
+    check_image_options(args)
     for file in picture_files(args):
         check_not_read(file.path, [path for path in inputs if path is not None])
 

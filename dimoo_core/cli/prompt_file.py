@@ -42,6 +42,10 @@ class Job:
     steps: int = 64
     cfg: float = 4.0
     temperature: float = 1.0
+    corrections: int = 0
+    polish: int = 0
+    order: str = "confidence"
+    shared_noise: float = 0.0
 
     def check(self, scale: int) -> None:
         """Raises ValueError for what could not be sampled at `scale` px per cell."""
@@ -53,7 +57,15 @@ class Job:
             whole_number("size", side, 1)
         check_size(*self.size, scale)
         number_in("cfg", self.cfg, 0, MAX_SCALE)
-        ImageSettings(self.steps, self.temperature, self.seed)
+        ImageSettings(
+            self.steps,
+            self.temperature,
+            self.seed,
+            corrections=self.corrections,
+            polish=self.polish,
+            order=self.order,
+            shared_noise=self.shared_noise,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The job as JSON fields."""
@@ -61,6 +73,10 @@ class Job:
 
 
 _FIELDS = [field.name for field in fields(Job)]
+_KINDS: dict[str, Callable[[str], Any]] = {
+    **dict.fromkeys(("seed", "steps", "corrections", "polish"), int),
+    **dict.fromkeys(("cfg", "temperature", "shared_noise"), float),
+}
 
 
 def read_jobs(path: str | Path, usual: Job, scale: int) -> list[Job]:
@@ -187,7 +203,7 @@ def _value(column: str, cell: str) -> Any:
     try:
         if column == "size":
             return [int(part) for part in cell.lower().split("x")]
-        return {"seed": int, "steps": int, "cfg": float, "temperature": float}.get(column, str)(cell)
+        return _KINDS.get(column, str)(cell)
     except ValueError:
         return cell
 

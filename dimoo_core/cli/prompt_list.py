@@ -97,6 +97,10 @@ def _listed(args: argparse.Namespace, found: Found) -> list[Job]:
         own("steps", args.steps),
         own("cfg", args.cfg),
         own("temperature", args.temperature),
+        args.corrections,
+        args.polish,
+        args.order,
+        args.shared_noise,
     )
     Guidance(start=args.guidance_start)
     listed = read_jobs(args.list, job, CELL)

@@ -23,7 +23,10 @@ from ..pipeline import lora_path
 from ..sampling.ml_cache import CachePolicy
 
 File = Mapping[str, str]  # name and fingerprint of a checkpoint or picture
-_SHARED = ("prompt", "negative", "seed", "steps", "cfg", "temperature", "ml_cache", "guidance_start")
+_SHARED = (
+    *("prompt", "negative", "seed", "steps", "cfg", "temperature", "ml_cache", "guidance_start"),
+    *("corrections", "polish", "order", "shared_noise"),
+)
 _OWN: dict[str, tuple[str, ...]] = {
     "generate": ("size",),
     "list": ("size",),
@@ -85,6 +88,10 @@ class PictureSettings:
     grow: int | None = None
     own_size: bool | None = None
     loras: tuple[Mapping[str, Any], ...] = ()
+    corrections: int = 0
+    polish: int = 0
+    order: str = "confidence"
+    shared_noise: float = 0.0
 
     @classmethod
     def from_arguments(cls, args: argparse.Namespace, found: Found) -> PictureSettings:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
-from ..checkpoint.find import NANO
+from ..checkpoint.find import NANO, find
+from ..checkpoint.load import load_tokenizer
 from ..nano.scenes import BACKGROUNDS, COLOURS, SHAPES
-from ..nano.words import words
+from ..sequence.tokenizer import TextTokenizer
 from .messages import say
 
 _MOST = 8  # named at once
@@ -17,7 +19,7 @@ _WORD = re.compile(r"[^\s.,;:!?]+")  # as nano's tokenizer splits
 # Both words of these are known, but never stood together: shapes and backgrounds have colours of their own.
 _PAIRS = re.compile(
     rf"\b(?:{'|'.join(COLOURS)}) background\b|\bbackground (?:{'|'.join(COLOURS)})\b|"
-    rf"\b(?:{'|'.join(BACKGROUNDS)}) (?:{'|'.join(SHAPES)})\b|\b(?:{'|'.join(SHAPES)}) (?:{'|'.join(BACKGROUNDS)})\b"
+    rf"\b(?:{'|'.join(BACKGROUNDS)}) (?:{'|'.join(SHAPES)})s?\b|\b(?:{'|'.join(SHAPES)}) (?:{'|'.join(BACKGROUNDS)})\b"
 )
 
 
@@ -53,6 +55,10 @@ def unknown_words(checkpoint: Path, texts: Iterable[str]) -> str:
 
 def untaught(text: str) -> list[str]:
     """The words of a text that nano does not know, and pairs of words that it knows only apart."""
-    found = _WORD.findall(text.lower())
-    known = set(words())
-    return [word for word in found if word not in known] + _PAIRS.findall(" ".join(found))
+    found, tokenizer = _WORD.findall(text.lower()), _tokenizer()
+    return [word for word in found if not tokenizer.knows(word)] + _PAIRS.findall(" ".join(found))
+
+
+@cache
+def _tokenizer() -> TextTokenizer:
+    return load_tokenizer(find(NANO))

@@ -34,7 +34,7 @@ SHOWN = "() => [...document.querySelectorAll('.result img')].find(one => one.off
 def circle(tmp_path: Path) -> Path:
     """A picture of nano's world."""
     path = tmp_path / "circle.png"
-    to_pil(draw(Scene("cyan", "circle", "red", "large", "in the middle"), 8, 8)).save(path)
+    to_pil(draw(Scene.one("cyan", "circle", "red", "large", "in the middle"), 8, 8)).save(path)
     return path
 
 
@@ -129,6 +129,8 @@ def test_words_become_a_picture_that_forms_and_says_how_it_was_made(page: Any, t
     with_seed(form, 4)
     sampling(form)
     setting(form, "Steps", 60)
+    setting(form, "Polish (passes)", 2)
+    form.get_by_label("halton").check()
     press(form, "Generate")
     form.get_by_text(STEP).wait_for()
     page.wait_for_function(SHOWN)
@@ -142,6 +144,7 @@ def test_words_become_a_picture_that_forms_and_says_how_it_was_made(page: Any, t
     made = read_metadata(path)
     assert made is not None and made["command"] == "generate" and made["checkpoint"]["name"] == "DiMOO-nano"
     assert (made["prompt"], made["seed"], made["steps"]) == ("a large blue star on a white background", 4, 60)
+    assert (made["polish"], made["order"], made["corrections"], made["shared_noise"]) == (2, "halton", 0, 0)
 
 
 def test_a_new_seed_is_drawn_and_shown(page: Any) -> None:

@@ -26,6 +26,7 @@ from dimoo_core.pictures.pixels import to_pil
 from dimoo_core.provenance import read_metadata
 
 SAMPLING = {"negative": "", "steps": 3, "cfg": 1.5, "temperature": 1.0, "guidance_start": 0.0, "ml_cache": "off"}
+SAMPLING |= {"corrections": 0, "polish": 0, "order": "confidence", "shared_noise": 0.0}
 FORM = {"prompt": "a red circle", "seed": 5, **SAMPLING}
 
 

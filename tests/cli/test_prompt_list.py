@@ -69,9 +69,12 @@ def test_a_list_of_notepad_is_read(tmp_path: Path) -> None:
 
 
 def test_a_table_has_every_field(tmp_path: Path) -> None:
-    text = 'prompt,negative,size,seed,steps,cfg,temperature\n"x, y",z,32x64,9,3,0.5,0\n"two\nlines",,,,,,\n'
+    text = (
+        "prompt,negative,size,seed,steps,cfg,temperature,corrections,polish,order,shared_noise\n"
+        '"x, y",z,32x64,9,3,0.5,0,1,2,random,0.5\n"two\nlines",,,,,,,,,,\n'
+    )
     first, second = read_jobs(listed(tmp_path, "a.csv", text), USUAL, 16)
-    assert first == Job("x, y", "z", (32, 64), 9, 3, 0.5, 0)
+    assert first == Job("x, y", "z", (32, 64), 9, 3, 0.5, 0, 1, 2, "random", 0.5)
     assert second == Job("two\nlines", "", (64, 48), 6, 2)
 
 
@@ -90,9 +93,13 @@ def test_an_entry_may_say_more_than_its_prompt(tmp_path: Path) -> None:
         "steps": 3,
         "cfg": 0,
         "temperature": 0,
+        "corrections": 1,
+        "polish": 2,
+        "order": "halton",
+        "shared_noise": 0.5,
     }
     (job,) = read_jobs(listed(tmp_path, "a.json", json.dumps([entry])), USUAL, 16)
-    assert job == Job("x", "y", (32, 64), 2**64 - 1, 3, 0, 0)
+    assert job == Job("x", "y", (32, 64), 2**64 - 1, 3, 0, 0, 1, 2, "halton", 0.5)
 
 
 @pytest.mark.parametrize(
@@ -132,6 +139,9 @@ def test_an_entry_may_say_more_than_its_prompt(tmp_path: Path) -> None:
         ("a.json", '[{"prompt": "x", "seed": -1}]', "seed is -1"),
         ("a.json", '[{"prompt": "x", "cfg": NaN}]', "cfg is nan"),
         ("a.json", '[{"prompt": "x", "temperature": "warm"}]', "temperature is 'warm'"),
+        ("a.json", '[{"prompt": "x", "polish": "much"}]', "polish is 'much'"),
+        ("a.json", '[{"prompt": "x", "order": {}}]', "order is {}; expected one of confidence, halton, random"),
+        ("a.csv", "prompt,corrections\nx,few", "Line 2 of .*corrections is 'few'"),
         ("a.json", '[{"prompt": "x", "size": [64]}]', "size is"),
         ("a.json", '[{"prompt": "x", "size": ["a", 64]}]', "size is 'a'"),
         ("a.json", '[{"prompt": "x", "size": [65, 64]}]', "multiples of 16"),
@@ -200,6 +210,11 @@ ONE = {"checkpoint": {"name": "x", "fingerprint": "0"}}
         ({"cfg": 4.5}, False),
         ({"temperature": 0}, False),
         ({"guidance_start": 0.5}, False),
+        ({"corrections": 0, "polish": 0, "order": "confidence", "shared_noise": 0}, True),
+        ({"corrections": 1}, False),
+        ({"polish": 2}, False),
+        ({"order": "halton"}, False),
+        ({"shared_noise": 0.5}, False),
         ({"ml_cache": None}, False),
         ({"ml_cache": {"ratio": 0.9, "warmup": 0.3, "refresh_interval": 5}}, True),
         ({"ml_cache": {"ratio": 0.9, "warmup": 0.3, "refresh_interval": 4}}, False),

@@ -96,6 +96,7 @@ def picture_bytes(
         itemsize=dtype.itemsize,
         schedule=settings.schedule(count, settings.steps),
         cache=settings.cache,
+        corrections=settings.corrections,
         **how,
     )
     return estimate, measured.peak
@@ -121,6 +122,13 @@ def test_sampling_takes_what_was_estimated(
 ) -> None:
     settings = sampling.ImageSettings(steps=4 if policy else 2, cache=policy)
     assert holds(*picture_bytes(dtype, cells, prefix, branches, settings, chunk_rows=chunk_rows, graphs=False))
+
+
+@pytest.mark.parametrize("policy", [None, CACHED, HOLES], ids=["exact", "ML-Cache", "ML-Cache of holes"])
+@pytest.mark.parametrize("more", [{"corrections": 400, "corrections_start": 0.0}, {"polish": 2}], ids=str)
+def test_corrections_and_polish_take_what_was_estimated(policy, more: dict) -> None:
+    settings = sampling.ImageSettings(steps=4 if policy else 2, cache=policy, **more)
+    assert holds(*picture_bytes(torch.bfloat16, (64, 64), 60, 1, settings, graphs=False))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
@@ -202,6 +210,12 @@ def test_sampling_together_or_recorded_takes_what_was_estimated(
     settings = sampling.ImageSettings(steps=4 if policy else 2, cache=policy, schedule=by_tens)
     how = {"chunk_rows": chunk_rows, "packed": packed, "graphs": not packed}
     assert holds(*picture_bytes(torch.bfloat16, cells, prefix, branches, settings, **how))
+
+
+def test_recorded_steps_with_corrections_take_what_was_estimated(pool) -> None:
+    more = {"corrections": 100, "corrections_start": 0.0}
+    settings = sampling.ImageSettings(steps=4, cache=LITTLE, schedule=by_tens, **more)
+    assert holds(*picture_bytes(torch.bfloat16, (32, 32), 60, 1, settings, graphs=True))
 
 
 @pytest.mark.parametrize(

@@ -237,6 +237,31 @@ def test_guidance_may_start_late(loaded) -> None:
         generate(loaded, guidance_start=1)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "wrong"),
+    [("corrections", 2, -1), ("polish", 2, 101), ("order", "random", "spiral"), ("shared_noise", 1.0, 2.0)],
+)
+def test_the_samplers_settings_change_the_picture_and_are_off_by_default(loaded, name: str, value, wrong) -> None:
+    off = {"corrections": 0, "polish": 0, "order": "confidence", "shared_noise": 0.0}
+    usual = generate(loaded).codes
+    assert torch.equal(generate(loaded, **off).codes, usual)
+    changed = generate(loaded, **{name: value})
+    assert not changed.unknown.any() and not torch.equal(changed.codes, usual)
+    with pytest.raises(ValueError, match=rf"^{name} is .*; expected "):
+        generate(loaded, **{name: wrong})
+
+
+def test_the_samplers_settings_work_for_edits_and_inpainting(loaded) -> None:
+    given = {**FAST, "corrections": 1, "polish": 2, "order": "halton", "shared_noise": 0.5}
+    prompt, blank, _ = run("DimooImageEdit", vq=loaded.vq, image=picture(64, 64), edit_type="edit_add", side=64)[:3]
+    edited = run("DimooSampler", model=loaded.model, prompt=prompt, canvas=blank, **given)[0]
+    assert not edited.unknown.any()
+    hole = run("DimooMaskPaint", vq=loaded.vq, image=picture(), mode="inpaint", mask_h_ratio=1.0, mask_w_ratio=0.5)[0]
+    prompt = run("DimooTextEncode", text="a fox")[0]
+    filled = run("DimooSampler", model=loaded.model, prompt=prompt, canvas=hole, **given)[0]
+    assert not filled.unknown.any() and torch.equal(filled.codes[~hole.unknown], hole.codes[~hole.unknown])
+
+
 def test_every_step_shows_the_forming_picture(loaded, steps) -> None:
     generate(loaded)
     assert [(done, total) for done, total, _ in steps] == [(done, 5) for done in range(1, 6)]
@@ -244,6 +269,12 @@ def test_every_step_shows_the_forming_picture(loaded, steps) -> None:
     assert kinds == {("JPEG", "RGB", (96, 64), None)}, "the picture's own size, which the page writes under it"
     grey = [shown.tobytes().count(b"\x80\x80\x80") for _, _, (_, shown, _) in steps]
     assert grey == sorted(grey, reverse=True) and grey[0] > 0 == grey[-1], "holes are grey and become fewer"
+
+
+def test_polishing_passes_are_shown_and_counted(loaded, steps) -> None:
+    generate(loaded, polish=2)
+    assert [(done, total) for done, total, _ in steps] == [(done, 7) for done in range(1, 8)]
+    assert all(b"\x80\x80\x80" not in shown.tobytes() for _, _, (_, shown, _) in steps[4:]), "nothing is a hole again"
 
 
 def test_a_batch_is_shown_side_by_side(loaded, steps) -> None:

@@ -77,6 +77,10 @@ CARD = {
             "ml_cache": ("COMBO", "off"),
             "cache": "DIMOO_CACHE",
             "guidance_start": ("FLOAT", 0.0, 0.0, 0.99),
+            "corrections": ("INT", 0, 0, 4096),
+            "polish": ("INT", 0, 0, 100),
+            "order": ("COMBO", "confidence"),
+            "shared_noise": ("FLOAT", 0.0, 0.0, 1.0),
         },
         {"canvas": CANVAS},
     ),
@@ -188,7 +192,7 @@ OPTIONAL = {
     "DimooImageEdit": {"reference_image", "negative"},
     "DimooMaskPaint": {"mask", "feather"},
     "DimooCacheSettings": {"candidates", "prefix_interval"},
-    "DimooSampler": {"cache", "guidance_start"},
+    "DimooSampler": {"cache", "guidance_start", "corrections", "polish", "order", "shared_noise"},
     "DimooDescribe": {"all_in_one_question", "speed", "image_2", "image_3"},
     "DimooStitch": {"mask"},
     "DimooLora": {"lora_model"},
@@ -199,7 +203,7 @@ OPTIONAL = {
     },
 }
 ADVANCED = {
-    "DimooSampler": {"temperature", "guidance_start"},
+    "DimooSampler": {"temperature", "guidance_start", "corrections", "polish", "order", "shared_noise"},
     "DimooDescribe": {"steps", "block_length", "temperature", "cfg", "seed"},
     "DimooCaptionFolder": {"steps", "block_length"},
     "DimooTrainLora": {"alpha", "warm_up", "schedule", "accumulate", "caption_dropout", "held_back", "optimizer"},
@@ -260,6 +264,8 @@ def test_choices_are_those_of_the_core() -> None:
         == list(cache.PRESETS)
         == ["off", "quality", "balanced", "fast"]
     )
+    orders = list(nodepack.part("dimoo_core.sampling.orders").ORDERS)
+    assert inputs("DimooSampler")["order"][1]["options"] == orders == ["confidence", "halton", "random"]
     speeds = list(nodepack.part("dimoo_core.sampling.text_cache").SPEEDS)
     assert inputs("DimooDescribe")["speed"][1]["options"] == speeds == ["exact", "balanced", "fast"]
     assert inputs("DimooCacheSettings")["candidates"][1]["options"] == list(cache.CANDIDATES)

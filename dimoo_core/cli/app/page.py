@@ -22,6 +22,7 @@ from ...devices import is_out_of_memory
 from ...pictures.sizes import CELL, PATCH
 from ...provenance import identified_checkpoint
 from ...sampling.ml_cache import PRESETS
+from ...sampling.orders import ORDERS
 from ...sampling.text_cache import SPEEDS
 from ...sequence.prompt import DESCRIBE_QUESTION, EDITS, MAX_CHARACTERS
 from ..messages import sentence
@@ -252,6 +253,31 @@ class Page:
             )
             settings["ml_cache"] = gr.Radio(
                 list(PRESETS), value="off", label="ML-Cache", info="Reuses earlier results to save time; off is exact."
+            )
+            settings["polish"] = gr.Slider(
+                0,
+                8,
+                0,
+                step=1,
+                label="Polish (passes)",
+                info="Redraw what does not fit in the finished picture. Half the steps and 2 passes save time.",
+            )
+            settings["corrections"] = gr.Slider(
+                0, 64, 0, step=1, label="Corrections (cells)", info="Doubtful cells that each later step fills again."
+            )
+            settings["order"] = gr.Radio(
+                list(ORDERS),
+                value="confidence",
+                label="Order",
+                info="Which cells are filled first: the most certain, spread evenly over the picture, or any.",
+            )
+            settings["shared_noise"] = gr.Slider(
+                0,
+                1,
+                0,
+                step=0.05,
+                label="Shared noise",
+                info="Share of the steps, at the start, in which all cells draw with the same noise. For few steps.",
             )
         return settings
 
