@@ -172,7 +172,8 @@ def replay(session: nox.Session) -> None:
 
 @nox.session
 def judge(session: nox.Session) -> None:
-    """How often DiMOO-nano is right. Without arguments: all rows, noted in docs/quality.json; a stopped run resumes."""
+    """How often DiMOO-nano is right. Without arguments: all rows, noted in docs/quality.json; a stopped run resumes.
+    `-- --only KEY ...` measures rows by their keys and prints `rate KEY PERCENT`, and `work KEY PERCENT` if counted."""
     environment(session)
     if session.posargs:
         python(session, "-m", "dimoo_core.nano.table", *session.posargs)

@@ -237,14 +237,53 @@ def judged(figures: Figures) -> Iterator[str]:
         f"Measured with {source(made)}, pack {made['version']}.",
     )
     yield ""
-    yield from table(("task", "cases", "exact", "and clean", "limit", "settings"), map(judged_row, rows.values()))
+    heads = ("task", "key", "cases", "exact", "and clean", "limit", "settings")
+    yield from table(heads, map(judged_row, rows.values()))
 
 
 def judged_row(one: Result) -> Sequence[str]:
     """A line of the judge's table."""
-    exact = "-" if one.measured.exact is None else percent(one.measured.exact)
+    exact, clean = right(one)
     limit = one.limit.replace("%", " %") + ("" if one.passes else ", missed")
-    return one.name, str(one.measured.count), exact, percent(one.measured.rate), limit, one.settings
+    return one.name, f"`{one.key}`" if one.key else "-", str(one.measured.count), exact, clean, limit, one.settings
+
+
+def right(one: Result) -> tuple[str, str]:
+    """Shares that are exact, and clean, of each set of cases."""
+    exact = ("-" if part.exact is None else percent(part.exact) for part in one.sets)
+    return ", ".join(exact), ", ".join(percent(part.rate) for part in one.sets)
+
+
+def samplers(figures: Figures) -> Iterator[str]:
+    """What samplers give and cost nano."""
+    rows = {one.key: one for one in figures.rows.values()}
+    names = [key.removeprefix("open_") for key, one in rows.items() if key.startswith("open_") and one.measured.work]
+    opens, spreads = ({name: rows[f"{part}_{name}"] for name in names} for part in ("open", "spread"))
+    if not names:
+        yield "Not measured since samplers stand in the table."
+        return
+    heads = ("sampler", "work", "open captions: exact", "and clean", "evenness", "passes a clean picture", "beaten by")
+    lines = []
+    for name, one in opens.items():
+        cost = "-" if one.cost is None else f"{one.cost:.1f}"
+        evenness = percent(spreads[name].rate, 0) + ("" if spreads[name].passes else ", missed")
+        beaten = sorted(better(name, opens, spreads), key=lambda other: opens[other].rate, reverse=True)
+        lines.append(
+            (f"`{name}`", percent(work_share(one), 0), *right(one), evenness, cost, ", ".join(beaten[:1]) or "-")
+        )
+    yield from table(heads, lines)
+
+
+def work_share(one: Result) -> float:
+    """The work of a case beside exact sampling's; 1 where none was counted."""
+    return one.measured.work.share if one.measured.work is not None else 1.0
+
+
+def better(name: str, opens: Mapping[str, Result], spreads: Mapping[str, Result]) -> Iterator[str]:
+    """The samplers with at most as much work that are clean more often and still choose."""
+    for other, one in opens.items():
+        if work_share(one) <= work_share(opens[name]) and one.rate > opens[name].rate and spreads[other].passes:
+            yield other
 
 
 def parts(figures: Figures) -> Iterator[str]:
@@ -578,7 +617,7 @@ BLOCKS: dict[str, Callable[[Figures], Iterator[str]]] = {
     one.__name__: one
     for one in (
         *(status, sizes, cards, paces, times),
-        *(replayed, same_tokens, judged, parts, remarks, caches),
+        *(replayed, same_tokens, judged, samplers, parts, remarks, caches),
         *(gpu_made, gpu_times, gpu_memory, gpu_passes, gpu_kinds, comfyui_made, gpu_streaming),
         *(cards_made, passes, card, quantised, answers, cpu),
         training,

@@ -30,8 +30,9 @@ from dimoo_core.checkpoint.load import load_tokenizer, load_transformer, load_vq
 from dimoo_core.evaluation.runner import Runner, Setup
 from dimoo_core.jobs import Model, text_prompt
 from dimoo_core.model.adapters import Applied
+from dimoo_core.nano.captions import caption
 from dimoo_core.nano.cases import Examiner, NanoCase, taught_scenes
-from dimoo_core.nano.scenes import FORMATS, Scene, caption, draw
+from dimoo_core.nano.scenes import FORMATS, Scene, draw
 from dimoo_core.nano.table import right
 from dimoo_core.pictures.pixels import to_pil
 from dimoo_core.sequence.canvas import Canvas
@@ -39,7 +40,7 @@ from dimoo_core.sequence.canvas import Canvas
 from .record import ROOT
 
 PROMPT = "a star"
-HABIT = Scene("black", "star", "yellow", "large", "in the middle")
+HABIT = Scene.one("black", "star", "yellow", "large", "in the middle")
 ASKED = "a yellow star on a black background"  # all that is judged
 REPEATS = 24  # of the habit's picture among OTHERS pictures that keep their words' meaning
 OTHERS = 24

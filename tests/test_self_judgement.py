@@ -9,7 +9,8 @@ from dimoo_core import jobs
 from dimoo_core.checkpoint.find import NANO, find
 from dimoo_core.checkpoint.load import load_tokenizer, load_transformer, load_vq
 from dimoo_core.judge import QUESTION, by_description, plan_yes_or_no, words_kept, yes_or_no
-from dimoo_core.nano.scenes import Scene, caption, draw
+from dimoo_core.nano.captions import caption
+from dimoo_core.nano.scenes import Scene, draw
 from dimoo_core.sampling.text import TextSettings
 
 from .tiny import TABLE
@@ -38,7 +39,7 @@ def test_words_are_counted_as_often_as_they_are_wanted() -> None:
 
 def test_a_description_agrees_with_the_picture_it_is_of(nano) -> None:
     model, vq = nano
-    shown, other = (Scene("white", shape, "red", "large", "on the left") for shape in ("circle", "star"))
+    shown, other = (Scene.one("white", shape, "red", "large", "on the left") for shape in ("circle", "star"))
     codes = [jobs.encode(vq, torch.stack([draw(scene, 8, 8) for scene in (shown, other)]))]
     settings = TextSettings(32, 32, 32)
     right, wrong = by_description(jobs.plan_text(model, codes, "describe", settings), caption(shown))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +26,11 @@ from .session import Session
 CLOSE = 0.5  # of 255: the most that a decoded pixel may differ
 GUIDANCE = Guidance(2.0, 1.0)
 PLAIN = Placement(graphs=False)
+SAMPLERS: dict[str, dict[str, Any]] = {
+    "ml_cache off": {},
+    "ml_cache balanced": {"cache": PRESETS["balanced"]},
+    "corrected": {"corrections": 1, "polish": 2, "order": "halton", "shared_noise": 0.5},
+}
 WAYS = {"plain": PLAIN, "captured": Placement(graphs=True)}
 PACKED = {"packed": Placement(packed=True, graphs=False)}
 
@@ -51,10 +57,8 @@ def right(session: Session) -> Iterator[Row]:
 def _rows(nano: Nano, cells: int, steps: int, tokens: int) -> Iterator[Row]:
     ask = Examiner(nano.cpu.encode, cells, cells)
     for name, case in {"picture": ask.open(0), "edit": ask.edit(0), "inpaint": ask.hole(1)}.items():
-        for way in ("off", "balanced"):
-            yield from _picture(
-                nano, case, f"{name}, ml_cache {way}", ImageSettings(steps, cache=PRESETS[way], guidance=GUIDANCE)
-            )
+        for sampler, changes in SAMPLERS.items():
+            yield from _picture(nano, case, f"{name}, {sampler}", ImageSettings(steps, guidance=GUIDANCE, **changes))
     question = ask.describe(0)
     for speed, policy in SPEEDS.items():
         yield from _answer(nano, question, f"describe, {speed}", TextSettings(tokens, tokens, tokens, policy=policy))

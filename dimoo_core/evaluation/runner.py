@@ -59,7 +59,8 @@ class Case:
 
 @dataclass(frozen=True)
 class Setup:
-    """How cases are sampled: the grid (H, W) in cells of a picture, and the settings of images and of text."""
+    """How cases are sampled: the grid (H, W) in cells of a picture, and the settings of images, as for `ImageSettings`,
+    and of text. Case i, in the order of sampling, has the seed `seed` + i."""
 
     grid: tuple[int, int]
     steps: int = 64
@@ -68,6 +69,11 @@ class Setup:
     image_cfg: float = 4.0
     cache: CachePolicy | None = None
     text: TextSettings = field(default_factory=TextSettings)
+    corrections: int = 0
+    polish: int = 0
+    order: str = "confidence"
+    shared_noise: float = 0.0
+    seed: int = 0
 
     @classmethod
     def usual(cls, defaults: Defaults, grid: tuple[int, int]) -> Setup:
@@ -85,14 +91,28 @@ class Setup:
             words = f"{size}, {blocks}, {text.steps} steps, temperature {text.temperature:g}, guidance {text.cfg:g}"
             return words if text.policy == EXACT else f"{words}, {_policy_words(text.policy)}"
         guidance = f"{self.cfg:g} text {self.image_cfg:g} image" if case.prompt.images else f"{self.cfg:g}"
-        steps = f"{self.steps} step{'s' * (self.steps > 1)}"
-        words = f"{size}, {steps}, temperature {self.temperature:g}, guidance {guidance}"
-        return words if self.cache is None else f"{words}, cache: {_policy_words(self.cache)}"
+        steps = f"{self.steps} step{'s' * (self.steps > 1)}{f' + {self.polish} polish' * (self.polish > 0)}"
+        said = [size, steps, f"temperature {self.temperature:g}", f"guidance {guidance}"]
+        said += [f"order {self.order}"] * (self.order != "confidence")
+        said += [f"corrections {self.corrections}"] * (self.corrections > 0)
+        said += [f"shared noise {self.shared_noise:g}"] * (self.shared_noise > 0)
+        said += [f"cache: {_policy_words(self.cache)}"] if self.cache is not None else []
+        return ", ".join(said)
 
     @property
-    def exact(self) -> Setup:
-        """The same without caches."""
-        return replace(self, cache=None, text=replace(self.text, policy=EXACT))
+    def image(self) -> ImageSettings:
+        """The settings of a picture, with the seed of the first case."""
+        return ImageSettings(
+            steps=self.steps,
+            temperature=self.temperature,
+            seed=self.seed,
+            cache=self.cache,
+            guidance=Guidance(self.cfg, self.image_cfg),
+            corrections=self.corrections,
+            polish=self.polish,
+            order=self.order,
+            shared_noise=self.shared_noise,
+        )
 
 
 def _policy_words(policy: CachePolicy | TextPolicy) -> str:
@@ -123,13 +143,11 @@ class Runner:
         return encode(self.vq, pictures.to(self.device)).cpu()
 
     def fill(self, cases: Sequence[Case], setup: Setup) -> list[Canvas]:
-        """The filled canvas [1,H,W] of every case. Case i in the order of sampling has seed i."""
-        guidance = Guidance(setup.cfg, setup.image_cfg)
-        settings = ImageSettings(setup.steps, setup.temperature, cache=setup.cache, guidance=guidance)
-        plans = [plan_image(self.model, case.prompt, case.blank, settings) for case in cases]
+        """The filled canvas [1,H,W] of every case."""
+        plans = [plan_image(self.model, case.prompt, case.blank, setup.image) for case in cases]
         filled: dict[int, Canvas] = {}
         for indices in batches([plan.lengths for plan in plans]):
-            canvas = _one_batch([plans[index] for index in indices], seed=len(filled)).run()
+            canvas = _one_batch([plans[index] for index in indices], seed=setup.seed + len(filled)).run()
             filled |= dict(zip(indices, _one_by_one(canvas), strict=True))
         return [filled[index] for index in range(len(cases))]
 
@@ -148,7 +166,7 @@ class Runner:
         answers: dict[int, str] = {}
         for indices in batches([case.prompt.text for case in cases]):
             images = torch.cat([cases[index].prompt.images[0] for index in indices])
-            settings = replace(setup.text, seed=len(answers))
+            settings = replace(setup.text, seed=setup.seed + len(answers))
             texts = plan_text(self.model, [images], cases[indices[0]].prompt.text, settings).run()
             answers |= dict(zip(indices, texts, strict=True))
         return [answers[index] for index in range(len(cases))]

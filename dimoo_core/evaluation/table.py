@@ -20,12 +20,12 @@ from ..files import atomic_write_text
 from ..sequence.canvas import Canvas
 from .runner import Case, Runner, Setup
 
-COUNTED = 30  # cases whose operations are counted: these depend only on the lengths of prompts
+COUNTED = 15  # cases whose operations are counted: these depend only on the lengths of prompts
 
 _NAME, _INDENT = 44, "    "
 
 C = TypeVar("C", bound=Case)
-Ask = Callable[[Runner, tuple[int, int], int], Sequence[C]]  # (runner, grid, how many cases) -> cases
+Ask = Callable[[Runner, Setup, int], Sequence[C]]  # (runner, with its grid and seed, how many cases) -> cases
 
 
 @dataclass(frozen=True)
@@ -44,21 +44,43 @@ Judge = Callable[[Sequence[C], Tensor], Sequence[Judgement]]  # (cases, their pi
 
 
 @dataclass(frozen=True)
+class Work:
+    """The floating point operations that sampling a case takes, counted, and those of exact sampling in `steps`."""
+
+    flops: float
+    exact: float
+    steps: int
+
+    @property
+    def share(self) -> float:
+        """Of exact sampling's."""
+        return self.flops / self.exact
+
+    @property
+    def passes(self) -> float:
+        """As many passes of exact sampling take as long."""
+        return self.share * self.steps
+
+
+@dataclass(frozen=True)
 class Measured:
     """The outcome of a row. exact: share of cases that show what was asked; rate: the value that limits apply to, where
-    nothing else is said the share of cases that are also clean. parts: the same for each kind of case."""
+    nothing else is said the share of cases that are also clean. parts: the same for each kind of case. work: where it
+    was counted."""
 
     count: int
     rate: float
     exact: float | None = None
     parts: dict[str, Measured] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
+    work: Work | None = None
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Measured:
         """What `asdict` made, read again from JSON."""
         parts = {name: cls.from_dict(part) for name, part in values.get("parts", {}).items()}
-        return cls(values["count"], values["rate"], values["exact"], parts, tuple(values.get("remarks", ())))
+        work = Work(**values["work"]) if values.get("work") else None
+        return cls(values["count"], values["rate"], values["exact"], parts, tuple(values.get("remarks", ())), work)
 
 
 Measure = Callable[[Runner, Sequence[C], Setup], Measured]
@@ -66,43 +88,79 @@ Measure = Callable[[Runner, Sequence[C], Setup], Measured]
 
 @dataclass(frozen=True)
 class Result:
-    """A row that was measured, with its settings in words and the limits of its rate."""
+    """A row that was measured, with its settings in words and the limits of its rate. seeds: where its sets of cases
+    begin; `measured` is the first set's outcome and `again` that of the others."""
 
     name: str
     measured: Measured
     settings: str
     least: float = 0.0
     most: float = 1.0
+    key: str = ""
+    seeds: tuple[int, ...] = (0,)
+    again: tuple[Measured, ...] = ()
+
+    @property
+    def sets(self) -> tuple[Measured, ...]:
+        """The outcome of every set of cases."""
+        return self.measured, *self.again
+
+    @property
+    def rate(self) -> float:
+        """The mean over the sets of cases, which the limits apply to."""
+        return sum(one.rate for one in self.sets) / len(self.sets)
+
+    @property
+    def cost(self) -> float | None:
+        """Passes for a picture that is right and clean: those counted, over the share of such pictures. None where no
+        work was counted, or nothing was right."""
+        work = self.measured.work
+        return work.passes / self.rate if work is not None and self.rate else None
 
     @property
     def passes(self) -> bool:
         """Whether the rate is within the limits."""
-        return self.least <= self.measured.rate <= self.most
+        return self.least <= self.rate <= self.most
 
     @property
     def limit(self) -> str:
         """The limits in words."""
-        return f">= {self.least:.0%}" if self.least else f"<= {self.most:.0%}"
+        if self.least:
+            return f">= {self.least:.0%}"
+        return f"<= {self.most:.0%}" if self.most < 1 else "-"
 
     def lines(self) -> Iterator[str]:
-        """The row as text: one line, and one more for each part and remark."""
+        """The row as text: one line, and one more for each part, set of cases and remark."""
         end = f"{self.limit:>8}  {'ok  ' if self.passes else 'MISS'}  {self.settings}"
         yield _line(self.name, self.measured, end)
         yield from (_line(_INDENT + name, part) for name, part in self.measured.parts.items())
+        others = zip(self.seeds[1:], self.again, strict=True)
+        yield from (_line(f"{_INDENT}seeds from {seed}", one) for seed, one in others)
         yield from (_INDENT + remark for remark in self.measured.remarks)
+        if self.cost is not None:
+            yield f"{_INDENT}{self.cost:.1f} passes for each that is right and clean"
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Result:
-        """A row of a `ResultFile`."""
-        measured = Measured.from_dict(values["measured"])
-        return cls(values["name"], measured, values["settings"], values["least"], values["most"])
+        """A row of a `ResultFile`; older files have neither keys nor several sets."""
+        return cls(
+            values["name"],
+            Measured.from_dict(values["measured"]),
+            values["settings"],
+            values["least"],
+            values["most"],
+            values.get("key", ""),
+            tuple(values.get("seeds", (0,))),
+            tuple(Measured.from_dict(one) for one in values.get("again", ())),
+        )
 
 
 @dataclass(frozen=True)
 class Row(Generic[C]):
-    """A line of the table: what is asked, how it is sampled and measured, and the limits of its rate. times: how many
-    times the usual number of cases."""
+    """A line of the table: what is asked, how it is sampled and measured, and the limits of its rate. key: a short name
+    that stays. times: how many times the usual number of cases. seeds: a set of cases begins at each of them."""
 
+    key: str
     name: str
     ask: Ask[C]
     setup: Setup
@@ -110,12 +168,18 @@ class Row(Generic[C]):
     least: float = 0.0
     most: float = 1.0
     times: int = 1
+    seeds: tuple[int, ...] = (0,)
 
     def run(self, runner: Runner, count: int) -> Result:
-        """Ask `count` cases, times `times`, and measure them."""
-        cases = self.ask(runner, self.setup.grid, count * self.times)
-        measured = self.measure(runner, cases, self.setup)
-        return Result(self.name, measured, self.setup.words(cases[0]), self.least, self.most)
+        """Ask `count` cases, times `times`, from each of the seeds on, and measure them."""
+        sets = []
+        for seed in self.seeds:
+            setup = replace(self.setup, seed=seed)
+            cases = self.ask(runner, setup, count * self.times)
+            sets.append(self.measure(runner, cases, setup))
+        first, *again = sets
+        limits = (self.least, self.most)
+        return Result(self.name, first, setup.words(cases[0]), *limits, self.key, self.seeds, tuple(again))
 
 
 def heading() -> str:
@@ -155,12 +219,20 @@ def share_right(runner: Runner, cases: Sequence[C], setup: Setup, *, judge: Judg
     return measured
 
 
-def with_cost(runner: Runner, cases: Sequence[C], setup: Setup, *, measure: Measure[C]) -> Measured:
-    """As `measure`; a remark says what sampling a case costs, and what it costs without caches."""
-    cost, exact = (runner.flops(cases[:COUNTED], one) for one in (setup, setup.exact))
+def with_cost(runner: Runner, cases: Sequence[C], setup: Setup, *, measure: Measure[C], exact: Setup) -> Measured:
+    """As `measure`, with the work that a case takes, beside that of sampling with `exact`. For answers a remark says
+    how many are other ones."""
+    beside = replace(exact, seed=setup.seed)
+    steps = beside.text.steps if cases[0].canvas is None else beside.steps
+    work = Work(runner.flops(cases[:COUNTED], setup), runner.flops(cases[:COUNTED], beside), steps)
     measured = measure(runner, cases, setup)
-    words = f"{cost / 1e9:.2f} GFLOP a case counted, {cost / exact:.0%} of exact sampling's {exact / 1e9:.2f}"
-    return replace(measured, remarks=(*measured.remarks, words))
+    words = f"{work.flops / 1e9:.2f} GFLOP a case counted, {work.share:.0%} of exact sampling's {work.exact / 1e9:.2f}"
+    remarks = [*measured.remarks, words]
+    if cases[0].canvas is None:
+        answers, others = (runner.answer(cases, one) for one in (setup, beside))
+        differ = sum(one != other for one, other in zip(answers, others, strict=True))
+        remarks.append(f"{differ} of {len(cases)} answers are not those of exact sampling")
+    return replace(measured, work=work, remarks=tuple(remarks))
 
 
 def sameness(runner: Runner, cases: Sequence[Case], setup: Setup) -> Measured:
@@ -212,13 +284,13 @@ class ResultFile:
         for one in self.content["rows"]:
             if one["name"] == row.name and one["made_with"] == self.made_with:
                 result = Result.from_dict(one)
-                return result if result.measured.count == count * row.times else None
+                same = (result.measured.count, result.seeds) == (count * row.times, row.seeds)
+                return result if same else None
         return None
 
     def add(self, result: Result, order: Sequence[str]) -> None:
         """Add a row and write the file; rows stand in the order of the table's names."""
-        made = {"name": result.name, "least": result.least, "most": result.most, "settings": result.settings}
-        made |= {"measured": asdict(result.measured), "made_with": self.made_with}
+        made = asdict(result) | {"made_with": self.made_with}
         others = [one for one in self.content["rows"] if one["name"] != result.name]
         ranks = {name: rank for rank, name in enumerate(order)}
         self.content["rows"] = sorted([*others, made], key=lambda one: ranks.get(one["name"], len(ranks)))

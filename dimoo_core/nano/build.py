@@ -1,22 +1,18 @@
-"""Building DiMOO-nano from nothing: VQ, codes of every picture, transformer, checkpoint. A stopped build resumes.
+"""Building DiMOO-nano from nothing: VQ, transformer, checkpoint. A stopped build resumes.
 
-Each stage leaves its result in the run's folder; a stage whose result is there is not run again. TRAINING, and the
-lessons as they stand, are the recipe from nothing.
-
-The transformer that ships was not made in one such run, but by 2900 steps of an earlier mixture (fewer open captions,
-any cells of them hidden, one picture in five of the second format) and 4200 more as `train nano --from` makes them. Of
-these only the last 1050 hid cells as `shape_unseen` does, and before the last 450 one size was more frequent where the
-words left it open. The VQ is that of the first run.
+Each stage leaves its result in the run's folder; a stage whose result is there is not run again. What ships is what
+`train nano` made without further settings.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..checkpoint.export import copy_vq, export_transformer, export_vq
 from ..checkpoint.find import Found, find
@@ -28,17 +24,17 @@ from ..sequence.token_table import TokenTable
 from ..sequence.tokenizer import TextTokenizer
 from ..training.engine import Single, attention_for_training
 from ..training.loop import DrawnBatches, Trainer, TrainSettings
-from ..training.pretokenise import encode_pictures, read_codes, write_codes
+from ..training.objective import Batch
 from ..training.stopping import keeping
-from .lessons import Codes, Lessons
-from .recipe import centres, edge_scenes, vq_batches, vq_fields
-from .scenes import FORMATS, Scene, caption, draw, draw_edges, every_scene
+from .lessons import Course, Lessons
+from .recipe import centres, vq_batches, vq_fields
 from .train_vq import VQTrainSettings, codebook_from, polish_decoder, train_vq
 from .words import build_table, build_tokenizer
 
 VQ_TRAINING = VQTrainSettings(steps=1400)
 POLISH = VQTrainSettings(steps=500, rate=2e-3)
-TRAINING = TrainSettings(steps=10_000)
+TRAINING = TrainSettings(steps=16_000, save_every=50)
+FIRST_WORDS, ALL_PLACES = 1000, 3500  # the steps before which these lessons end
 FURTHER = TrainSettings(steps=4200, rate=1e-3, matrix_rate=1e-2, decay=0.45, seed=1)  # of a finished nano
 DEFAULTS = {
     "size": [128, 128],
@@ -111,11 +107,8 @@ def build(
             else:
                 copy_vq(vq_folder, given, fields=vq_fields(given.table.codebook_size))
     vq = read_vq(vq_folder)
-    with keeping(f"the finished VQ is kept in {vq_folder}, the same command encodes the pictures from the first"):
-        codes = _all_codes(run / "codes.safetensors", vq, report)
     tokenizer = build_tokenizer()
     table = build_table(tokenizer, vq.config.codebook_size)
-    lessons = Lessons(TextTokenizer(tokenizer), table, codes)
     transformer = new_transformer(table)
     if given is not None:
         transformer.load_state_dict(load_transformer(given, dtype=torch.float32, dequantised=True).state_dict())
@@ -123,7 +116,7 @@ def build(
     trainer = Trainer(
         transformer,
         dict(transformer.named_parameters()),
-        DrawnBatches(lessons.draw, table.mask, training.seed),
+        course(Lessons(TextTokenizer(tokenizer), table), training, further=given is not None),
         training,
         engine=Single(torch.device("cpu")),
         folder=run / "transformer",
@@ -144,6 +137,30 @@ def new_transformer(table: TokenTable) -> Transformer:
     for weight in transformer.layers["wte"].parameters():
         torch.nn.init.normal_(weight, std=0.02)
     return transformer
+
+
+def course(lessons: Lessons, training: TrainSettings, *, further: bool = False) -> Course:
+    """The lessons of a run in their order; batches are larger while the learning rate falls. `further`: of a nano that
+    knows its places already."""
+
+    def drawn(draw: Callable[[random.Random], list[Batch]]) -> DrawnBatches:
+        return DrawnBatches(draw, lessons.examples.table.mask, training.seed)
+
+    everything = drawn(lessons.everything)
+    if further:
+        return Course([(training.steps, everything)])
+    falling = round((1 - training.decay) * training.steps)
+    first = [(FIRST_WORDS, drawn(lessons.first_words)), (ALL_PLACES, drawn(lessons.all_places))]
+    return Course([*first, (falling, drawn(lessons.half_of_everything)), (training.steps, everything)])
+
+
+def named_right(vq: VQ, batches: int = 20) -> tuple[int, int]:
+    """Of how many pictures the VQ names every cell as `labels_of` does, and of how many in all."""
+    right = pictures = 0
+    for pixels, labels in islice(vq_batches(12, seed=2), batches):
+        right += int((vq.encode(pixels) == labels).flatten(1).all(dim=1).sum())
+        pictures += len(pixels)
+    return right, pictures
 
 
 def _find_nano(folder: Path) -> Found:
@@ -170,24 +187,5 @@ def _build_vq(folder: Path, training: VQTrainSettings, polish: VQTrainSettings, 
     train_vq(vq, vq_batches(training.batch), training, on_step)
     polish_decoder(vq, vq_batches(polish.batch, seed=1), polish, on_step)
     export_vq(folder, vq, fields=fields)
-
-
-def _name(scene: Scene, edges: bool, height: int, width: int) -> str:
-    return f"{'edges' if edges else 'picture'} {height}x{width} {caption(scene)}"
-
-
-def _all_codes(file: Path, vq: VQ, report: Report) -> Codes:
-    """Codes [H,W] of every picture of the world, made by the very weights that ship: rounding them changes codes."""
-    keys = [(scene, False, h, w) for scene in every_scene() for h, w in FORMATS]
-    keys += [(scene, True, h, w) for scene in edge_scenes() for h, w in FORMATS]
-    keys.sort(key=lambda key: key[1:])
-    if not file.exists():
-        report(f"encoding {len(keys)} pictures")
-        pictures = ((_name(*key), _picture(*key)) for key in keys)
-        write_codes(file, dict(encode_pictures(vq, pictures)), {_name(*key): caption(key[0]) for key in keys})
-    grids, _ = read_codes(file)
-    return {key: grids[_name(*key)] for key in keys}
-
-
-def _picture(scene: Scene, edges: bool, height: int, width: int) -> Tensor:
-    return (draw_edges if edges else draw)(scene, height, width)
+    right, pictures = named_right(read_vq(folder))
+    report(f"the VQ names every cell of {right} of {pictures} pictures right")

@@ -6,6 +6,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_to
 
 from ..sequence.prompt import DESCRIBE, EDITS, GENERATE
 from ..sequence.token_table import TokenTable
+from .captions import PLURALS
 from .scenes import BACKGROUNDS, COLOURS, SHAPES, SIZES
 
 QUESTIONS = (
@@ -20,6 +21,7 @@ _OTHER_WORDS = """
     a an the empty background on in at left right top bottom middle of and with add remove replace make
     generate canny hed depth edge map pose estimation according to image
     does do show yes no is it there this that which what where how big shape colour size place many
+    or are shapes none one two three above below
 """
 # named special tokens: (name in the id table, text)
 _SPECIAL = {
@@ -38,7 +40,7 @@ _TAGS = ("<system>", "</system>", "<user>", "</user>")
 
 def words() -> list[str]:
     """The words of nano's world, sorted; the unknown word first."""
-    known = {*SHAPES, *COLOURS, *BACKGROUNDS, *SIZES, *_OTHER_WORDS.split()}
+    known = {*SHAPES, *PLURALS.values(), *COLOURS, *BACKGROUNDS, *SIZES, *_OTHER_WORDS.split()}
     known |= {word for question in QUESTIONS for word in question.split()}
     return [_UNKNOWN, *sorted(known)]
 

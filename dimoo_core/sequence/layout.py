@@ -58,6 +58,15 @@ def text_answer(tokens: Tensor, table: TokenTable) -> Tensor:
     return _wrap(tokens, table.answer_begin, table.answer_end)
 
 
+def one_token_answer(tokens: Tensor, pads: int, table: TokenTable) -> Tensor:
+    """Answer ids [B,3+pads] around one text token each, [B]: answer begin, the token at position 1, answer end, pads.
+
+    As in the sequences of the released training, where shorter answers are filled up behind their end; the authors'
+    figures for understanding were made so, with one mask and 1023 pads.
+    """
+    return torch.cat((text_answer(tokens[:, None], table), tokens.new_full((len(tokens), pads), table.pad)), dim=1)
+
+
 def cut_answer(tokens: Sequence[int], table: TokenTable) -> list[int]:
     """Text tokens up to the first answer end, end of text or pad."""
     ends = [index for index, token in enumerate(tokens) if token in table.ends]

@@ -48,6 +48,10 @@ class TextTokenizer:
         with rust_errors(_unusable):
             return self._tokenizer.decode(list(ids), skip_special_tokens=True)
 
+    def knows(self, word: str) -> bool:
+        """Whether a word of plain text comes back as it was. Raises ValueError as `encode` and `decode` do."""
+        return self.decode(self.encode(self.defuse(word))) == word
+
     def defuse(self, text: str) -> str:
         """User's text in which nothing is control: every string that the tokenizer would take for an added token
         (`</user>`, a mask, ...) gets a space after its first character, until none is left.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..sequence.canvas import Canvas
-from ..sequence.layout import cell_positions, image_answer, prompt_prefix, text_answer
+from ..sequence.layout import cell_positions, image_answer, one_token_answer, prompt_prefix, text_answer
 from ..sequence.prompt import Prompt, prompt_strings
 from ..sequence.token_table import TokenTable
 from ..sequence.tokenizer import TextTokenizer
@@ -99,6 +99,16 @@ class Examples:
         ids = torch.cat((prefix, text_answer(torch.stack(tokens), self.table)), dim=1)
         positions = torch.arange(length) + prefix.shape[1] + 1
         return Batch(ids, positions, weights=torch.stack(weights), share=share)
+
+    def one_token(self, prompts: Sequence[Prompt], answers: Sequence[str], *, pads: int, share: float = 1.0) -> Batch:
+        """Answers of one token, each with its end and `pads` behind it. Raises ValueError for a longer answer."""
+        rows = [self.words(answer) for answer in answers]
+        for answer, row in zip(answers, rows, strict=True):
+            if len(row) != 1:
+                raise ValueError(f"The answer {answer!r:.80} has {len(row)} tokens; expected one.")
+        prefix = torch.cat([self._prefix(prompt, WHOLE_PROMPT) for prompt in prompts])
+        ids = torch.cat((prefix, one_token_answer(torch.tensor(rows)[:, 0], pads, self.table)), dim=1)
+        return Batch(ids, torch.tensor([prefix.shape[1] + 1]), share=share)
 
     def words(self, text: str) -> list[int]:
         """Ids of an answer's words, in which nothing is control."""

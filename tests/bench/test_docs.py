@@ -7,6 +7,7 @@ import json
 import re
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,8 +15,10 @@ from bench import cards, docs
 from bench.docs import BLOCK, BLOCKS, PAGES, Figures, rendered
 from dimoo_core.checkpoint.defaults import Defaults
 from dimoo_core.checkpoint.find import NANO, find
+from dimoo_core.checkpoint.load import load_tokenizer
 from dimoo_core.evaluation.replay import Replay
 from dimoo_core.evaluation.runner import Setup
+from dimoo_core.evaluation.table import Measured, Result, Work
 from dimoo_core.nano.scenes import FORMATS
 from dimoo_core.nano.table import CASES, rows
 
@@ -83,16 +86,42 @@ def test_a_figure_that_changes_changes_the_pages() -> None:
 
 def test_the_judges_rows_are_those_of_the_table() -> None:
     """Every row, in order, with today's cases and limits; and the replay has as many cases as are recorded."""
+    if not load_tokenizer(find(NANO)).knows("two"):
+        pytest.skip("this nano has learnt scenes of one figure")
     every = rows(Setup.usual(find(NANO).defaults, FORMATS[0]))
     noted = FIGURES.rows
     assert list(noted) == [row.name for row in every]
     for row in every:
         result = noted[row.name]
         assert (result.least, result.most, result.measured.count) == (row.least, row.most, CASES * row.times), row.name
+        assert (result.key, result.seeds) == (row.key, row.seeds), row.name
     made = {json.dumps(row["made_with"]) for row in FIGURES.quality["rows"]}
     assert len(made) == 1, "all rows of one commit"
     assert FIGURES.quality["replay"]["cases"] == len(list(Replay(ROOT / "tests" / "golden").cases()))
     assert FIGURES.quality["replay"]["equal"] == FIGURES.quality["replay"]["cases"]
+
+
+def test_the_table_of_samplers_says_what_each_costs_and_which_is_better() -> None:
+    def measured(key: str, rate: float, share: float | None = None, again: float | None = None) -> dict[str, Any]:
+        work = None if share is None else Work(share, 1.0, 16)
+        second = () if again is None else (Measured(9, again, 1.0),)
+        return asdict(Result(key, Measured(9, rate, 1.0, work=work), "", 0.5, 1.0, key, (0, 1000), second))
+
+    made = (
+        *(measured("open_exact_16", 0.8, 1.0, again=0.6), measured("spread_exact_16", 0.9)),
+        *(measured("open_quick", 0.75, 0.375), measured("spread_quick", 0.6)),
+        *(measured("open_narrow", 0.9, 0.375), measured("spread_narrow", 0.4)),
+        *(measured("open_never", 0.0, 0.5), measured("spread_never", 0.0)),
+        measured("full", 1.0),
+    )
+    assert list(docs.samplers(Figures({"rows": made}, {})))[2:] == [
+        "| `exact_16` | 100 % | 100 %, 100 % | 80 %, 60 % | 90 % | 22.9 | quick |",
+        "| `quick` | 38 % | 100 % | 75 % | 60 % | 8.0 | - |",
+        "| `narrow` | 38 % | 100 % | 90 % | 40 %, missed | 6.7 | - |",
+        "| `never` | 50 % | 100 % | 0 % | 0 %, missed | - | quick |",
+    ]
+    (line,) = docs.samplers(Figures({"rows": made[-1:]}, {}))
+    assert line.startswith("Not measured")
 
 
 def test_the_table_of_cards_is_what_the_estimates_say() -> None:

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from dimoo_core.nano.captions import described
 from dimoo_core.nano.judge import judge, matches
-from dimoo_core.nano.scenes import draw, parse_caption
+from dimoo_core.nano.scenes import draw
 
 from ..comfyhost.client import Client
 from ..comfyhost.page import click, open_template, press_run, shown, wait_for_end
@@ -58,7 +59,7 @@ def painted(page: Any, client: Client) -> np.ndarray:
 
 
 def test_mask_painted_in_the_page_says_what_changes_and_all_else_stays(page: Any, client: Client) -> None:
-    drawn = (draw(parse_caption(BEFORE), 8, 8) * 255).round().byte().movedim(0, -1).numpy()
+    drawn = (draw(described(BEFORE), 8, 8) * 255).round().byte().movedim(0, -1).numpy()
     name = client.upload("a-circle.png", Image.fromarray(drawn))
     open_template(page, "inpaint")
     page.evaluate(CHOOSE, name)

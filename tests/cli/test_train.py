@@ -11,9 +11,13 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from dimoo_core.checkpoint.export import copy_vq, export_transformer
 from dimoo_core.checkpoint.find import NANO, find
 from dimoo_core.checkpoint.load import load_transformer, load_vq
 from dimoo_core.cli.main import main
+from dimoo_core.nano.build import new_transformer, transformer_fields
+from dimoo_core.nano.recipe import centres, vq_fields
+from dimoo_core.nano.words import build_table, build_tokenizer
 from dimoo_core.pictures.pixels import fit, load_picture, to_pil
 from dimoo_core.pictures.sizes import fit_size
 from dimoo_core.training.pretokenise import (
@@ -163,21 +167,25 @@ def test_a_tune_goes_on_where_it_stopped(here: Path, monkeypatch: pytest.MonkeyP
 # ------------------------------------------------------------------------------------------------------------ nano
 
 
-class Grids(dict):
-    """Stands for the codes of every picture, which take long to make: grids of one code."""
+@pytest.fixture
+def begun(here: Path) -> Path:
+    """A nano of this recipe with the built-in one's VQ, and a transformer that has learnt nothing."""
+    tokenizer, codes, folder = build_tokenizer(), len(centres()), Path("begun")
+    table = build_table(tokenizer, codes)
+    copy_vq(folder / "vqvae", find(NANO), fields=vq_fields(codes))
+    transformer = new_transformer(table)
+    export_transformer(folder, transformer, fields=transformer_fields(table), tokenizer=tokenizer.to_str())
+    return folder
 
-    def __missing__(self, key: tuple) -> torch.Tensor:
-        return torch.full(key[2:], 7)
 
-
-def test_a_finished_nano_is_trained_further(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dimoo_core.nano.build._all_codes", lambda *_: Grids())
-    monkeypatch.setattr("dimoo_core.nano.lessons.Lessons.draw", lambda own, choose: [own.pictures(choose, 2, ())])
-    line = ["train", "nano", "--run", "run", "--output", "further", "--from", str(NANO), "--steps", "2"]
+def test_a_finished_nano_is_trained_further(begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dimoo_core.nano.build.named_right", lambda vq: (0, 0))  # takes long, and is only reported
+    monkeypatch.setattr("dimoo_core.nano.lessons.Lessons.everything", lambda own, choose: [own.one(choose, 2)])
+    line = ["train", "nano", "--run", "run", "--output", "further", "--from", str(begun), "--steps", "2"]
     assert main(line) == 0
-    before, after = find(NANO), find("further")
+    before, after = find(begun), find("further")
     assert after.config == before.config and after.table == before.table and after.defaults == before.defaults
-    stored = [load_file(folder / VQ_FILE) for folder in (NANO, Path("further"))]
+    stored = [load_file(folder / VQ_FILE) for folder in (begun, Path("further"))]
     assert all(torch.equal(stored[0][name], stored[1][name]) for name in stored[0]), "the same codes, bit for bit"
     old, new = (dict(load_transformer(found, dtype=torch.float32).named_parameters()) for found in (before, after))
     moved = torch.cat([(old[name] - new[name]).flatten() for name in old]).norm()

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from dimoo_core.nano.scenes import draw, parse_caption
+from dimoo_core.nano.captions import described
+from dimoo_core.nano.scenes import draw
 from dimoo_core.pictures.pixels import to_pil
 from dimoo_core.pictures.sizes import CELL
 
@@ -29,7 +30,7 @@ class Example:
     hole: tuple[int, int, int, int] | None = None
 
     def draw(self) -> Image.Image:
-        scene = parse_caption(self.caption)
+        scene = described(self.caption)
         if scene is None:
             raise ValueError(f"{self.caption!r} is no caption of DiMOO-nano's world.")
         picture = to_pil(draw(scene, self.height, self.width))

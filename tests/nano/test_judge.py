@@ -5,30 +5,33 @@ from __future__ import annotations
 import random
 import time
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
 from torch import Tensor
 
+from dimoo_core.nano.captions import OPEN, caption, described
 from dimoo_core.nano.judge import OVERALL, judge, judge_all, judge_edges, matches, open_patterns
+from dimoo_core.nano.lessons import edges_only
 from dimoo_core.nano.recipe import edge_scenes
 from dimoo_core.nano.scenes import (
     BACKGROUNDS,
+    BOXES,
     CELL,
     COLOURS,
     FORMATS,
-    OPEN,
     PLACES,
     SHAPES,
     SIZES,
+    Figure,
     Scene,
     box,
-    caption,
     coverage,
     draw,
     draw_edges,
     every_scene,
-    parse_caption,
+    random_scene,
     rgb,
 )
 
@@ -37,13 +40,24 @@ PAIRS = [(colour, background) for colour in COLOURS for background in BACKGROUND
 
 
 def some_scenes(count: int, seed: int = 0) -> list[Scene]:
-    return random.Random(seed).sample([scene for scene in every_scene() if scene.shape], count)
+    return random.Random(seed).sample([scene for scene in every_scene() if scene.figures], count)
+
+
+def value_of(scene: Scene, name: str) -> str:
+    return getattr(scene if name == "background" else scene.figure, name)
+
+
+def changed(scene: Scene, name: str, value: str) -> Scene:
+    """The scene of one figure with another background, shape, colour, size or place."""
+    if name == "background":
+        return replace(scene, background=value)
+    return replace(scene, figures=(replace(scene.figure, **{name: value}),))
 
 
 def over(picture: Tensor, scene: Scene) -> Tensor:
     """The picture with a scene's shape painted over it."""
     alpha = coverage(scene, picture.shape[1] // CELL, picture.shape[2] // CELL)
-    return alpha * rgb(COLOURS[scene.colour]) + (1 - alpha) * picture
+    return alpha * rgb(COLOURS[scene.figure.colour]) + (1 - alpha) * picture
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -84,7 +98,7 @@ def test_the_best_explanation_is_the_nearest_drawing(form: tuple[int, int]) -> N
 def test_a_picture_of_something_else_does_not_match(form: tuple[int, int]) -> None:
     for scene in some_scenes(12):
         for name, values in VALUES.items():
-            other = replace(scene, **{name: next(value for value in values if value != getattr(scene, name))})
+            other = changed(scene, name, next(value for value in values if value != value_of(scene, name)))
             verdict = judge(draw(other, *form))
             assert not matches(verdict.scene, caption(scene))
             assert matches(verdict.scene, caption(other))
@@ -96,10 +110,10 @@ def fragments(form: tuple[int, int], colour: str, background: str) -> list[Tenso
     height, width = form
     found = []
     for shape in SHAPES:
-        alpha = coverage(Scene(background, shape, colour, "large", "in the middle"), height, width)
+        alpha = coverage(Scene.one(background, shape, colour, "large", "in the middle"), height, width)
         tiles = alpha.unfold(0, CELL, CELL).unfold(1, CELL, CELL).flatten(0, 1)
         for tile in tiles[(tiles.mean(dim=(1, 2)) > 0.2) & (tiles.mean(dim=(1, 2)) < 0.6)][:3]:
-            picture = draw(Scene(background, shape, colour, "small", "at the bottom"), height, width)
+            picture = draw(Scene.one(background, shape, colour, "small", "at the bottom"), height, width)
             corner = picture[:, :CELL, :CELL]
             corner.copy_(tile * rgb(COLOURS[colour]) + (1 - tile) * corner)
             found.append(picture)
@@ -110,7 +124,7 @@ def fragments(form: tuple[int, int], colour: str, background: str) -> list[Tenso
 def test_nine_pixels_are_seen_in_every_colour(form: tuple[int, int]) -> None:
     for background in BACKGROUNDS:
         for colour in COLOURS:
-            picture = draw(Scene(background, "square", "red", "small", "in the middle"), *form)
+            picture = draw(Scene.one(background, "square", "red", "small", "in the middle"), *form)
             picture[:, 5:8, -11:-8] = rgb(COLOURS[colour])
             assert not judge(picture).clean, (colour, background)
 
@@ -121,7 +135,7 @@ def test_a_stray_fragment_in_one_cell_is_seen(form: tuple[int, int]) -> None:
         for picture in fragments(form, colour, background):
             verdict = judge(picture)
             assert not verdict.clean, (colour, background)
-            assert verdict.scene.place == "at the bottom"
+            assert "at the bottom" in [figure.place for figure in verdict.scene.figures]
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -136,9 +150,9 @@ def test_a_fragment_hardly_shows_in_the_whole_picture(form: tuple[int, int]) -> 
 def test_half_a_shape_is_not_clean(form: tuple[int, int], size: str) -> None:
     for shape in SHAPES:
         for colour, background in PAIRS:
-            scene = Scene(background, shape, colour, size, "on the left")
+            scene = Scene.one(background, shape, colour, size, "on the left")
             picture, nothing = draw(scene, *form), draw(Scene(background), *form)
-            top, left, side = (value * CELL for value in box(size, scene.place, *form))
+            top, left, side = (value * CELL for value in box(size, scene.figure.place, *form))
             half = slice(left, left + side // 2)
             picture[:, top : top + side, half] = nothing[:, top : top + side, half]
             verdict = judge(picture)
@@ -146,11 +160,109 @@ def test_half_a_shape_is_not_clean(form: tuple[int, int], size: str) -> None:
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_two_shapes_are_not_clean(form: tuple[int, int]) -> None:
-    second = [scene for scene in some_scenes(60, 1) if scene.size == "small"]  # a large one might hide the first
-    for scene, other in zip(some_scenes(60), second, strict=False):
-        if other.colour != scene.colour and (other.place, other.size) != (scene.place, scene.size):
+def test_a_small_shape_beside_a_large_one_is_not_clean(form: tuple[int, int]) -> None:
+    small = [scene for scene in some_scenes(120, 1) if scene.figure.size == "small"]  # a large one might hide it
+    for scene, other in zip([scene for scene in some_scenes(60) if scene.figure.size == "large"], small, strict=False):
+        (one,), (two,) = scene.figures, other.figures
+        if two.colour != one.colour:
             assert not judge(over(draw(scene, *form), other)).clean, (scene, other)
+
+
+# ------------------------------------------------------------------------------------------------------ several figures
+
+
+def scenes_of_several(each: int = 30, most: int = 3) -> list[Scene]:
+    choose = random.Random(2)
+    return [random_scene(choose, count) for count in range(1, most + 1) for _ in range(each)]
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_scenes_of_up_to_nine_figures_are_recognised_and_clean(form: tuple[int, int]) -> None:
+    scenes = [*scenes_of_several(90), *scenes_of_several(5, most=len(BOXES))]
+    verdicts = judge_all(torch.stack([draw(scene, *form) for scene in scenes]))
+    assert [verdict.scene for verdict in verdicts] == scenes
+    assert all(verdict.clean for verdict in verdicts)
+    assert [verdict.words for verdict in verdicts] == [caption(scene) for scene in scenes]
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_edge_maps_of_several_figures_are_recognised_and_clean(form: tuple[int, int]) -> None:
+    scenes = scenes_of_several()
+    verdicts = judge_all(torch.stack([draw_edges(scene, *form) for scene in scenes]), edges=True)
+    assert [verdict.scene for verdict in verdicts] == [edges_only(scene) for scene in scenes]
+    assert all(verdict.clean for verdict in verdicts)
+
+
+def neighbours(scene: Scene) -> list[Scene]:
+    """All scenes that differ in the background, or in what stands in one box."""
+    changed = [replace(scene, background=background) for background in BACKGROUNDS]
+    for place in BOXES:
+        rest = Scene(scene.background, tuple(figure for figure in scene.figures if figure.place != place))
+        changed += [rest, *(rest.plus(Figure(*look, "small", place)) for look in product(SHAPES, COLOURS))]
+    return [other for other in changed if other != scene]
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_no_scene_with_one_figure_changed_explains_a_spoilt_picture_better(form: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for scene in (scenes_of_several(1)[1], scenes_of_several(2)[5]):
+        picture = draw(scene, *form)
+        picture = (picture.roll(4, dims=2) + 0.3 * torch.randn(picture.shape, generator=generator)).clamp(0, 1)
+        verdict = judge(picture)
+
+        def distance(of: Scene, picture: Tensor = picture) -> float:
+            return float((draw(of, *form) - picture).square().mean().sqrt())
+
+        assert verdict.distance == pytest.approx(distance(verdict.scene), abs=1e-6)
+        assert verdict.distance < min(distance(other) for other in neighbours(verdict.scene))
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_figure_more_or_less_is_no_longer_what_was_asked(form: tuple[int, int]) -> None:
+    for scene in scenes_of_several(8)[8:]:
+        words, count = caption(scene), len(scene.figures)
+        taken = [figure.place for figure in scene.figures]
+        fourth = scene.plus(Figure("star", "green", "small", next(place for place in BOXES if place not in taken)))
+        for other in (fourth, *(scene.without(figure) for figure in scene.figures)):
+            verdict = judge(draw(other, *form))
+            assert verdict.clean and len(verdict.scene.figures) != count
+            assert not matches(verdict.scene, words)
+        assert matches(judge(draw(scene, *form)).scene, words)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_what_is_spoilt_in_one_of_several_figures_is_seen(form: tuple[int, int]) -> None:
+    for scene in scenes_of_several(12)[12:]:
+        whole = draw(scene, *form)
+        for figure in scene.figures:
+            top, left, side = (value * CELL for value in box(figure.size, figure.place, *form))
+            half, bit = whole.clone(), whole.clone()
+            half[:, top : top + side, left : left + side // 2] = rgb(BACKGROUNDS[scene.background])
+            verdict = judge(half)
+            assert not (verdict.clean and verdict.scene == scene), (scene, figure)
+            free = next(place for place in BOXES if place not in [one.place for one in scene.figures])
+            top, left, _ = (value * CELL for value in box("small", free, *form))
+            bit[:, top + 5 : top + 8, left + 5 : left + 8] = rgb(COLOURS[figure.colour])
+            assert not judge(bit).clean, (scene, figure)
+
+
+def test_a_caption_of_several_figures_matches_in_any_order_but_not_with_colours_exchanged() -> None:
+    red, blue = Figure("circle", "red", "small", "on the left"), Figure("square", "blue", "small", "at the top right")
+    scene = Scene("white", (red, blue))
+    for words in (
+        "a red circle and a blue square",
+        "a blue square and a circle on the left",
+        "a circle below a square",
+    ):
+        assert matches(scene, words)
+        assert not matches(scene.plus(Figure("star", "red", "small", "in the middle")), words)
+    for words in ("a blue circle and a red square", "two circles", "a red circle", "a circle above a square"):
+        assert not matches(scene, words)
+    pair = Scene("pink", (red, replace(red, place="in the middle")))
+    assert matches(pair, "two red circles") and matches(pair, "two circles") and not matches(pair, "three circles")
+
+
+# --------------------------------------------------------------------------------------------------------- what is none
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -174,12 +286,13 @@ def test_a_wrong_edge_map_is_not_clean(form: tuple[int, int]) -> None:
     for scene in edge_scenes()[1:]:
         picture = draw_edges(scene, *form)
         broken = picture.clone()
-        top, left, side = (value * CELL for value in box(scene.size, scene.place, *form))
+        top, left, side = (value * CELL for value in box(scene.figure.size, scene.figure.place, *form))
         broken[:, top : top + side // 2, left : left + side // 2] = picture[:, :1, :1]
         assert not (judge_edges(broken).clean and judge_edges(broken).scene == scene)
-        place = next(place for place in PLACES if place != scene.place)
-        twice = torch.maximum(picture, draw_edges(replace(scene, place=place), *form))
-        assert not judge_edges(twice).clean
+        place = next(place for place in PLACES if place != scene.figure.place)
+        twice = torch.maximum(picture, draw_edges(changed(scene, "place", place), *form))
+        verdict = judge_edges(twice)
+        assert len(verdict.scene.figures) == 2 if scene.figure.size == "small" else not verdict.clean
 
 
 def test_a_caption_matches_by_what_it_says() -> None:
@@ -189,7 +302,7 @@ def test_a_caption_matches_by_what_it_says() -> None:
             words = caption(scene, pattern)
             assert matches(scene, words)
             for name, values in VALUES.items():
-                other = replace(scene, **{name: next(value for value in values if value != getattr(scene, name))})
+                other = changed(scene, name, next(value for value in values if value != value_of(scene, name)))
                 assert matches(other, words) == (name in pattern), (words, other)
             assert not matches(Scene(scene.background), words)
         assert matches(Scene(scene.background), f"an empty {scene.background} background")
@@ -199,7 +312,7 @@ def test_a_caption_matches_by_what_it_says() -> None:
 
 def test_a_wrong_description_is_no_full_caption_of_the_scene() -> None:
     scene = some_scenes(1)[0]
-    assert parse_caption(caption(scene)) == scene
+    assert described(caption(scene)) == scene
     for words in (
         caption(scene, ["size"]),
         caption(scene) + " background",
@@ -207,7 +320,7 @@ def test_a_wrong_description_is_no_full_caption_of_the_scene() -> None:
         "",
         caption(scene).replace("a ", "the "),
     ):
-        assert parse_caption(words) is None
+        assert described(words) is None
 
 
 @pytest.mark.parametrize("shape", [(3, 64, 64), (3, 96, 128), (3, 160, 96), (1, 128, 128), (4, 128, 128), (128, 128)])

@@ -66,7 +66,7 @@ def same(one: Image.Image, other: Image.Image) -> bool:
 
 def seen(picture: Image.Image) -> tuple[str, str]:
     scene = expect.judged(np.asarray(picture.convert("RGB"))).scene
-    return scene.colour, scene.shape
+    return scene.figure.colour, scene.figure.shape
 
 
 def test_a_lora_changes_the_picture_and_without_it_all_is_as_before(

@@ -34,7 +34,7 @@ def folders(server: Server) -> Iterator[Path]:
 
     before = there()
     for number, text in enumerate(CAPTIONS):
-        picture = to_pil(draw(Scene("black", "star", "yellow", "large", "in the middle"), 128, 128))
+        picture = to_pil(draw(Scene.one("black", "star", "yellow", "large", "in the middle"), 128, 128))
         picture.rotate(number).save(folder / f"{number}.png")
         (folder / f"{number}.txt").write_text(text)
     yield server.folder
