@@ -87,8 +87,8 @@ def test_a_released_tune_is_continued(here: Path, capsys: pytest.CaptureFixture)
 
 
 def test_a_released_run_of_nano_is_kept_and_refused(here: Path, capsys: pytest.CaptureFixture) -> None:
-    """Its folder as 0.1.0 lays it out: `vqvae`, `codes.safetensors`, `transformer/training.safetensors`. Words have come
-    to the world since, so its weights cannot be trained further."""
+    """Its folder as 0.1.0 lays it out: `vqvae`, `codes.safetensors`, `transformer/training.safetensors`. The world has
+    more words since, so its weights cannot be trained further."""
     shutil.copytree(NANO / "vqvae", "nano/vqvae")
     Path("nano/codes.safetensors").write_bytes(b"never opened")
     released = {"model.transformer.wte.text.weight": torch.nn.Parameter(torch.zeros(93, 160))}
