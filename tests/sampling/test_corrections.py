@@ -256,9 +256,7 @@ def test_the_least_probable_on_average_are_masked_again() -> None:
     trajectory.least_probable(torch.tensor([[0.0, 0.9, 0.8, 0.1, 0.0]]), holes, none)
     trajectory.least_probable(torch.tensor([[0.1, 0.5, 0.8, 0.1, 0.0]]), open_, none)
     again = trajectory.least_probable(torch.tensor([[0.9, 0.4, 0.1, 0.1, 0.0]]), open_, torch.tensor([2]))
-    assert again.tolist() == [[False, True, True, False, False]], (
-        "means .5 .45 .45, without the draw; open and known ones never"
-    )
+    assert again.tolist() == [[False, True, True, False, False]], "means .5 .45 .45; open and known ones never"
 
 
 def test_the_mean_of_a_cell_starts_anew_with_a_new_code() -> None:
