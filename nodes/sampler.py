@@ -284,8 +284,8 @@ def _sampler() -> list:
             "order",
             ORDERS,
             "Which cells are filled first. confidence: the most certain, as published. halton: spread evenly over the "
-            "picture. random: any, drawn from the seed, at temperature 0 too. Try halton or random together with "
-            "polish.",
+            "picture. random: any, drawn from the seed, at temperature 0 too; only for many steps. Try halton together "
+            "with polish.",
             optional=True,
         ),
         widgets.number(

@@ -21,6 +21,7 @@ from dimoo_core.pipeline import Pipeline, PlacedVQ, load
 from dimoo_core.sampling import image as image_loop
 from dimoo_core.sampling.image import ImageSettings
 from dimoo_core.sampling.ml_cache import PRESETS, CachePolicy
+from dimoo_core.sampling.orders import ORDERS
 from dimoo_core.sampling.text_cache import TextPolicy
 from dimoo_core.sequence.prompt import GENERATE, Prompt
 from dimoo_core.training import lora as lora_module
@@ -160,7 +161,7 @@ def test_a_step_sends_nothing_for_which_the_host_waits(figures: dict[str, int], 
     assert figures[f"copies_to_device_{kind}_step"] == 0
 
 
-@pytest.mark.parametrize("order", ["confidence", "random"])
+@pytest.mark.parametrize("order", ORDERS)
 def test_a_corrected_step_and_a_polishing_pass_wait_no_longer(figures: dict[str, int], order: str) -> None:
     steps = waits.image_steps(order=order, **CORRECTED)["full"]
     each = len(steps) // 2  # of two pictures; what all polishing passes need is made before the first

@@ -159,7 +159,20 @@ def test_a_wrong_one_is_one_sentence_on_the_command_line_before_anything_is_load
         status = refused.code
     said = capsys.readouterr().err
     assert status == 2 and sentence in said.replace("'", "").replace("--shared-noise", "shared_noise"), said
+    assert "Line 1" not in said, "the list is not at fault"
     assert [path.name for path in here.rglob("*.png")] == ["in.png"]
+
+
+@EACH
+def test_a_picture_is_made_again_from_what_its_file_says(model: Path, here: Path, name: str) -> None:
+    usual = flags({**dict(USUAL), "steps": 4, "cfg": 2, "size": "96x64", "checkpoint": model, "device": "cpu"})
+    for file, given in (("plain.png", {}), ("out.png", {name: GIVEN[name]})):
+        assert main(["generate", "x", *usual, *flags(given), "-o", file]) == 0
+    said = read_metadata("out.png") or {}
+    wanted = ("prompt", "size", "seed", "steps", "cfg", "temperature", "ml_cache", "guidance_start", *GIVEN)
+    (again,) = dimoo.load(model, device="cpu").generate(**{key: said[key] for key in wanted}, progress=False)
+    made, plain = (Image.open(file).convert("RGB").tobytes() for file in ("out.png", "plain.png"))
+    assert again.tobytes() == made != plain
 
 
 # Lists --------------------------------------------------------------------------------------------------------------

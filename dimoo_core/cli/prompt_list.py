@@ -30,11 +30,10 @@ from ..jobs import text_prompt
 from ..locks import folder_lock
 from ..pictures.sizes import CELL
 from ..provenance import KEY
-from ..sampling.guidance import Guidance
 from ..sequence.prompt import prompt_strings
 from .command import Command
 from .messages import say
-from .options import load, sampling_arguments, size_argument
+from .options import check_image_options, load, sampling_arguments, size_argument
 from .output import Output, check_not_read
 from .prompt_file import Job, read_jobs
 from .settings import PictureSettings
@@ -77,7 +76,8 @@ def prompt_list(args: argparse.Namespace) -> None:
 
 
 def check_list(args: argparse.Namespace) -> None:
-    """Raises ValueError where the pictures could not be written."""
+    """Raises ValueError for a setting that is out of range, and where the pictures could not be written."""
+    check_image_options(args)
     path = args.output.path
     picture_name = path.suffix.lower() in Image.registered_extensions() and not args.output.is_folder
     if not os.path.isdir(path) and (os.path.exists(path) or picture_name):
@@ -97,12 +97,11 @@ def _listed(args: argparse.Namespace, found: Found) -> list[Job]:
         own("steps", args.steps),
         own("cfg", args.cfg),
         own("temperature", args.temperature),
-        args.corrections,
-        args.polish,
-        args.order,
-        args.shared_noise,
+        corrections=args.corrections,
+        polish=args.polish,
+        order=args.order,
+        shared_noise=args.shared_noise,
     )
-    Guidance(start=args.guidance_start)
     listed = read_jobs(args.list, job, CELL)
     tokenizer = load_tokenizer(found)
     for number, one in enumerate(listed, 1):

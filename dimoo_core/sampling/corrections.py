@@ -21,16 +21,20 @@ class Trajectory:
 
     def __init__(self, holes: Tensor):
         """holes bool [B,m]: the cells that may ever be masked."""
-        self._holes = holes
+        self._holes = self._open = holes
         self._sum = self._steps = torch.zeros(holes.shape, device=holes.device)
 
-    def least_probable(self, probs: Tensor, unknown: Tensor, count: Tensor) -> Tensor:
-        """Takes in a step's probabilities [B,m] of the codes that stand, and says which cells are to be masked again,
-        bool [B,m]: the count[b] least probable of those that are not open. unknown bool [B,m]: the open ones, whose
-        means start with the step after; count [B]."""
+    def add(self, probs: Tensor, unknown: Tensor) -> None:
+        """Takes in a step's probabilities [B,m] of the codes that stand. unknown bool [B,m]: the cells that were open
+        in that step; nothing stands there, and their means start anew."""
+        self._open = unknown
         self._sum = (self._sum + probs).masked_fill(unknown, 0)
         self._steps = (self._steps + 1).masked_fill(unknown, 0)
-        decided = self._holes & ~unknown
+
+    def least_probable(self, count: Tensor) -> Tensor:
+        """The cells to be masked again, bool [B,m]: those count[b] of the decided holes whose mean is lowest; count
+        [B]."""
+        decided = self._holes & ~self._open
         mean = (self._sum / self._steps).masked_fill(~decided, torch.inf)
         ranks = mean.argsort(dim=1, stable=True).argsort(dim=1)
         return decided & (ranks < count[:, None])

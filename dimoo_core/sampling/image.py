@@ -99,13 +99,13 @@ def sample_image(
     `passes.Passes`.
 
     `on_step(done, total, canvas)` is called after every step and polishing pass; what it raises (cancel) passes
-    through. A step may be the last before `total` is reached. Raises ValueError where no item of the batch has a hole,
-    and where the model computes numbers that are not finite.
+    through. The steps may end early, so `done` may skip numbers and `total` may never be reached. Raises ValueError
+    where no item of the batch has a hole, and where the model computes numbers that are not finite.
     """
     _check_canvas(canvas, prefix, branches, table)
     original_device, canvas = canvas.codes.device, canvas.to(prefix.device)
-    guided = [branch for branch in branches if branch.scale > 0]
-    prefixes = [prefix, *(branch.prefix for branch in guided)]
+    guiding = [branch for branch in branches if branch.scale > 0]
+    prefixes = [prefix, *(branch.prefix for branch in guiding)]
     passes = Passes(
         transformer,
         length=max(ids.shape[1] for ids in prefixes) + answer_length(*canvas.codes.shape[1:]),
@@ -115,7 +115,8 @@ def sample_image(
         packed=packed,
         graphs=graphs,
     )
-    sampling = Sampling(partial(Branches, passes, table, canvas, prefix, guided), canvas, settings, on_step)
+    make_branch = partial(GuidedBranch, passes, table, canvas, prefix, guiding)
+    sampling = Sampling(make_branch, canvas, settings, on_step)
     return sampling.polished(sampling.filled()).to(original_device)
 
 
@@ -124,12 +125,12 @@ class Sampling:
 
     def __init__(
         self,
-        make_branches: Callable[[ImageSettings, Sequence[int]], Branches],
+        make_branch: Callable[[ImageSettings, Sequence[int]], GuidedBranch],
         canvas: Canvas,
         settings: ImageSettings,
         on_step: ImageStep | None,
     ):
-        """make_branches: from settings, and the step at which each item's guidance begins."""
+        """make_branch: from settings, and the step at which each item's guidance begins."""
         device, counts = canvas.codes.device, canvas.holes.tolist()
         plans = [settings.schedule(holes, settings.steps) for holes in counts]
         self._steps = max(map(len, plans))
@@ -140,14 +141,14 @@ class Sampling:
         self._keep = _kept_per_step(plans, self._steps).to(device)
         again = corrected_per_step(plans, self._steps, settings.corrections, settings.corrections_start)
         self._again = again.to(device)
-        self._noise = Noise(settings.seed, len(plans), device, self._steps + settings.polish)
+        self._noise = Noise(settings.seed, len(plans), device, max(self._steps, settings.polish))
         self._holes = Holes(device)
-        self._make_branches, self._canvas, self._most = make_branches, canvas, max(counts)
+        self._make_branch, self._canvas, self._most = make_branch, canvas, max(counts)
         self._settings, self._on_step = settings, on_step
 
     def filled(self) -> Canvas:
         """The canvas after the steps."""
-        canvas, branches = self._canvas, self._make_branches(self._settings, self._starts)
+        canvas, branch = self._canvas, self._make_branch(self._settings, self._starts)
         cells, trajectory = first_holes(canvas.unknown.flatten(1), self._most), None
         if self._settings.corrections:
             trajectory = Trajectory(canvas.unknown.flatten(1).gather(1, cells))
@@ -158,7 +159,7 @@ class Sampling:
                 break  # ties in certainty have decided more cells than planned
             if trajectory is None:
                 cells = first_holes(unknown, most)
-            canvas = self._step(branches, canvas, cells, step, trajectory)
+            canvas = self._step(branch, canvas, cells, step, trajectory)
             self._tell(step + 1, canvas)
         self._holes.finish()
         return canvas
@@ -167,25 +168,25 @@ class Sampling:
         """A filled canvas after the polishing passes, which are exact whatever the cache of the steps."""
         if not self._settings.polish:
             return canvas
-        branches = self._make_branches(replace(self._settings, cache=None), self._starts)
+        branch = self._make_branch(replace(self._settings, cache=None), [0] * len(canvas.codes))  # all are guided
         _, height, width = canvas.codes.shape
         hidden = self._canvas.unknown.flatten(1) & halves(height, width, canvas.codes.device)[:, None]  # [2,B,N]
         most = hidden.sum(dim=2).amax(dim=1).tolist()
         for number in range(self._settings.polish):
             half = number % len(most)
             if most[half]:
-                canvas = self._polish(branches, canvas, hidden[half], first_holes(hidden[half], most[half]), number)
+                canvas = self._polish(branch, canvas, hidden[half], first_holes(hidden[half], most[half]), number)
             self._tell(self._steps + number + 1, canvas)
         self._holes.finish()
         return canvas
 
     def _step(
-        self, branches: Branches, canvas: Canvas, cells: Tensor, step: int, trajectory: Trajectory | None
+        self, branch: GuidedBranch, canvas: Canvas, cells: Tensor, step: int, trajectory: Trajectory | None
     ) -> Canvas:
         """The canvas after a step that looks at `cells` [B,m]: the open ones, or with a trajectory all former holes."""
         settings, unknown = self._settings, canvas.unknown.flatten(1).gather(1, cells)
         standing = None if trajectory is None else Standing(canvas.codes.flatten(1).gather(1, cells), unknown)
-        logits, others = branches.logits(canvas, cells, step)
+        logits, others = branch.logits(canvas, cells, step)
         noise = self._token_noise(step, cells, logits.shape[2])
         codes, probs = decide_in_chunks(partial(combine, logits, others), noise, settings.temperature, standing)
         del logits, others  # before the next pass, which takes the most memory
@@ -193,7 +194,8 @@ class Sampling:
         keep = torch.minimum(self._keep[step], unknown.sum(dim=1) - 1).clamp(min=0)
         again = torch.zeros_like(unknown)
         if trajectory is not None:
-            again = trajectory.least_probable(probs, unknown, torch.minimum(self._again[step], keep))
+            trajectory.add(probs, unknown)
+            again = trajectory.least_probable(torch.minimum(self._again[step], keep))
         log_prob = probs.clamp(min=_LEAST_PROBABILITY).log().masked_fill(~unknown, torch.inf)
         left, (_, height, width) = keep - again.sum(dim=1), canvas.codes.shape
         candidates = Candidates(
@@ -201,10 +203,10 @@ class Sampling:
         )
         return _decided(canvas, cells, codes, unknown, ORDERS[settings.order](candidates) | again)
 
-    def _polish(self, branches: Branches, canvas: Canvas, hidden: Tensor, cells: Tensor, number: int) -> Canvas:
+    def _polish(self, branch: GuidedBranch, canvas: Canvas, hidden: Tensor, cells: Tensor, number: int) -> Canvas:
         """The canvas after a pass that hides the cells `hidden` bool [B,N], all of them among `cells` [B,m]."""
         flat, step, temperature = canvas.codes.flatten(1), self._steps + number, self._settings.temperature
-        logits, others = branches.logits(Canvas(canvas.codes, hidden.view_as(canvas.unknown)), cells, step)
+        logits, others = branch.logits(Canvas(canvas.codes, hidden.view_as(canvas.unknown)), cells, step)
         noise = self._noise.for_polish(number, cells, logits.shape[2]) if temperature > 0 else no_noise(*logits.shape)
         standing = Standing(flat.gather(1, cells), hidden.gather(1, cells), LEAST_SHARE)
         codes, probs = decide_in_chunks(partial(combine, logits, others), noise, temperature, standing)
@@ -244,7 +246,7 @@ def _cached_counts(settings: ImageSettings, prefix: Tensor, canvas: Canvas) -> l
     return [settings.cache.budget(length, holes, plan, settings.corrections) for holes, plan in plans]
 
 
-class Branches:
+class GuidedBranch:
     """The conditional branch, and the unconditional ones that guide it."""
 
     def __init__(
@@ -253,18 +255,18 @@ class Branches:
         table: TokenTable,
         canvas: Canvas,
         prefix: Tensor,
-        guided: Sequence[Branch],
+        guiding: Sequence[Branch],
         settings: ImageSettings,
         starts: Sequence[int],
     ):
-        """prefix [1 or B,P]; guided: with scales above 0; starts: for each item the step at which guidance begins."""
+        """prefix [1 or B,P]; guiding: with scales above 0; starts: for each item the step at which guidance begins."""
         self._passes, self._table = passes, table
-        prefixes = [prefix, *(branch.prefix for branch in guided)]
+        prefixes = [prefix, *(branch.prefix for branch in guiding)]
         counts = (max(_cached_counts(settings, ids, canvas)) for ids in prefixes)
         fixed = passes.records(sum(len(canvas.codes) * count for count in counts))
         make_branch = partial(ImageBranch, table, settings, fixed=fixed)
         self._conditional = make_branch(prefix, canvas)
-        self._guides = [GuidingBranch(make_branch, branch, canvas, starts) for branch in guided]
+        self._guides = [GuidingBranch(make_branch, branch, canvas, starts) for branch in guiding]
 
     def logits(self, canvas: Canvas, cells: Tensor, step: int) -> tuple[Tensor, list[BranchLogits]]:
         """The conditional logits [B,m,K] at `cells` [B,m] of a canvas, and those of the branches that guide this

@@ -27,6 +27,7 @@ from ..tiny import CODES, TABLE, TRANSFORMER, random_weights
 
 PREFIX = torch.tensor([[256, 7, 257, 258, 65, 66, 259]])
 BLIND = torch.tensor([[256, 7, 257, 258, 264, 259]])
+SCALE = 2.0
 CACHES = {
     "exact": None,
     "all": CachePolicy(0.8, 0.2, 3),
@@ -54,7 +55,7 @@ NET = network()
 
 def image(canvas: Canvas, *, transformer=NET, on_step=None, start: float = 0.0, how: dict | None = None, **changes):
     plan = ImageSettings(**{"steps": 8, "guidance": Guidance(start=start)} | changes)
-    branches = [Branch(BLIND, 2.0)]
+    branches = [Branch(BLIND, SCALE)]
     return sample_image(transformer, TABLE, canvas, PREFIX, branches, settings=plan, on_step=on_step, **(how or {}))
 
 
@@ -223,7 +224,7 @@ def test_corrections_take_no_passes_of_their_own_and_read_every_former_hole() ->
     assert rows[3] == [20] * 16 and len(rows[0]) == 16
 
 
-@pytest.mark.parametrize("policy", [CachePolicy(0.9, 0.0, 5), CachePolicy(0.9, 0.0, 5, candidates="holes")])
+@pytest.mark.parametrize("policy", [CachePolicy(0.99, 0.0, 5), CachePolicy(0.99, 0.0, 5, candidates="holes")])
 def test_keys_and_values_of_a_cell_that_is_masked_again_are_those_of_a_mask(policy: CachePolicy) -> None:
     stored, again, seen = {}, 0, [torch.ones(36, dtype=torch.bool)]
     places = PREFIX.shape[1] + cell_positions(6, 6, "cpu")
@@ -244,28 +245,43 @@ def test_keys_and_values_of_a_cell_that_is_masked_again_are_those_of_a_mask(poli
     def noted(done: int, total: int, canvas: Canvas) -> None:
         seen.append(canvas.unknown[0].flatten())
 
-    plan = ImageSettings(steps=12, cache=policy, corrections=2, corrections_start=0.2)
+    plan = ImageSettings(steps=12, cache=policy, corrections=4, corrections_start=0.2)
     sample_image(call, TABLE, Canvas.empty(1, 6, 6), PREFIX, settings=plan, on_step=noted)
     assert again > 3, "some had been computed with a code in between"
 
 
+def test_where_ties_decide_more_cells_than_planned_none_is_masked_again_in_their_place() -> None:
+    """A model that is sure of each cell alike, but for the first."""
+
+    def call(ids, rows, **_):
+        first = rows == PREFIX.shape[1] + cell_positions(6, 5, "cpu")[0]
+        return torch.where(first, 1.0, 2.0)[..., None] * torch.linspace(0, 2, CODES)
+
+    seen = []
+    plan = ImageSettings(steps=8, temperature=0, corrections=3, corrections_start=0)
+    noted = lambda *step: seen.append(step[2].holes.item())  # noqa: E731
+    sample_image(call, TABLE, Canvas.empty(1, 6, 5), PREFIX, settings=plan, on_step=noted)
+    assert seen == [1, 0]
+
+
 def test_the_least_probable_on_average_are_masked_again() -> None:
     holes = torch.tensor([[True, True, True, True, False]])
-    trajectory, none = Trajectory(holes), torch.tensor([0])
+    trajectory = Trajectory(holes)
     open_ = torch.tensor([[False, False, False, True, False]])
-    trajectory.least_probable(torch.tensor([[0.0, 0.9, 0.8, 0.1, 0.0]]), holes, none)
-    trajectory.least_probable(torch.tensor([[0.1, 0.5, 0.8, 0.1, 0.0]]), open_, none)
-    again = trajectory.least_probable(torch.tensor([[0.9, 0.4, 0.1, 0.1, 0.0]]), open_, torch.tensor([2]))
+    trajectory.add(torch.tensor([[0.0, 0.9, 0.8, 0.1, 0.0]]), holes)
+    trajectory.add(torch.tensor([[0.1, 0.5, 0.8, 0.1, 0.0]]), open_)
+    trajectory.add(torch.tensor([[0.9, 0.4, 0.1, 0.1, 0.0]]), open_)
+    again = trajectory.least_probable(torch.tensor([2]))
     assert again.tolist() == [[False, True, True, False, False]], "means .5 .45 .45; open and known ones never"
 
 
 def test_the_mean_of_a_cell_starts_anew_with_a_new_code() -> None:
-    holes, none = torch.tensor([[True, True]]), torch.tensor([0])
-    trajectory, closed = Trajectory(holes), torch.tensor([[False, False]])
+    trajectory, closed = Trajectory(torch.tensor([[True, True]])), torch.tensor([[False, False]])
     for probs in ([0.0, 0.3], [0.0, 0.3]):
-        trajectory.least_probable(torch.tensor([probs]), closed, none)
-    trajectory.least_probable(torch.tensor([[0.9, 0.3]]), torch.tensor([[True, False]]), none)
-    again = trajectory.least_probable(torch.tensor([[0.9, 0.3]]), closed, torch.tensor([1]))
+        trajectory.add(torch.tensor([probs]), closed)
+    trajectory.add(torch.tensor([[0.9, 0.3]]), torch.tensor([[True, False]]))
+    trajectory.add(torch.tensor([[0.9, 0.3]]), closed)
+    again = trajectory.least_probable(torch.tensor([1]))
     assert again.tolist() == [[False, True]]
 
 
@@ -286,6 +302,17 @@ def test_polishing_passes_hide_one_half_of_the_former_holes_and_then_the_other(c
     for number, answer in enumerate(net.answers[-3:]):
         assert torch.equal(hidden(canvas, answer), canvas.unknown & (parity == number % 2))
     assert int((net.answers[-4] == TABLE.mask).sum()) != int((net.answers[-1] == TABLE.mask).sum())
+
+
+def test_a_polishing_pass_is_one_pass_of_each_branch_for_all_items_whenever_their_guidance_began() -> None:
+    batches = []
+
+    def call(ids, **how):
+        batches.append(len(ids))
+        return NET(ids, **how)
+
+    image(painted(30, 8, 1), transformer=call, steps=12, start=0.3, polish=2)
+    assert batches[-4:] == [3] * 4 and batches[-5] != 3, "in the steps, items that are guided from the same step on"
 
 
 @pytest.mark.parametrize("cache", CACHES)
@@ -322,6 +349,16 @@ def test_cancel_passes_through_between_polishing_passes(stop: int) -> None:
     with pytest.raises(Cancelled):
         image(painted(30), transformer=net, steps=5, polish=3, on_step=cancel)
     assert len(net.answers) == stop
+
+
+def test_numbers_that_are_not_finite_in_a_polishing_pass_are_refused() -> None:
+    calls = iter(range(99))
+
+    def call(ids, **how):
+        return NET(ids, **how) * (1.0 if next(calls) < 3 * 2 else float("nan"))
+
+    with pytest.raises(ValueError, match="not finite"):
+        image(painted(30), transformer=call, steps=3, polish=2)
 
 
 def test_what_stands_stays_unless_it_is_far_less_probable_than_the_likeliest() -> None:
