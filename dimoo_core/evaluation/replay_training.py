@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..pictures.sizes import fit_size, understanding_size
-from ..sequence.layout import prompt_prefix, text_answer
+from ..sequence.layout import one_token_answer, prompt_prefix
 from ..sequence.prompt import Prompt, Task, prompt_strings
 from ..sequence.token_table import RELEASED, TokenTable
 from ..training.objective import Section, TrainingSequence, hide
@@ -141,9 +141,8 @@ def evaluation(record: TrainingRecord) -> Iterator[Check]:
         world = record.toy if case.get("vocabulary") == "toy" else record.published
         sequence = record.tensor(f"evaluation.{name}.sequence").long()
         prefix = _asked(record, world, case, sequence)
-        answer = torch.full((1, 1), world.table.mask)
-        pads = torch.full((1, asked["gen_length"] - 1), world.table.pad)
-        ids = torch.cat((prefix, text_answer(answer, world.table), pads), dim=1)
+        answer = one_token_answer(torch.tensor([world.table.mask]), asked["gen_length"] - 1, world.table)
+        ids = torch.cat((prefix, answer), dim=1)
         yield f"{name}.sequence", differs(ids, sequence)
         begin = prefix.shape[1]
         places = {"answer_begin": begin, "mask": begin + 1, "answer_end": begin + 2}

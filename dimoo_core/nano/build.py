@@ -1,7 +1,8 @@
 """Building DiMOO-nano from nothing: VQ, transformer, checkpoint. A stopped build resumes.
 
-Each stage leaves its result in the run's folder; a stage whose result is there is not run again. What ships is what
-`train nano` made without further settings.
+Each stage leaves its result in the run's folder, and one whose result is there is not run again. The transformer's
+training goes on from its last whole step; the VQ's, which is short, begins again. Either way the same weights come out.
+What ships is what `train nano` made without further settings.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from ..training.engine import Single, attention_for_training
 from ..training.loop import DrawnBatches, Trainer, TrainSettings
 from ..training.objective import Batch
 from ..training.stopping import keeping
-from .lessons import Course, Lessons
+from .lessons import ANSWER, Course, Lessons
 from .recipe import centres, vq_batches, vq_fields
 from .train_vq import VQTrainSettings, codebook_from, polish_decoder, train_vq
 from .words import build_table, build_tokenizer
@@ -44,9 +45,9 @@ DEFAULTS = {
     "cfg": 0.0,
     "image_cfg": 0.0,
     "temperature": 1.0,
-    "max_tokens": 32,
-    "text_steps": 32,
-    "block_length": 32,
+    "max_tokens": ANSWER,
+    "text_steps": ANSWER,
+    "block_length": ANSWER,
 }
 
 Report = Callable[[str], None]
@@ -97,18 +98,17 @@ def build(
     With `start`, a finished nano, its VQ is kept and its transformer is trained further. Raises ValueError where
     `start` is not a nano of this vocabulary and size, and `Stopped` on Ctrl-C, saying what is kept.
     """
-    torch.manual_seed(training.seed)
     given = None if start is None else _find_nano(start)
     vq_folder = run / "vqvae"
     if not (vq_folder / "config.json").exists():
-        with keeping("nothing is kept, the VQ's training was not finished"):
-            if given is None:
-                _build_vq(vq_folder, *vq_trainings, report)
-            else:
-                copy_vq(vq_folder, given, fields=vq_fields(given.table.codebook_size))
+        if given is None:
+            _build_vq(vq_folder, *vq_trainings, training.seed, report)
+        else:
+            copy_vq(vq_folder, given, fields=vq_fields(given.table.codebook_size))
     vq = read_vq(vq_folder)
     tokenizer = build_tokenizer()
     table = build_table(tokenizer, vq.config.codebook_size)
+    torch.manual_seed(training.seed)  # again, or the weights would depend on whether the VQ was just trained
     transformer = new_transformer(table)
     if given is not None:
         transformer.load_state_dict(load_transformer(given, dtype=torch.float32, dequantised=True).state_dict())
@@ -172,9 +172,18 @@ def _find_nano(folder: Path) -> Found:
     return found
 
 
-def _build_vq(folder: Path, training: VQTrainSettings, polish: VQTrainSettings, report: Report) -> None:
-    fields = vq_fields(len(centres()))
-    vq = VQ(VQConfig.from_dict(fields))
+def _build_vq(folder: Path, training: VQTrainSettings, polish: VQTrainSettings, seed: int, report: Report) -> None:
+    with keeping("nothing is kept, the VQ's training was not finished"):
+        vq = _trained_vq(training, polish, seed, report)
+        export_vq(folder, vq, fields=vq_fields(vq.config.codebook_size))
+    with keeping(f"the VQ is finished and kept in {folder}, the same command continues from there"):
+        right, pictures = named_right(read_vq(folder))
+        report(f"the VQ names every cell of {right} of {pictures} pictures right")
+
+
+def _trained_vq(training: VQTrainSettings, polish: VQTrainSettings, seed: int, report: Report) -> VQ:
+    torch.manual_seed(seed)
+    vq = VQ(VQConfig.from_dict(vq_fields(len(centres()))))
     with torch.no_grad():
         for weight in vq.parameters():
             if weight.ndim == 4:  # convolutions are faster so
@@ -186,6 +195,4 @@ def _build_vq(folder: Path, training: VQTrainSettings, polish: VQTrainSettings, 
 
     train_vq(vq, vq_batches(training.batch), training, on_step)
     polish_decoder(vq, vq_batches(polish.batch, seed=1), polish, on_step)
-    export_vq(folder, vq, fields=fields)
-    right, pictures = named_right(read_vq(folder))
-    report(f"the VQ names every cell of {right} of {pictures} pictures right")
+    return vq

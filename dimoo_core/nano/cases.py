@@ -122,13 +122,12 @@ class Examiner:
         return self._said(Caption(self._two(coloured=False)))
 
     def two_objects_held_out(self, number: int) -> NanoCase:
-        """Two figures of different shapes, one with a colour on a background that training never saw together."""
-        scene = self._held_out_scene()
-        known = Caption.of(scene, ("size", "place"))
-        other = self._choose.choice([shape for shape in SHAPES if shape != known.looks[0].shape])
-        looks = [*known.looks, Look(other)]
-        self._choose.shuffle(looks)
-        return self._said(Caption(tuple(looks), scene.background))
+        """Two figures of different shapes and colours on a background, one of which training never saw on it."""
+        unseen = Caption.of(self._held_out_scene(), ("size", "place"))
+        two = self._two(coloured=True)
+        while not any(look in unseen.looks for look in two):
+            two = self._two(coloured=True)
+        return self._said(replace(unseen, looks=two))
 
     def counting(self, number: int) -> NanoCase:
         """Two or three of one shape, every other time of one colour as well: "two red circles", "three stars"."""

@@ -2,9 +2,9 @@
 
 Every batch holds one task, one picture format and one pattern of words, so that all its sequences are equally long.
 
-The order matters. Which words belong to which place is learnt first, from full captions: of the five places that have a
-word to themselves and in one format, soon after of all nine and in both. Mixed with everything else from the first
-step, it takes very long; once it is known, all the rest builds on it.
+The order matters. Which words belong to which place is learnt first, from full captions: at first of the five places
+that a single word tells apart and in one format, then of all nine and in both. Mixed with everything else from the
+start, this takes very long to learn; once it is known, the rest builds on it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor
 from ..sequence.prompt import DESCRIBE, GENERATE, Prompt, edit_task
 from ..sequence.token_table import TokenTable
 from ..sequence.tokenizer import TextTokenizer
-from ..training.examples import Condition, Examples, draw_condition, rarity
+from ..training.examples import WHOLE_PROMPT, Examples, draw_condition, rarity
 from ..training.loop import Batches
 from ..training.objective import Batch, HiddenBatch
 from .captions import OPEN, RELATIONS, Caption, Look, caption, stands
@@ -48,7 +48,7 @@ from .scenes import (
 from .words import QUESTIONS
 
 UNCONDITIONAL = 0.08  # share of batches that learn without the prompt, for guidance
-ANSWER = 32  # tokens of an answer, unless another length is drawn; of a one-token answer's pads there is one less
+ANSWER = 32  # tokens of an answer where nothing else is said
 _ANSWER_LENGTHS = {16: 0.4, 32: 0.4, 64: 0.12, 128: 0.08}
 _EDIT_KINDS = {"remove": 0.15, "recolour": 0.2, "replace": 0.2, "background": 0.2, "add": 0.25}
 _SAID = {"colour": 0.6, "place": 0.25, "background": 0.5}  # of several shapes, where a caption leaves something open
@@ -62,12 +62,12 @@ Hide = Callable[[random.Random, Scene, int, int], tuple[Tensor, bool]]
 
 @dataclass(frozen=True)
 class Course:
-    """Lessons one after the other: each is drawn from until the step, from 0, that stands beside it."""
+    """Lessons one after the other. stages: for each, the step (from 0) before which it ends, and its batches."""
 
     stages: Sequence[tuple[int, Batches]]
 
     def step(self, number: int) -> Sequence[HiddenBatch]:
-        """The batches of a step; beyond the end those of the last stage."""
+        """The batches of a step; past the end, those of the last stage."""
         stage = next((batches for until, batches in self.stages if number < until), self.stages[-1][1])
         return stage.step(number)
 
@@ -80,21 +80,20 @@ class Lessons:
 
     def first_words(self, choose: random.Random) -> list[Batch]:
         """Full captions of one to three shapes, at the five places that one word tells apart, in the first format."""
-        form, places = FORMATS[0], PLACES
-        several = (self.several(choose, 10, count, places=places, form=form) for count in (2, 3))
-        return [self.one(choose, 4, places=places, form=form), *several]
+        several = (self.several(choose, 10, count, places=PLACES, form=FORMATS[0]) for count in (2, 3))
+        return [self.one(choose, 4, corners=False, form=FORMATS[0]), *several]
 
     def all_places(self, choose: random.Random) -> list[Batch]:
         """Full captions of one to three shapes, anywhere."""
         return [self.one(choose, 6), *(self.several(choose, 9, count) for count in (2, 3))]
 
     def half_of_everything(self, choose: random.Random) -> list[Batch]:
-        """Half of the batches of `everything`, whichever: more steps in the same time."""
+        """Half of the batches of `everything`, drawn anew each time: twice as many steps in the same time."""
         tasks = self._tasks(choose)
         return [task(choose, size) for task, size in choose.sample(tasks, len(tasks) // 2)]
 
     def everything(self, choose: random.Random) -> list[Batch]:
-        """Each task's share."""
+        """A batch of every task; some tasks have two."""
         return [task(choose, size) for task, size in self._tasks(choose)]
 
     def _tasks(self, choose: random.Random) -> list[tuple[Callable[[random.Random, int], Batch], int]]:
@@ -119,14 +118,12 @@ class Lessons:
 
     # ------------------------------------------------------------------------------------------- words to picture
 
-    def one(
-        self, choose: random.Random, size: int, *, places: Sequence[str] = BOXES, form: Form | None = None
-    ) -> Batch:
+    def one(self, choose: random.Random, size: int, *, corners: bool = True, form: Form | None = None) -> Batch:
         """A full caption of one shape, sometimes of none."""
         if choose.random() < 0.06:
             scenes = [Scene(choose.choice(_BACKGROUND_NAMES)) for _ in range(size)]
         else:
-            in_corner = places is BOXES and choose.random() < 0.25
+            in_corner = corners and choose.random() < 0.25
             scenes = [single_scene(choose, in_corner) for _ in range(size)]
         return self._captioned(choose, [Caption.of(scene) for scene in scenes], scenes, form=form, decided=True)
 
@@ -250,7 +247,8 @@ class Lessons:
         return self._descriptions(choose, scenes, at_least=ANSWER)
 
     def questions(self, choose: random.Random, size: int) -> Batch:
-        """A question of one kind about several pictures; a short answer, where it is one word also in one pass."""
+        """Questions of one kind about several pictures. Some batches have one-token answers, with one pad less than an
+        answer has tokens, as the published checkpoint is asked."""
         kind = choose.choice(QUESTION_KINDS)
         asked: list[tuple[Question, Scene]] = []
         while len(asked) < size:
@@ -320,7 +318,7 @@ class Lessons:
         results: list[Scene] = []
         while len(prompts) < size:
             scene = shown()
-            possible = [edit for edit in every_edit(scene, kind) if fits(edit) and not held_out(edit.result)]
+            possible = [edit for edit in taught_edits(scene, kind) if fits(edit)]
             if possible:
                 edit = choose.choice(possible)
                 source = labels_of(scene, height, width)[None]
@@ -349,7 +347,7 @@ class Lessons:
         decided: bool = True,
         hide: Hide | None = None,
     ) -> Batch:
-        # decided: the prompts leave one right answer; hide: see there (None: a share of all cells)
+        """decided: the prompts leave one right answer. hide: what may be hidden (None: a share of all cells)."""
         height, width = form or _format(choose)
         condition = draw_condition(choose, UNCONDITIONAL, images=bool(prompts[0].images))
         codes = torch.stack([labels_of(scene, height, width, edges=edges) for scene in scenes])
@@ -360,7 +358,7 @@ class Lessons:
             condition=condition,
             maskable=torch.stack([cells for cells, _ in hidden]) if hide else None,
             whole=torch.tensor([whole for _, whole in hidden]) if hide else None,
-            weights=rarity(codes) if decided and condition == Condition() else None,
+            weights=rarity(codes) if decided and condition == WHOLE_PROMPT else None,
         )
 
 
@@ -423,7 +421,7 @@ def _places(
 
 
 def _alike(choose: random.Random, coloured: bool) -> Scene:
-    """Two or three of one shape, held out or not; with `coloured`, of one colour."""
+    """Two or three of one shape and, with `coloured`, of one colour; they may be held out."""
     first = _small(choose, BOXES[0])
     colours = [first.colour if coloured else choose.choice(_COLOUR_NAMES) for _ in range(choose.choice((2, 3)))]
     places = choose.sample(BOXES, len(colours))
@@ -462,7 +460,7 @@ def _words(question: Question) -> int:
     return len(question.words.split())
 
 
-def _format(choose: random.Random) -> tuple[int, int]:
+def _format(choose: random.Random) -> Form:
     return choose.choices(FORMATS, (0.67, 0.33))[0]
 
 

@@ -17,38 +17,28 @@ _CHOICES = 3
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked about a picture, the only right answer, and which of KINDS it is."""
+    """What is asked about a picture, and the only right answer."""
 
     words: str
     answer: str
-    kind: str
 
 
 def ask(kind: str, scene: Scene, choose: random.Random) -> Question | None:
-    """A question of a kind about a scene; None where there is none with one right answer.
+    """A question of one of KINDS about a scene; None where that kind has none with a single right answer.
 
-    Yes and no come out equally often, and over scenes of one to three figures so do, roughly, the answers of a kind.
+    Yes and no are equally likely, and over scenes of one to three figures the answers of each kind are about equally
+    frequent.
     """
-    found = _KINDS[kind](scene, choose)
-    return None if found is None else Question(*found, kind)
+    return _KINDS[kind](scene, choose)
 
 
-def questions(scene: Scene, choose: random.Random) -> Question:
-    """A question of any kind that can be asked about a scene; of an empty one, how many shapes or what colour."""
-    kinds = choose.sample(KINDS, len(KINDS))
-    return next(question for kind in kinds if (question := ask(kind, scene, choose)) is not None)
-
-
-_Asked = tuple[str, str] | None  # words and answer
-
-
-def _how_many(scene: Scene, choose: random.Random) -> _Asked:
+def _how_many(scene: Scene, choose: random.Random) -> Question:
     counts = Counter(figure.shape for figure in scene.figures)
     numbers = {PLURALS[shape]: counts[shape] for shape in SHAPES} | {"shapes": len(scene.figures)}
     answers = [NUMBERS[number] for number in sorted(set(numbers.values())) if number < len(NUMBERS)]
     answer = choose.choices(answers, [_HOW_OFTEN[name] for name in answers])[0]
     what = choose.choice([name for name, number in numbers.items() if NUMBERS[number : number + 1] == (answer,)])
-    return f"how many {what} are there", answer
+    return Question(f"how many {what} are there", answer)
 
 
 def _coloured(scene: Scene) -> list[tuple[str, str, Sequence[str]]]:
@@ -57,12 +47,12 @@ def _coloured(scene: Scene) -> list[tuple[str, str, Sequence[str]]]:
     return [*figures, ("background", scene.background, tuple(BACKGROUNDS))]
 
 
-def _what_colour(scene: Scene, choose: random.Random) -> _Asked:
+def _what_colour(scene: Scene, choose: random.Random) -> Question:
     what, colour, _ = choose.choice(_coloured(scene))
-    return f"what colour is the {what}", colour
+    return Question(f"what colour is the {what}", colour)
 
 
-def _which(scene: Scene, choose: random.Random) -> _Asked:
+def _which(scene: Scene, choose: random.Random) -> Question:
     """Half the wrong choices are colours that something else in the picture has, if there is such a thing."""
     what, colour, possible = choose.choice(_coloured(scene))
     wrong = [name for name in possible if name != colour]
@@ -72,43 +62,43 @@ def _which(scene: Scene, choose: random.Random) -> _Asked:
         wrong.sort(key=lambda name: name not in shown)
     choices = [colour, *wrong[: _CHOICES - 1]]
     choose.shuffle(choices)
-    return f"which of {', '.join(choices[:-1])} or {choices[-1]} is the {what}", colour
+    return Question(f"which of {', '.join(choices[:-1])} or {choices[-1]} is the {what}", colour)
 
 
-def _where(scene: Scene, choose: random.Random) -> _Asked:
+def _where(scene: Scene, choose: random.Random) -> Question | None:
     figures = named_by_shape(scene)
     if not figures:
         return None
     figure = choose.choice(figures)
-    return f"where is the {figure.shape}", figure.place
+    return Question(f"where is the {figure.shape}", figure.place)
 
 
-def _is_there(scene: Scene, choose: random.Random) -> _Asked:
-    """What is not there differs from a figure in its colour, in its shape, or has the colour of another figure."""
+def _is_there(scene: Scene, choose: random.Random) -> Question | None:
+    """What is not there differs from one of the figures in colour or in shape, or has the colour of another figure."""
     if not scene.figures:
         return None
     shown = {(figure.shape, figure.colour) for figure in scene.figures}
     figure = choose.choice(scene.figures)
     shape, colour = figure.shape, figure.colour
     if choose.random() < 0.5:
-        return f"is there {Look(shape, colour).words}", "yes"
+        return Question(f"is there {Look(shape, colour).words}", "yes")
     others = [(shape, other.colour) for other in scene.figures]
     changes = ([(shape, name) for name in COLOURS], [(name, colour) for name in SHAPES], others)
     wrong = [absent for change in changes if (absent := [look for look in change if look not in shown])]
-    return f"is there {Look(*choose.choice(choose.choice(wrong))).words}", "no"
+    return Question(f"is there {Look(*choose.choice(choose.choice(wrong))).words}", "no")
 
 
-def _is_so(scene: Scene, choose: random.Random) -> _Asked:
+def _is_so(scene: Scene, choose: random.Random) -> Question | None:
     figures = named_by_shape(scene)
     if len(figures) < 2:
         return None
     figure, other = choose.sample(figures, 2)
     true = choose.random() < 0.5
     relation = choose.choice([name for name in RELATIONS if stands(figure, name, other) == true])
-    return f"is the {figure.shape} {relation} the {other.shape}", "yes" if true else "no"
+    return Question(f"is the {figure.shape} {relation} the {other.shape}", "yes" if true else "no")
 
 
-_KINDS: dict[str, Callable[[Scene, random.Random], _Asked]] = {
+_KINDS: dict[str, Callable[[Scene, random.Random], Question | None]] = {
     "how many": _how_many,
     "what colour": _what_colour,
     "where": _where,

@@ -18,7 +18,7 @@ from dimoo_core.cli.vocabulary import untaught
 from dimoo_core.nano.captions import caption
 from dimoo_core.nano.edits import every_edit
 from dimoo_core.nano.judge import judge, judge_edges, matches
-from dimoo_core.nano.questions import questions
+from dimoo_core.nano.questions import KINDS, ask
 from dimoo_core.nano.scenes import every_scene, random_scene
 from dimoo_core.nano.words import QUESTIONS
 from dimoo_core.pictures.pixels import load_picture
@@ -153,7 +153,7 @@ def test_nothing_that_nano_was_taught_is_called_unknown() -> None:
     scenes = [*every_scene(), *(random_scene(choose, count) for count in (2, 3) for _ in range(100))]
     texts = [caption(scene) for scene in scenes] + list(QUESTIONS)
     texts += [edit.instruction for scene in scenes[::37] for edit in every_edit(scene)]
-    texts += [questions(scene, choose).words for scene in scenes]
+    texts += [asked.words for scene in scenes for kind in KINDS if (asked := ask(kind, scene, choose))]
     assert {word for text in texts for word in untaught(text)} == set()
 
 

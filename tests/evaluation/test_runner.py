@@ -248,7 +248,7 @@ def test_beside_every_sampler_stands_how_evenly_it_chooses() -> None:
         assert keys[place + 1] == f"spread_{name}"
         assert every[place].setup == every[place + 1].setup and every[place + 1].least == 0.5
     for kind in GENEVAL:
-        assert row(kind).setup == row("open_random_polish_16").setup and row(kind).name.endswith("random order 14 + 2")
+        assert row(kind).setup == row("open_halton_polish_16").setup and row(kind).name.endswith("Halton order 14 + 2")
 
 
 # of issue 14; scripts ask for them

@@ -7,18 +7,22 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import permutations, product
 
 import pytest
 import torch
 from torch import Tensor
 
+from dimoo_core.jobs import Model, plan_image, plan_text
+from dimoo_core.model.config import TransformerConfig
+from dimoo_core.model.transformer import Transformer
 from dimoo_core.nano.build import transformer_fields
-from dimoo_core.nano.captions import RELATIONS, caption, described, parse_caption
+from dimoo_core.nano.captions import RELATIONS, Caption, caption, described, parse_caption
+from dimoo_core.nano.cases import GENEVAL, Examiner
 from dimoo_core.nano.edits import every_edit
 from dimoo_core.nano.judge import open_patterns
-from dimoo_core.nano.lessons import Course, Lessons, edges_only, figures_unseen
-from dimoo_core.nano.recipe import centres, figures_of
+from dimoo_core.nano.lessons import ANSWER, Course, Lessons, edges_only, figures_unseen
+from dimoo_core.nano.recipe import centres, figures_of, labels_of
 from dimoo_core.nano.scenes import (
     BOXES,
     COLOURS,
@@ -32,7 +36,11 @@ from dimoo_core.nano.scenes import (
     random_scene,
 )
 from dimoo_core.nano.words import QUESTIONS, build_table, build_tokenizer, words
-from dimoo_core.sequence.prompt import DESCRIBE, GENERATE, Task, edit_task
+from dimoo_core.sampling.guidance import Guidance
+from dimoo_core.sampling.image import ImageSettings, sample_image
+from dimoo_core.sampling.text import TextSettings, sample_text
+from dimoo_core.sequence.canvas import Canvas
+from dimoo_core.sequence.prompt import DESCRIBE, GENERATE, Prompt, Task, edit_task
 from dimoo_core.sequence.tokenizer import TextTokenizer
 from dimoo_core.training.objective import Batch
 
@@ -107,18 +115,23 @@ def answered(taught: Taught) -> str:
     return TOKENIZER.decode(answer[:end])
 
 
-@pytest.mark.parametrize(("lesson", "places"), [(LESSONS.first_words, PLACES), (LESSONS.all_places, BOXES)])
+@pytest.mark.parametrize(
+    ("lesson", "places", "forms"),
+    [(LESSONS.first_words, PLACES, FORMATS[:1]), (LESSONS.all_places, BOXES, FORMATS)],
+    ids=["first words", "all places"],
+)
 def test_first_lessons_say_everything_of_up_to_three_shapes(
-    lesson: Callable[[random.Random], list[Batch]], places: tuple[str, ...]
+    lesson: Callable[[random.Random], list[Batch]], places: tuple[str, ...], forms: tuple[tuple[int, int], ...]
 ) -> None:
-    counts, seen = Counter(), set()
+    counts, seen, formats = Counter(), set(), set()
     for one in sequences(30, lesson):
         (scene,) = one.scenes
         assert one.task is GENERATE and (not one.said or described(one.said) == scene) and not held_out(scene)
         counts[len(scene.figures)] += 1
-        seen |= {figure.place for figure in scene.figures if len(scene.figures) > 1}
+        seen |= {(figure.place, len(scene.figures) > 1) for figure in scene.figures}
+        formats |= {tuple(grid.shape) for grid in grids(one.ids)}
     assert counts[1] > 60 and counts[2] > 200 and counts[3] > 200
-    assert seen == {*places}
+    assert seen == {*product(places, (False, True))} and formats == {*forms}
 
 
 def test_no_lesson_shows_or_says_what_is_held_out(everything: list[Taught]) -> None:
@@ -167,12 +180,24 @@ def test_lessons_teach_every_kind_of_caption_and_question(everything: list[Taugh
     for one in everything:
         if one.task is DESCRIBE:
             kinds[" ".join(one.said.split()[:2])] += 1
-            lengths.add(len(one.batch.positions))
+            lengths.add((one.said in QUESTIONS, len(one.batch.positions)))
         elif one.task is GENERATE and (found := parse_caption(one.said)):
             kinds["count" if found.count else found.relation or f"{len(found.looks)} listed"] += 1
     assert {"how many", "what colour", "where is", "is there", "is the", "which of"} <= set(kinds)
     assert min(kinds[name] for name in (*RELATIONS, "count", "1 listed", "2 listed", "3 listed")) > 20, kinds
-    assert {1, 16, 32} <= lengths, "one-token answers among them"
+    assert {length for described_so, length in lengths if not described_so} == {1, 16, 32}, "in one token, too"
+    assert {length for described_so, length in lengths if described_so} == {16, 32, 64, 128}
+
+
+def test_rare_codes_count_more_only_where_the_words_decide_the_picture(everything: list[Taught]) -> None:
+    """Where several pictures are right, this would teach that rare codes are likelier than they are."""
+    seen = Counter()
+    for one in everything:
+        if one.task is GENERATE:
+            weighed = one.batch.weights is not None
+            assert weighed == bool(one.said and described(one.said)), one.said
+            seen[weighed] += 1
+    assert min(seen.values()) > 100
 
 
 def test_lessons_are_sequences_of_known_tokens(everything: list[Taught]) -> None:
@@ -185,6 +210,71 @@ def test_lessons_are_sequences_of_known_tokens(everything: list[Taught]) -> None
         assert maskable is None or bool(maskable.any(dim=1).all())
     longest = max(len(one.ids) for one in everything)
     assert longest <= transformer_fields(TABLE)["max_sequence_length"]
+
+
+def first_pass(taught: Taught) -> list[Tensor]:
+    """What the sampler gives the network to compute in its first pass over what the sequence asks for: the ids [L] of
+    the prompt, and for pictures those without its words, and without its pictures."""
+    small = {"d_model": 32, "n_heads": 1, "n_kv_heads": 1, "n_layers": 1, "mlp_hidden_size": 32}
+    config = TransformerConfig.from_dict(transformer_fields(TABLE) | small)
+    network, seen = Transformer(config, code_offset=TABLE.code_offset), []
+
+    def recording(ids: Tensor, **how: object) -> Tensor:
+        seen.append(ids[0])
+        return network(ids, **how)
+
+    pictures, model = [grid[None] for grid in grids(taught.ids)], Model(network, TOKENIZER, TABLE, (128, 160))
+    if taught.task is DESCRIBE:
+        length = len(taught.batch.positions)
+        settings = TextSettings(max_tokens=length, steps=1, block_length=length)
+        plan = plan_text(model, pictures, taught.said, settings)
+        sample_text(recording, TABLE, plan.prefix, settings=settings)
+        return seen
+    *sources, answer = pictures
+    words = "" if taught.task.text else taught.said or "a circle"
+    prompt = Prompt(taught.task, words, images=tuple(sources or [answer])[: taught.task.images])
+    settings = ImageSettings(steps=1, guidance=Guidance(1.0, 1.0))
+    plan = plan_image(model, prompt, Canvas.empty(1, *answer.shape[1:]), settings)
+    sample_image(recording, TABLE, plan.canvas, plan.prefix, plan.branches, settings=settings)
+    return seen
+
+
+def test_lessons_are_the_sequences_that_the_sampler_builds(everything: list[Taught]) -> None:
+    seen, one_of_each = Counter(), {id(one.batch): one for one in everything}.values()
+    for one in list(one_of_each)[:160]:
+        begin = int((one.ids == TABLE.answer_begin).nonzero()[0, 0])
+        if len(one.batch.positions) == 1:
+            one_token = [TABLE.answer_begin, int(one.ids[begin + 1]), TABLE.answer_end, *[TABLE.pad] * (ANSWER - 1)]
+            assert one.ids[begin:].tolist() == one_token and one.batch.positions.tolist() == [begin + 1]
+            assert torch.equal(one.ids[:begin], first_pass(one)[0][:begin])
+            seen["one token"] += 1
+            continue
+        hidden = one.ids.clone()
+        hidden[one.batch.positions] = TABLE.mask
+        whole = one.said and len(one.scenes) > one.task.images - (one.task is DESCRIBE)
+        passes = first_pass(one)
+        assert any(torch.equal(hidden, ids) for ids in (passes[:1] if whole else passes[1:])), one.said
+        seen[one.task if whole else "guidance"] += 1
+    assert set(seen) == {*SYSTEMS.values(), "guidance", "one token"}
+
+
+def parts_said(said: Caption) -> tuple[object, ...]:
+    """What a caption says, whatever it says there."""
+    looks = tuple((look.size is None, look.colour is None, look.place is None) for look in said.looks)
+    return looks, said.background is None, said.count is None, RELATIONS.index(said.relation or "above") // 2
+
+
+def test_the_examiner_asks_in_captions_that_lessons_have() -> None:
+    """Whether a combination is new is to be told from whether the way to say it is."""
+    drawn = (LESSONS.one, LESSONS.open, LESSONS.two_or_three, LESSONS.open_pair, LESSONS.counted, LESSONS.related)
+    lessons = sequences(120, lambda choose: [lesson(choose, 1) for lesson in drawn])
+    taught = {parts_said(parse_caption(one.said)) for one in lessons if one.said}
+    examiner = Examiner(lambda picture: labels_of(Scene("white"), *FORMATS[0])[None], *FORMATS[0])
+    kinds = ["full", "held_out", "open", "bare", "full_pairs", "held_out_pairs", "hole"]
+    for kind in [*kinds, *GENEVAL, *(f"{kind}_held_out" for kind in GENEVAL)]:
+        for number in range(15):
+            text = getattr(examiner, kind)(number).prompt.text
+            assert parts_said(parse_caption(text)) in taught, (kind, text)
 
 
 @pytest.mark.parametrize("form", FORMATS)

@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 import pytest
 
 from dimoo_core.nano.captions import NUMBERS, RELATIONS, Look
-from dimoo_core.nano.questions import KINDS, Question, ask, questions
+from dimoo_core.nano.questions import KINDS, Question, ask
 from dimoo_core.nano.scenes import BACKGROUNDS, BOXES, COLOURS, Figure, Scene, random_scene
 from dimoo_core.nano.words import build_tokenizer
 from dimoo_core.sequence.tokenizer import TextTokenizer
@@ -30,7 +30,6 @@ def answers(kind: str, scene: Scene, times: int = 300) -> dict[str, set[str]]:
     for _ in range(times):
         question = ask(kind, scene, choose)
         if question is not None:
-            assert question.kind == kind
             found[question.words].add(question.answer)
     return dict(found)
 
@@ -114,10 +113,10 @@ def test_the_colour_of_another_shape_is_a_likely_choice() -> None:
 
 
 def test_a_scene_is_asked_all_that_can_be_asked() -> None:
-    choose = random.Random(0)
-    assert {questions(TWO, choose).kind for _ in range(200)} == set(KINDS)
-    assert {questions(ALIKE, choose).kind for _ in range(200)} == {"how many", "what colour", "is there", "which"}
-    assert {questions(Scene("white"), choose).answer for _ in range(50)} == {"none", "white"}
+    possible = {scene: {kind for kind in KINDS if answers(kind, scene)} for scene in (TWO, ALIKE, Scene("white"))}
+    assert possible[TWO] == set(KINDS)
+    assert possible[ALIKE] == {"how many", "what colour", "is there", "which"}
+    assert possible[Scene("white")] == {"how many", "what colour", "which"}
 
 
 # --------------------------------------------------------------------------------------------- nothing to be guessed

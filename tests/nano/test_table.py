@@ -1,6 +1,6 @@
 """DiMOO-nano itself, as it ships: a small part of the judge's table (`nox -s judge`), with limits below what it says.
 
-The limits leave room for 30 cases instead of 210: about three standard deviations.
+Few cases are asked, and the limits leave room for that: about three standard deviations.
 """
 
 from __future__ import annotations
@@ -22,49 +22,49 @@ from dimoo_core.sequence.canvas import Canvas
 
 pytestmark = pytest.mark.skipif(not NANO.exists(), reason=f"{NANO.relative_to(NANO.parents[2])} is not built yet")
 
-CASES = 30
+CASES = 8
+COUNTS = {  # of rows that are not asked CASES
+    **dict.fromkeys(("open_exact_16", "open_published", "open_halton_polish_16", "control_one_step"), 12),
+    **dict.fromkeys(("describe", "describe_pairs", "questions", "edits_pairs", "edge_map", "from_edges"), 6),
+    "edits": 5,  # one of each kind
+    "spread_halton_polish_16": 40,  # of six colours, none may be missing by chance
+}
 # row of the table: the least share that must be right and clean
 LEAST = {
-    "full": 0.95,
-    "held_out": 0.9,
-    "open_exact_16": 0.61,
-    "open_published": 0.24,
-    "open_polish_8": 0.7,
-    "open_random_polish_16": 0.85,
-    "single": 0.8,
-    "colours": 0.8,
-    "full_wide": 0.95,
-    "open_wide": 0.54,
-    "describe": 0.95,
-    "describe_held_out": 0.95,
-    "edits": 0.93,
-    "edge_map": 0.95,
-    "from_edges": 0.95,
-    "inpaint": 0.9,
-    "spread_exact_16": 0.5,
+    "full": 0.85,
+    "held_out": 0.75,
+    "open_exact_16": 0.5,
+    "open_published": 0.2,
+    "open_halton_polish_16": 0.8,
+    "single": 0.6,
+    "full_wide": 0.75,
+    "describe": 0.8,
+    "edits": 0.8,
+    "edge_map": 0.8,
+    "from_edges": 0.8,
+    "inpaint": 0.75,
+    "spread_halton_polish_16": 0.5,
     "same_at_0": 1.0,
 }
 # of a nano that has learnt scenes of several figures
 LEAST_OF_SEVERAL = {
-    "full_pairs": 0.8,
-    "held_out_pairs": 0.7,
-    "two_objects": 0.65,
-    "counting": 0.7,
-    "position": 0.7,
-    "binding": 0.7,
-    "describe_pairs": 0.8,
-    "questions": 0.75,
-    "edits_pairs": 0.75,
+    "full_pairs": 0.6,
+    "held_out_pairs": 0.5,
+    "two_objects": 0.45,
+    "counting": 0.5,
+    "position": 0.5,
+    "binding": 0.5,
+    "describe_pairs": 0.6,
+    "questions": 0.5,
+    "edits_pairs": 0.5,
 }
 # controls: the most that may pass
 MOST = {
-    "control_one_step": 0.1,
-    "control_stale": 0.1,
-    "control_full": 0.04,
+    "control_one_step": 0.2,
+    "control_stale": 0.13,
+    "control_full": 0.0,
 }
-UNCOUNTED = {"spread_exact_16", "same_at_0"}  # they measure something else than what is right
-# cases, where others than CASES: a spread over six colours does not show in 30 pictures
-COUNTS = {"spread_exact_16": 90}
+UNCOUNTED = {"spread_halton_polish_16", "same_at_0"}  # they measure something else than what is right
 
 
 @pytest.fixture(scope="module")
@@ -72,17 +72,17 @@ def nano() -> tuple[Runner, Setup]:
     return load(NANO)
 
 
-def rate(key: str, nano: tuple[Runner, Setup], cases: int = CASES) -> float:
-    """A row's rate with one set of cases; work is not counted."""
+def rate(key: str, nano: tuple[Runner, Setup]) -> float:
+    """A row's rate with one set of few cases; work is not counted."""
     runner, setup = nano
     chosen = next(row for row in rows(setup) if row.key == key)
     measure = chosen.measure if key in UNCOUNTED else right
-    return replace(chosen, measure=measure, seeds=(0,)).run(runner, cases // chosen.times).rate
+    return replace(chosen, measure=measure, seeds=(0,), times=1).run(runner, COUNTS.get(key, CASES)).rate
 
 
 @pytest.mark.parametrize("key", LEAST)
 def test_nano_is_right(key: str, nano: tuple[Runner, Setup]) -> None:
-    assert rate(key, nano, COUNTS.get(key, CASES)) >= LEAST[key]
+    assert rate(key, nano) >= LEAST[key]
 
 
 @pytest.mark.parametrize("key", LEAST_OF_SEVERAL)
@@ -101,7 +101,7 @@ def test_controls_fail(key: str, nano: tuple[Runner, Setup]) -> None:
 @pytest.mark.parametrize("edges", [False, True], ids=["pictures", "edge maps"])
 def test_the_vq_keeps_what_a_picture_shows(form: tuple[int, int], edges: bool, nano: tuple[Runner, Setup]) -> None:
     runner, _ = nano
-    scenes = edge_scenes() if edges else random.Random(0).sample(list(every_scene()), 100)
+    scenes = edge_scenes()[::2] if edges else random.Random(0).sample(list(every_scene()), 30)
     pictures = torch.stack([(draw_edges if edges else draw)(scene, *form) for scene in scenes])
     verdicts = judge_all(decode(runner.vq, Canvas.from_codes(runner.encode(pictures))), edges=edges)
     assert [verdict.scene for verdict in verdicts] == scenes
@@ -114,7 +114,7 @@ def test_the_vq_keeps_several_figures(form: tuple[int, int], nano: tuple[Runner,
     if unknown_words(runner):
         pytest.skip("this nano has learnt scenes of one figure")
     choose = random.Random(0)
-    scenes = [random_scene(choose, 2 + number % 2) for number in range(60)]
+    scenes = [random_scene(choose, 2 + number % 2) for number in range(30)]
     pictures = torch.stack([draw(scene, *form) for scene in scenes])
     verdicts = judge_all(decode(runner.vq, Canvas.from_codes(runner.encode(pictures))))
     assert [verdict.scene for verdict in verdicts] == scenes

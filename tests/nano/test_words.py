@@ -11,7 +11,7 @@ from dimoo_core.nano.build import transformer_fields
 from dimoo_core.nano.captions import RELATIONS, Caption, Look, caption, described
 from dimoo_core.nano.edits import every_edit
 from dimoo_core.nano.judge import open_patterns
-from dimoo_core.nano.questions import questions
+from dimoo_core.nano.questions import KINDS, ask
 from dimoo_core.nano.recipe import vq_fields
 from dimoo_core.nano.scenes import SHAPES, Scene, every_scene, random_scene
 from dimoo_core.nano.words import QUESTIONS, build_table, build_tokenizer, words
@@ -46,8 +46,8 @@ def test_every_caption_edit_and_question_is_made_of_known_words() -> None:
     texts |= {Caption((Look(shape),), count=count).words for shape in SHAPES for count in (1, 2, 3)}
     texts |= {Caption((Look("star"), Look("circle")), relation=relation).words for relation in RELATIONS}
     for scene in scenes:
-        question = questions(scene, choose)
-        texts |= {question.words, question.answer}
+        asked = (ask(kind, scene, choose) for kind in KINDS)
+        texts |= {text for question in asked if question for text in (question.words, question.answer)}
     for text in texts:
         assert unknown not in TOKENIZER.encode(text), text
     assert unknown in TOKENIZER.encode("a red dodecahedron")
