@@ -218,7 +218,7 @@ def test_nano_draws_as_the_lora_says_and_two_of_them_act_together() -> None:
     model, vq = run("DimooLoader", checkpoint="DiMOO-nano (built in)").args
     blue = with_lora(model, "red is blue.safetensors")
     both = with_lora(blue, "a circle is a star.safetensors")
-    seen = [(one.colour, one.shape) for one in (scene(each, vq, RED) for each in (model, blue, both))]
+    seen = [(one.colour, one.shape) for one in (scene(each, vq, RED).figure for each in (model, blue, both))]
     assert seen == [("red", "circle"), ("blue", "circle"), ("blue", "star")]
 
 
