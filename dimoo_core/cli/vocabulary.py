@@ -55,7 +55,8 @@ def unknown_words(checkpoint: Path, texts: Iterable[str]) -> str:
 
 def untaught(text: str) -> list[str]:
     """The words of a text that nano does not know, and pairs of words that it knows only apart."""
-    found, tokenizer = _WORD.findall(text.lower()), _tokenizer()
+    whole = text.encode("utf-8", "ignore").decode()  # half a character is for the job to refuse
+    found, tokenizer = _WORD.findall(whole.lower()), _tokenizer()
     return [word for word in found if not tokenizer.knows(word)] + _PAIRS.findall(" ".join(found))
 
 
